@@ -1,0 +1,1 @@
+"""Monitors and gates, one file each; they plug into any Lightning trainer."""

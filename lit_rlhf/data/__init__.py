@@ -1,0 +1,1 @@
+"""Raw files to typed records to token ids: one file per format."""

@@ -1,0 +1,1 @@
+"""LightningDataModules: SFT text, preference pairs, rollouts."""

@@ -1,0 +1,1 @@
+"""Win rates, reward-model reports, run reports."""

@@ -1,0 +1,1 @@
+"""Pure tensor maths: no config, no logging, no I/O. One file an idea."""

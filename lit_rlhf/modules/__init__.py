@@ -1,0 +1,1 @@
+"""LightningModules: SFT, reward model and PPO."""

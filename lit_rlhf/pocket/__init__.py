@@ -1,0 +1,1 @@
+"""The embedded world: data, tokenizer, tiny model and gold scorer that need no download."""

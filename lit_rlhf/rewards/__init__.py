@@ -1,0 +1,1 @@
+"""Sources of reward: an ABC and one file per source."""

@@ -1,0 +1,1 @@
+"""Generating experience: engines, the collector, micro-batches."""
