@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 Record = Mapping[str, Any]
+
+ROW_KEY = "lit_rlhf"
+"""Key under which an evaluation prompt's record carries ``{"row": index, "sample": k}``."""
 ColumnsT = TypeVar("ColumnsT", bound="Columns")
 
 

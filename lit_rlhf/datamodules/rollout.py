@@ -1,0 +1,269 @@
+"""Prompts in, experience out: the DataModule that generates fresh experience each iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_rlhf.data.batching import pad_left
+from lit_rlhf.data.loading import read_prompts
+from lit_rlhf.data.template import encode_prompt
+from lit_rlhf.distributed import rank, world_size
+from lit_rlhf.modules.config import require
+from lit_rlhf.rollout.loader import ExperienceSource, RolloutLoader
+from lit_rlhf.rollout.minibatch import Minibatch, minibatches
+from lit_rlhf.rollout.plan import BatchingConfig, generator_for, global_rows
+from lit_rlhf.types import ROW_KEY, DeviceBatch, Experience, PromptBatch, Record
+
+if TYPE_CHECKING:
+    from lit_rlhf.modules.ppo import PPOModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompt:
+    """One prompt as token ids, with the raw row it came from."""
+
+    ids: tuple[int, ...]
+    record: Record
+
+
+class PromptLoader:
+    """Evaluation prompts in file order, this rank's share, ``samples`` times each.
+
+    Each row's record carries ``{"row": index, "sample": k}`` under ``"lit_rlhf"``, from which its random numbers are
+    drawn: what is sampled for a prompt depends on neither batch size nor number of ranks.
+    """
+
+    def __init__(self, prompts: Sequence[EncodedPrompt], batch_size: int, pad_token_id: int, samples: int) -> None:
+        jobs = [(row, sample) for sample in range(samples) for row in range(len(prompts))]
+        self._jobs = jobs[rank() :: world_size()]
+        self._prompts = prompts
+        self._batch_size = batch_size
+        self._pad_token_id = pad_token_id
+
+    def __len__(self) -> int:
+        return -(-len(self._jobs) // self._batch_size)
+
+    def __iter__(self) -> Iterator[DeviceBatch[PromptBatch]]:
+        for start in range(0, len(self._jobs), self._batch_size):
+            picked = self._jobs[start : start + self._batch_size]
+            prompts = [
+                replace(
+                    self._prompts[row], record={**self._prompts[row].record, ROW_KEY: {"row": row, "sample": sample}}
+                )
+                for row, sample in picked
+            ]
+            yield DeviceBatch(prompt_batch(prompts, self._pad_token_id))
+
+
+def prompt_batch(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> PromptBatch:
+    """Left-pad encoded prompts."""
+    ids, mask = pad_left([list(p.ids) for p in prompts], pad_token_id)
+    return PromptBatch(prompt_ids=ids, prompt_mask=mask, records=tuple(p.record for p in prompts))
+
+
+class RolloutDataModule(L.LightningDataModule, ExperienceSource):
+    """Reads prompts; each training epoch is one PPO iteration on freshly generated experience.
+
+    Args:
+        tokenizer: Folder or hub name; the CLI links it to the policy.
+        train: Prompt files, folders or hub names.
+        val: The same for validation.
+        test: The same for testing.
+        predict: The same for prediction; default ``test``.
+        format: Format of the rows; recognized from the first ones if not given.
+        template: Named template for tokenizers without a chat template.
+        rollout_batch_size: Responses an iteration, global.
+        minibatch_size: Responses an optimizer step, global.
+        ppo_epochs: Passes over the rollout.
+        micro_batch_tokens: Most tokens of one forward pass.
+        max_prompt_length: Longer prompts lose their oldest turns.
+        eval_batch_size: Prompts a validation step, per rank.
+        eval_samples: Responses to each validation and test prompt.
+        eval_limit: Use only the first so many validation and test prompts.
+        seed: Seed of prompt order, sampling and shuffles.
+        on_bad_row: `skip` or `error`.
+        pad_token: See ``ModelConfig``.
+        trust_remote_code: See ``ModelConfig``.
+
+    Raises:
+        ValueError: If sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: list[str] | str | None = None,
+        val: list[str] | str | None = None,
+        test: list[str] | str | None = None,
+        predict: list[str] | str | None = None,
+        format: str | None = None,
+        template: str | None = None,
+        rollout_batch_size: int = 128,
+        minibatch_size: int = 32,
+        ppo_epochs: int = 1,
+        micro_batch_tokens: int = 8192,
+        max_prompt_length: int = 1024,
+        eval_batch_size: int = 64,
+        eval_samples: int = 1,
+        eval_limit: int | None = None,
+        seed: int = 0,
+        on_bad_row: str = "skip",
+        pad_token: str | None = None,
+        trust_remote_code: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
+        super().__init__()
+        self.batching = BatchingConfig(
+            rollout_batch_size=rollout_batch_size,
+            minibatch_size=minibatch_size,
+            ppo_epochs=ppo_epochs,
+            micro_batch_tokens=micro_batch_tokens,
+            seed=seed,
+        )
+        for name, value in (
+            ("max_prompt_length", max_prompt_length),
+            ("eval_batch_size", eval_batch_size),
+            ("eval_samples", eval_samples),
+        ):
+            require(value >= 1, name, value, "must be at least 1")
+        self.tokenizer_path = tokenizer
+        self.files = {"train": train, "val": val, "test": test, "predict": predict or test}
+        self.format, self.template, self.on_bad_row = format, template, on_bad_row
+        self.max_prompt_length = max_prompt_length
+        self.eval_batch_size, self.eval_samples, self.eval_limit = eval_batch_size, eval_samples, eval_limit
+        self.seed = seed
+        self.pad_token, self.trust_remote_code = pad_token, trust_remote_code
+        self._prompts: dict[str, list[EncodedPrompt]] = {}
+        self._order: tuple[int, list[int]] = (-1, [])
+        self._loader: RolloutLoader | None = None
+        self._tokenizer: Any = None
+
+    # ---------------------------------------------------------------- files to prompts
+
+    def setup(self, stage: str) -> None:
+        """Read and encode the prompts of the stage; nothing heavier has been loaded yet."""
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ("predict",)):
+            if self.files[split] and split not in self._prompts:
+                self._prompts[split] = self._read(split)
+        if stage == "fit":
+            self._check_training()
+
+    def _read(self, split: str) -> list[EncodedPrompt]:
+        from lit_rlhf.models.loading import load_tokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(
+                self.tokenizer_path, pad_token=self.pad_token, trust_remote_code=self.trust_remote_code
+            )
+        files = self.files[split]
+        assert files is not None
+        records, report = read_prompts(files, format=self.format, on_bad_row=self.on_bad_row)
+        if report.rejected and rank() == 0:
+            print(report)  # noqa: T201
+        if not records:
+            raise ValueError(f"`data.{split}` ({files}) holds no usable prompt.")
+        limit = None if split in ("train", "predict") else self.eval_limit
+        return [
+            EncodedPrompt(
+                ids=tuple(
+                    encode_prompt(
+                        self._tokenizer, record.prompt, template=self.template, max_length=self.max_prompt_length
+                    )
+                ),
+                record=dict(record.raw),
+            )
+            for record in records[:limit]
+        ]
+
+    def _check_training(self) -> None:
+        prompts = self._prompts.get("train")
+        if not prompts:
+            raise ValueError("`data.train` must name at least one prompt file to fit.")
+        assert self.trainer is not None
+        module: PPOModule = self.trainer.lightning_module  # type: ignore[assignment]
+        self.batching = replace(self.batching, group_size=module.estimator.group_size)
+        self.batching.check_world_size(self.trainer.world_size)
+        needed = self.batching.rollout_batch_size // self.batching.group_size
+        if len(prompts) < needed:
+            raise ValueError(
+                f"`rollout_batch_size` ({self.batching.rollout_batch_size}) needs {needed} distinct prompts an "
+                f"iteration; `train` holds {len(prompts)}."
+            )
+
+    # ---------------------------------------------------------------- training
+
+    def take(self, iteration: int) -> PromptBatch:
+        """This rank's prompts of an iteration: a pure function of seed, iteration, rank and number of ranks."""
+        prompts = self._prompts["train"]
+        per_iteration = self.batching.rollout_batch_size // self.batching.group_size
+        first = iteration * per_iteration
+        rows = global_rows(self.batching, rank(), world_size()) // self.batching.group_size
+        picked = [prompts[self._shuffled(first + int(g))] for g in rows]
+        return prompt_batch(picked, self._tokenizer.pad_token_id)
+
+    def _shuffled(self, cursor: int) -> int:
+        """Index of the ``cursor``-th prompt ever drawn; every pass over the prompts has its own order."""
+        total = len(self._prompts["train"])
+        done, offset = divmod(cursor, total)
+        if self._order[0] != done:
+            generator = generator_for(self.seed, 2, done)
+            self._order = (done, torch.randperm(total, generator=generator).tolist())
+        return self._order[1][offset]
+
+    def uniforms(self, iteration: int, width: int) -> Tensor:
+        """The rollout's random numbers, ``(rows of this rank, width)`` float64: the same rows on any number of ranks."""
+        total = self.batching.rollout_batch_size
+        generator = generator_for(self.seed, 3, iteration)
+        drawn = torch.rand(total, width, generator=generator, dtype=torch.float64)
+        return drawn[global_rows(self.batching, rank(), world_size())]
+
+    def collect(self, iteration: int) -> Experience:
+        """See ``ExperienceSource``: delegates to the module."""
+        module = self._module()
+        prompts = self.take(iteration).to(module.device)
+        uniforms = self.uniforms(iteration, module.sampling.max_response_length)
+        return module.collect(prompts, uniforms, batching=self.batching, iteration=iteration)
+
+    def minibatches(self, experience: Experience, iteration: int) -> Iterator[Minibatch]:
+        """See ``ExperienceSource``."""
+        ptx = self._module().ptx_batches(self.batching, iteration)
+        return minibatches(experience, self.batching, iteration, ptx)
+
+    def _module(self) -> PPOModule:
+        assert self.trainer is not None
+        return self.trainer.lightning_module  # type: ignore[return-value]
+
+    def steps_per_epoch(self) -> int:
+        """See ``ExperienceSource``: fewer than all with ``limit_train_batches``."""
+        limit = self.trainer.num_training_batches if self.trainer is not None else float("inf")
+        return int(min(self.batching.steps_per_iteration, limit))
+
+    def train_dataloader(self) -> RolloutLoader:
+        """The loader of iterations; free of side effects, since Lightning may ask more than once."""
+        if self._loader is None:
+            self._loader = RolloutLoader(self, self.batching.steps_per_iteration)
+        return self._loader
+
+    # ---------------------------------------------------------------- evaluation
+
+    def _eval_loader(self, split: str, samples: int) -> PromptLoader | list[Any]:
+        if split not in self._prompts:
+            return []
+        return PromptLoader(self._prompts[split], self.eval_batch_size, self._tokenizer.pad_token_id, samples)
+
+    def val_dataloader(self) -> PromptLoader | list[Any]:
+        """Validation prompts, or nothing."""
+        return self._eval_loader("val", self.eval_samples)
+
+    def test_dataloader(self) -> PromptLoader | list[Any]:
+        """Test prompts, or nothing."""
+        return self._eval_loader("test", self.eval_samples)
+
+    def predict_dataloader(self) -> PromptLoader | list[Any]:
+        """Prompts to answer once."""
+        return self._eval_loader("predict", 1)

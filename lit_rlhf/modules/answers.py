@@ -1,0 +1,67 @@
+"""Answering prompts outside of training: fixed random numbers, texts, rows for files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.rollout.plan import generator_for
+from lit_rlhf.types import ROW_KEY, PromptBatch, Record, RewardRequest, Rollout
+
+EVAL_SEED = 20230711
+
+
+def eos_token_ids(tokenizer: Any, model: Any) -> list[int]:
+    """Tokens that end a response: the tokenizer's EOS and those of the model's generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    extra = configured if isinstance(configured, list) else [configured]
+    return sorted({tokenizer.eos_token_id, *[i for i in extra if i is not None]})
+
+
+def eval_uniforms(batch: PromptBatch, width: int) -> Tensor:
+    """Random numbers of each row, ``(B, width)`` float64, from its prompt and sample index alone.
+
+    The seed is a constant of the library: the same prompt meets the same numbers in every run, so differences between
+    two policies are not differences of luck.
+    """
+    drawn = []
+    for index, record in enumerate(batch.records):
+        key = record.get(ROW_KEY, {"row": index, "sample": 0})
+        generator = generator_for(EVAL_SEED, key["row"], key["sample"])
+        drawn.append(torch.rand(width, generator=generator, dtype=torch.float64))
+    return torch.stack(drawn)
+
+
+def raw_record(record: Record) -> dict[str, Any]:
+    """A record without the loader's own key: what rewards and files see."""
+    return {k: v for k, v in record.items() if k != ROW_KEY}
+
+
+def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
+    """A rollout as ids and as text."""
+    prompts = [row[keep] for row, keep in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
+    responses = [row[keep] for row, keep in zip(rollout.response_ids, rollout.response_mask, strict=True)]
+    return RewardRequest(
+        rollout=rollout,
+        prompts=tokenizer.batch_decode(prompts),
+        responses=tokenizer.batch_decode(responses, skip_special_tokens=True),
+        records=[raw_record(record) for record in rollout.records],
+    )
+
+
+def response_rows(request: RewardRequest) -> list[dict[str, Any]]:
+    """One JSON-able row a response: where its prompt stands, both texts, tokens, whether it ended, the raw record."""
+    rollout = request.rollout
+    return [
+        {
+            **rollout.records[i].get(ROW_KEY, {}),
+            "prompt": request.prompts[i],
+            "response": request.responses[i],
+            "tokens": int(rollout.response_lengths[i]),
+            "ended": bool(rollout.ended[i]),
+            "record": dict(request.records[i]),
+        }
+        for i in range(len(rollout))
+    ]

@@ -1,0 +1,255 @@
+"""What SFT, reward model and PPO share: one AdamW with named groups, one schedule, one way to step.
+
+Optimization is manual. One ``training_step`` is one minibatch is one ``optimizer.step()``, so that ``global_step``,
+``max_steps``, ModelCheckpoint and progress bars mean what users expect. A minibatch may be cut into micro-batches; their
+losses are normalized by the token count of the whole global minibatch, so neither the cut nor the number of ranks
+changes the result.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
+from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
+
+STATE_KEY = "lit_rlhf"
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, gradient or score is not finite; the message names the iteration, the tensor and the prompts."""
+
+
+class BaseModule(L.LightningModule):
+    """Optimizer, schedule, accumulation, clipping, random state and export.
+
+    Args:
+        model: How models are loaded.
+        optimizer: AdamW and clipping.
+        schedule: Learning rate over steps.
+        on_non_finite: `stop` saves a checkpoint of the last good state and raises; `skip` leaves the update out and
+            counts it in the metric `update/skipped`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        on_non_finite: str = "stop",
+    ) -> None:
+        super().__init__()
+        if on_non_finite not in ("stop", "skip"):
+            raise ValueError(f"`on_non_finite` ({on_non_finite}) must be `stop` or `skip`.")
+        self.automatic_optimization = False
+        self.model_config = model
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.on_non_finite = on_non_finite
+        self.skipped_updates = 0
+        self.tokenizer: Any = None
+        self._rng_state: list[dict[str, Any]] | None = None
+
+    # ---------------------------------------------------------------- what subclasses say of themselves
+
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """Trainable parameters and peak learning rate of each named group."""
+        raise NotImplementedError
+
+    def sources(self) -> dict[str, str]:
+        """Folder or hub name each exportable part was loaded from; stored in checkpoints."""
+        raise NotImplementedError
+
+    def export(self, path: str | Path) -> None:
+        """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- optimizer
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One AdamW with named groups and one LambdaLR: the same under one device, DDP and ZeRO-2."""
+        strategy_config = getattr(self.trainer.strategy, "config", None)
+        if isinstance(strategy_config, dict):
+            strategy_config["gradient_clipping"] = self.optimizer_config.max_grad_norm
+        config = self.optimizer_config
+        groups = [
+            {"params": [p for p in parameters if p.requires_grad], "lr": lr, "name": name}
+            for name, (parameters, lr) in self.parameter_groups().items()
+        ]
+        optimizer = AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+        total = self.trainer.estimated_stepping_batches
+        schedule = LambdaLR(optimizer, [lambda step: self.schedule_config.factor(step, total)] * len(groups))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:
+        """Wrap every ``manual_backward``: gradients are reduced over ranks at the last micro-batch only.
+
+        Under ZeRO-2 a backward outside this helper would overwrite the previous one's gradient without an error.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DeepSpeedStrategy):
+            strategy.deepspeed_engine.set_gradient_accumulation_boundary(last)
+            yield
+        elif isinstance(strategy, DDPStrategy) and not last and strategy.model is not None:
+            with strategy.model.no_sync():  # type: ignore[operator]
+                yield
+        else:
+            yield
+
+    def optimize(self, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor] | None:
+        """One optimizer step from the micro-batches' losses.
+
+        Args:
+            losses: One function a micro-batch; each returns its share of the loss, normalized by the global
+                minibatch and *not* scaled by the number of ranks (that is done here, since DDP and ZeRO average).
+
+        Returns:
+            ``loss`` and ``grad_norm`` (fp32 scalars), or None if the update was left out for not being finite.
+
+        Raises:
+            NonFiniteError: If loss or gradient is not finite and ``on_non_finite`` is `stop`.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for i, loss_of in enumerate(losses):
+            with self.accumulating(last=i == len(losses) - 1):
+                loss = loss_of()
+                total += loss.detach()
+                self.manual_backward(loss * world_size())
+        total = all_reduce_sum(total)
+        norm = self._clip()
+        if not bool(torch.isfinite(total)) or (norm is not None and not bool(torch.isfinite(norm))):
+            optimizer.zero_grad()
+            return self._refuse_update("loss" if not bool(torch.isfinite(total)) else "gradient norm")
+        optimizer.step()
+        if norm is None:
+            norm = torch.as_tensor(self.trainer.strategy.deepspeed_engine.get_global_grad_norm() or 0.0)  # type: ignore[attr-defined]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        return {"loss": total, "grad_norm": norm.detach().float().to(self.device)}
+
+    def _clip(self) -> Tensor | None:
+        """Clip the global gradient norm and return it from before clipping; None where DeepSpeed does it itself."""
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            return None
+        limit = self.optimizer_config.max_grad_norm
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
+
+    # ---------------------------------------------------------------- things that must not be finite
+
+    def _refuse_update(self, what: str) -> None:
+        self.skipped_updates += 1
+        if self.on_non_finite == "skip":
+            return
+        self.fail_non_finite(what)
+
+    def fail_non_finite(self, what: str, detail: str = "") -> None:
+        """Save the last good state and stop. Call it on every rank.
+
+        Raises:
+            NonFiniteError: Always.
+        """
+        path = Path(self.trainer.default_root_dir) / "checkpoints" / "last_good.ckpt"
+        self.trainer.save_checkpoint(path)
+        raise NonFiniteError(
+            f"{self.where()}: {what} is not finite. {detail}The state before this update is in {path}; "
+            "`on_non_finite: skip` leaves such updates out instead."
+        )
+
+    def where(self) -> str:
+        """The place in the run, for error messages."""
+        return f"step {self.global_step}"
+
+    def check_finite(self, name: str, tensor: Tensor) -> None:
+        """Stop, on all ranks together, if any rank's ``tensor`` has a value that is not finite."""
+        bad = not bool(torch.isfinite(tensor).all())
+        if any_rank(bad, self.device):
+            self.fail_non_finite(name, f"Seen on rank {rank()}. " if bad else "Seen on another rank. ")
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add random states of all ranks, what the parts were loaded from, and the subclass's own state."""
+        state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint[STATE_KEY] = {
+            "rng": all_gather_object(state),
+            "sources": self.sources(),
+            "module": type(self).__name__,
+            "world_size": world_size(),
+            "skipped_updates": self.skipped_updates,
+            **self.extra_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what :meth:`on_save_checkpoint` stored; random states wait for the start of training."""
+        state = checkpoint.get(STATE_KEY, {})
+        self._rng_state = state.get("rng")
+        self.skipped_updates = state.get("skipped_updates", 0)
+        if state:
+            self.load_extra_state(state)
+
+    def extra_state(self) -> dict[str, Any]:
+        """State of the subclass beyond weights: primitives and tensors only, so that `weights_only=True` loads it."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take the state of :meth:`extra_state`."""
+
+    def on_train_start(self) -> None:
+        """Train mode for what trains, and this rank's random state where the checkpoint left it.
+
+        Set-up consumes random numbers, so states are restored here rather than when the checkpoint is read. Hugging
+        Face models come out of ``from_pretrained`` in eval mode and gradient checkpointing needs train mode.
+        """
+        self.train()
+        if self._rng_state is None or len(self._rng_state) != world_size():
+            return
+        state = self._rng_state[rank()]
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(state["torch"].cpu())
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+        self._rng_state = None
+
+    # ---------------------------------------------------------------- logging
+
+    def log_values(self, values: Mapping[str, Any], *, prog_bar: Sequence[str] = ()) -> None:
+        """Log numbers that are already equal on all ranks."""
+        for name, value in values.items():
+            self.log(name, float(value), prog_bar=name in prog_bar, rank_zero_only=False, batch_size=1)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Current learning rate of each group, as ``lr/<group>``."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        return {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """A config dataclass as primitives, for checkpoints and reports."""
+    return asdict(config)
+
+
+def run_directory(trainer: L.Trainer) -> Path:
+    """Where everything of a run is written: the trainer's ``default_root_dir``."""
+    return Path(os.fspath(trainer.default_root_dir))

@@ -1,0 +1,107 @@
+"""Typed groups of options shared by the modules; every group is validated before any model loads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+ScheduleKind = Literal["constant", "linear", "cosine", "inverse_sqrt"]
+DType = Literal["float32", "bfloat16"]
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:  # noqa: FBT001
+    """Raise the library's usual ValueError unless ``condition`` holds: argument, value and rule."""
+    if not condition:
+        raise ValueError(f"`{name}` ({value}) {rule}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """How models are loaded.
+
+    Attributes:
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None for transformers' own choice.
+        gradient_checkpointing: Trade compute for activation memory in the trained models.
+        trust_remote_code: Whether code from a model's folder may run. Off unless you set it.
+        pad_token: Token of the vocabulary to pad with, for tokenizers that have none.
+    """
+
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    pad_token: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) and the global gradient clip (detail 12 of the paper's Figure 5).
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay rates of the moments; the release's (0.9, 0.95).
+        eps: Added to the denominator; the release's 1e-6.
+        weight_decay: Decoupled decay a step, times the learning rate.
+        max_grad_norm: Global L2 norm to clip to; 0 switches clipping off.
+    """
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.lr >= 0, "lr", self.lr, "must not be negative")
+        require(self.eps > 0, "eps", self.eps, "must be positive")
+        require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must lie in [0, 1)")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must not be negative")
+        require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over optimizer steps, as a factor of the peak.
+
+    Linear warm-up (never under ``min_ratio`` of the peak), then `constant`, `linear` or `cosine` down to ``min_ratio``
+    at the last step, or `inverse_sqrt` of the step (the release's).
+
+    Attributes:
+        kind: Shape after the warm-up.
+        warmup: Steps of warm-up: a fraction of all steps when below 1, a count otherwise.
+        min_ratio: Lowest factor.
+    """
+
+    kind: ScheduleKind = "cosine"
+    warmup: float = 0.1
+    min_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, "warmup", self.warmup, "must not be negative")
+        require(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "must be in [0, 1]")
+
+    def warmup_steps(self, total_steps: float) -> int:
+        """Steps of warm-up out of ``total_steps`` (which may be infinite).
+
+        Raises:
+            ValueError: If the warm-up is a fraction and the number of steps is not bounded.
+        """
+        if self.warmup >= 1 or self.warmup == 0:
+            return int(self.warmup)
+        require(
+            math.isfinite(total_steps), "warmup", self.warmup, "is a fraction, which needs a bounded number of steps"
+        )
+        return max(1, int(self.warmup * total_steps))
+
+    def factor(self, step: int, total_steps: float) -> float:
+        """Factor of the peak learning rate at optimizer step ``step`` (0 is the first)."""
+        warmup = self.warmup_steps(total_steps)
+        if step < warmup:
+            return max(self.min_ratio, (step + 1) / warmup)
+        if self.kind == "constant":
+            return 1.0
+        if self.kind == "inverse_sqrt":
+            return max(self.min_ratio, math.sqrt(max(1, warmup) / max(1, step + 1)))
+        done = min(1.0, (step - warmup) / max(1.0, total_steps - warmup))
+        shape = 0.5 * (1 + math.cos(math.pi * done)) if self.kind == "cosine" else 1 - done
+        return self.min_ratio + (1 - self.min_ratio) * shape

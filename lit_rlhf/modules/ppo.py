@@ -1,0 +1,488 @@
+"""PPO for language models: four models, one optimizer, one Lightning epoch an iteration.
+
+The life of an iteration, and the method to override for each stage of it::
+
+    prompts -> generate -> score_rollout -> shape_rewards -> estimate_advantages   (collect, no gradient)
+            -> policy_loss + critic_loss + ptx_loss -> one optimizer step          (training_step, a minibatch at a time)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlhf.distributed import all_gather_object, rank
+from lit_rlhf.functional.losses import clipped_policy_loss, entropy_term, kl_penalty_policy_loss, lm_loss, value_loss
+from lit_rlhf.functional.masking import masked_whiten
+from lit_rlhf.functional.moments import RunningMoments
+from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
+from lit_rlhf.models.frozen import FrozenModel
+from lit_rlhf.modules.answers import eos_token_ids, reward_request
+from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.config import ModelConfig, ScheduleConfig
+from lit_rlhf.modules.ppo_config import (
+    CriticConfig,
+    FrozenConfig,
+    LossConfig,
+    PPOOptimizerConfig,
+    PTXConfig,
+    ShapingConfig,
+)
+from lit_rlhf.modules.ppo_evaluation import EvaluationMixin
+from lit_rlhf.modules.ppo_metrics import UpdateSums, rollout_metrics
+from lit_rlhf.modules.ppo_models import load_critic, load_frozen_reference, load_policy, load_tokenizer_for
+from lit_rlhf.modules.ptx import PTXText
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rollout.compact import CompactRows, compact_rows
+from lit_rlhf.rollout.engine import RolloutEngine
+from lit_rlhf.rollout.estimators import GAE, AdvantageEstimator
+from lit_rlhf.rollout.kl_controller import FixedKL, KLController
+from lit_rlhf.rollout.minibatch import Minibatch, plan_updates, scoring_micro_batches
+from lit_rlhf.rollout.plan import BatchingConfig
+from lit_rlhf.rollout.sampling import SamplingConfig
+from lit_rlhf.rollout.scoring import response_logprobs, response_values, text_logprobs
+from lit_rlhf.rollout.transformers_engine import TransformersEngine
+from lit_rlhf.types import DeviceBatch, Experience, PromptBatch, RewardRequest, Rollout, ScoredRollout, TextBatch
+
+
+class PPOModule(EvaluationMixin, BaseModule):
+    """PPO with every detail of the paper's Figure 5 as an option (docs/ppo.md).
+
+    Args:
+        policy: Folder or hub name of the SFT model.
+        reward: Source of scores.
+        reference: Folder or hub name of the reference; default ``policy``.
+        critic: Where the critic comes from; unused by critic-free estimators.
+        sampling: How responses are drawn in training.
+        eval_sampling: How they are drawn in validation, test and prediction; default ``sampling``.
+        shaping: From raw to shaped scores.
+        loss: Terms of the loss.
+        estimator: Advantage estimator.
+        kl_controller: Coefficient of the token-level KL penalty.
+        optimizer: AdamW.
+        schedule: Learning rate over steps.
+        ptx: Language-model loss beside the PPO loss.
+        eval_rewards: Further scores logged as ``val/<name>``, never trained on.
+        engine: What generates.
+        frozen: Placement and dtype of the reference.
+        model: How models are loaded.
+        on_non_finite: `stop` or `skip`; see ``BaseModule``.
+
+    Raises:
+        ValueError: If options do not fit each other.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        reward: Reward,
+        reference: str | None = None,
+        critic: CriticConfig = CriticConfig(),  # noqa: B008
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        eval_sampling: SamplingConfig | None = None,
+        shaping: ShapingConfig = ShapingConfig(),  # noqa: B008
+        loss: LossConfig = LossConfig(),  # noqa: B008
+        estimator: AdvantageEstimator | None = None,
+        kl_controller: KLController | None = None,
+        optimizer: PPOOptimizerConfig = PPOOptimizerConfig(),  # noqa: B008
+        schedule: ScheduleConfig = ScheduleConfig(kind="inverse_sqrt"),  # noqa: B008
+        ptx: PTXConfig | None = None,
+        eval_rewards: dict[str, Reward] | None = None,
+        engine: RolloutEngine | None = None,
+        frozen: FrozenConfig = FrozenConfig(),  # noqa: B008
+        model: ModelConfig = ModelConfig(),  # noqa: B008
+        on_non_finite: str = "stop",
+    ) -> None:
+        super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
+        self.policy_path = policy
+        self.reference_path = reference or policy
+        self.critic_config = critic
+        self.sampling = sampling
+        self.eval_sampling = eval_sampling or sampling
+        self.shaping = shaping
+        self.loss_config = loss
+        self.estimator = estimator or GAE()
+        self.kl_controller = kl_controller or FixedKL()
+        self.critic_lr = optimizer.critic_lr
+        self.ptx = ptx
+        self.reward = reward
+        self.eval_rewards = eval_rewards or {}
+        self.engine = engine or TransformersEngine()
+        self.frozen_config = frozen
+        self._check_options()
+        self.moments = RunningMoments()
+        self.iteration = 0
+        self.phase = "idle"
+        self.policy: Any = None
+        self.critic: Any = None
+        self._reference: FrozenModel[nn.Module] | None = None
+        self._ptx_text: PTXText | None = None
+        self._rollout_metrics: dict[str, float] = {}
+        self._timings: dict[str, float] = {}
+        self._kl_exceeded = False
+
+    def _check_options(self) -> None:
+        loss, needs_critic = self.loss_config, self.estimator.needs_critic
+        if not needs_critic and loss.value_clip_range is not None:
+            raise ValueError(
+                f"`loss.value_clip_range` ({loss.value_clip_range}) needs a critic, which "
+                f"{type(self.estimator).__name__} does not use: set it to null."
+            )
+        if loss.old_logprobs == "reference" and loss.target_kl is not None:
+            raise ValueError("`loss.target_kl` measures the old policy, `loss.old_logprobs: reference` has none.")
+
+    # ---------------------------------------------------------------- models
+
+    def configure_model(self) -> None:
+        """Load what the stage needs: prediction only generates."""
+        if self.policy is not None:
+            return
+        predicting = self._trainer is not None and self.trainer.predicting
+        training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
+        self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
+        self.policy = load_policy(self.policy_path, self.model_config)
+        if training and self.estimator.needs_critic:
+            self.critic = load_critic(self)
+        if not predicting:
+            self._reference = self.build_reference()
+            self.reward.setup(device=self.device, tokenizer=self.tokenizer)
+            for extra in self.eval_rewards.values():
+                extra.setup(device=self.device, tokenizer=self.tokenizer)
+        if training and self.ptx is not None:
+            self._ptx_text = PTXText(self.ptx, self.tokenizer)
+
+    def build_reference(self) -> FrozenModel[nn.Module]:
+        """The frozen reference; override to bring your own."""
+        return load_frozen_reference(self)
+
+    @property
+    def reference(self) -> FrozenModel[nn.Module]:
+        """The frozen reference policy."""
+        assert self._reference is not None
+        return self._reference
+
+    def train(self, mode: bool = True) -> PPOModule:  # noqa: FBT001, FBT002
+        """Lightning's ``train``; frozen models are not registered and stay in eval."""
+        super().train(mode)
+        return self
+
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """`policy` and, with a critic, `critic`."""
+        groups = {"policy": (list(self.policy.parameters()), self.optimizer_config.lr)}
+        if self.critic is not None:
+            groups["critic"] = (list(self.critic.parameters()), self.critic_lr)
+        return groups
+
+    def sources(self) -> dict[str, str]:
+        """What checkpoints say of where the parts came from."""
+        return {"policy": self.policy_path, "tokenizer": self.policy_path}
+
+    def export(self, path: str | Path) -> None:
+        """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        if rank() == 0:
+            self.policy.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+
+    # ---------------------------------------------------------------- collecting experience
+
+    def collect(
+        self, prompts: PromptBatch, uniforms: Tensor, *, batching: BatchingConfig, iteration: int
+    ) -> Experience:
+        """One iteration's experience: generate, score, shape, estimate. Called on all ranks, on their own rows.
+
+        Args:
+            prompts: This rank's prompts.
+            uniforms: Random numbers of the sampler, ``(B, max_response_length)`` float64.
+            batching: Sizes; the first pass's micro-batches are also the ones scored, so that ratios start at 1 exactly.
+            iteration: Iteration number.
+        """
+        self.iteration = iteration
+        self._kl_exceeded = False
+        self._timings = {}
+        self.policy.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            with self._in_phase("rollout"):
+                rollout = self.generate(prompts, uniforms, self.sampling)
+            with self._in_phase("scoring"):
+                micro_batches = scoring_micro_batches(plan_updates(rollout, batching, iteration), batching)
+                scored, entropy = self.score_rollout(rollout, micro_batches)
+                self._check_scores(scored)
+                self.moments = self._updated_moments(scored.scores)
+                rewards = self.shape_rewards(scored)
+                advantages, returns = self.estimate_advantages(scored, rewards)
+        experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
+        self.train()
+        self._rollout_metrics = rollout_metrics(experience, entropy, self)
+        self.kl_controller.update(self._rollout_metrics["rollout/kl_sequence"], batching.rollout_batch_size)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            hook = getattr(callback, "on_rollout_end", None)
+            if hook is not None:
+                hook(self.trainer, self, experience)
+        self._set_phase("update")
+        return experience
+
+    def generate(self, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig) -> Rollout:
+        """Responses to ``prompts`` by the current policy."""
+        return self.engine.generate(
+            self.policy,
+            prompts,
+            sampling=sampling,
+            eos_token_ids=eos_token_ids(self.tokenizer, self.policy),
+            pad_token_id=self.tokenizer.pad_token_id,
+            uniforms=uniforms,
+        )
+
+    def score_rollout(self, rollout: Rollout, micro_batches: list[Tensor]) -> tuple[ScoredRollout, Tensor]:
+        """What policy, reference, critic and reward say of the responses; and the policy's token entropies ``(B, T)``."""
+        shape = rollout.response_mask.shape
+        old, entropy, values, ref = (torch.zeros(shape, device=self.device) for _ in range(4))
+        with self.reference.on(self.device) as reference:
+            for rows in micro_batches:
+                compact = compact_rows(rollout, rows, self.tokenizer.pad_token_id)
+                width = compact.response_mask.size(1)
+                logprobs, token_entropy = response_logprobs(self.policy, compact, with_entropy=True)
+                assert token_entropy is not None
+                old[rows, :width], entropy[rows, :width] = logprobs, token_entropy
+                ref[rows, :width] = response_logprobs(reference.model, compact)[0]
+                if self.critic is not None:
+                    values[rows, :width] = response_values(self.critic, compact)
+        if self.loss_config.old_logprobs == "sampler":
+            if rollout.sampler_logprobs is None:
+                raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
+            old = rollout.sampler_logprobs
+        output = self.reward(self.reward_request(rollout))
+        token_scores = output.token_scores
+        scored = ScoredRollout(
+            **rollout.as_dict(),
+            old_logprobs=old,
+            ref_logprobs=ref,
+            old_values=values,
+            scores=output.scores.float().to(self.device),
+            token_scores=torch.zeros(shape, device=self.device) if token_scores is None else token_scores,
+        )
+        return scored, entropy
+
+    def reward_request(self, rollout: Rollout) -> RewardRequest:
+        """The responses as rewards see them."""
+        return reward_request(self.tokenizer, rollout)
+
+    def _check_scores(self, scored: ScoredRollout) -> None:
+        for name in ("scores", "token_scores", "old_logprobs", "ref_logprobs", "old_values"):
+            self.check_finite(name, getattr(scored, name))
+
+    def _updated_moments(self, scores: Tensor) -> RunningMoments:
+        own = RunningMoments().update_from(scores)
+        moments = self.moments
+        for count, mean, m2 in all_gather_object((own.count, own.mean, own.m2)):
+            moments = moments.update(count, mean, m2)
+        return moments
+
+    def shape_rewards(self, scored: ScoredRollout) -> Tensor:
+        """Token rewards ``(B, T)``: shaped score at the last token, KL penalty at every token (eq. 18-19)."""
+        shaping = self.shaping
+        scores = penalize_missing_eos(
+            scored.scores,
+            scored.ended,
+            penalty=shaping.missing_eos_penalty,
+            replacement=shaping.missing_eos_score,
+        )
+        scores = shape_scores(
+            scores, moments=self.moments, normalize=shaping.normalize, scale=shaping.scale, clip=shaping.clip
+        )
+        return token_rewards(
+            scores,
+            scored.old_logprobs,
+            scored.ref_logprobs,
+            scored.response_mask,
+            kl_coef=self.kl_controller.value,
+            token_scores=scored.token_scores,
+        )
+
+    def estimate_advantages(self, scored: ScoredRollout, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """``(advantages, returns)``, each ``(B, T)``."""
+        return self.estimator.estimate(scored, rewards)
+
+    def ptx_batches(self, batching: BatchingConfig, iteration: int) -> list[tuple[TextBatch, float]]:
+        """The text beside each update of an iteration, or nothing."""
+        if self._ptx_text is None:
+            return []
+        return self._ptx_text.batches(batching, iteration)
+
+    # ---------------------------------------------------------------- updating
+
+    def training_step(self, batch: DeviceBatch[Minibatch], batch_idx: int) -> None:
+        """One minibatch, one optimizer step."""
+        minibatch = batch.content
+        started = time.perf_counter()
+        if minibatch.position == 0:
+            self.log_values(self._rollout_metrics, prog_bar=("rollout/score", "rollout/kl"))
+        if self._kl_exceeded:
+            self.log_values({"update/skipped_by_target_kl": 1.0})
+            return
+        sums = UpdateSums(self.device)
+        result = self.optimize(
+            [
+                lambda rows=rows, part=part: self.minibatch_loss(minibatch, rows, sums, part)  # type: ignore[misc]
+                for part, rows in enumerate(minibatch.micro_batches)
+            ]
+        )
+        metrics = sums.means(minibatch)
+        self._kl_exceeded = (
+            self.loss_config.target_kl is not None and metrics["update/approx_kl"] > self.loss_config.target_kl
+        )
+        if result is None:
+            self.log_values({"update/skipped": float(self.skipped_updates)})
+            return
+        metrics["update/grad_norm"] = float(result["grad_norm"])
+        self._timings["time/update"] = self._timings.get("time/update", 0.0) + time.perf_counter() - started
+        self.log_values({**metrics, **self.learning_rates(), "time/update": self._timings["time/update"]})
+
+    def minibatch_loss(self, minibatch: Minibatch, rows: Tensor, sums: UpdateSums, part: int) -> Tensor:
+        """The share of micro-batch ``rows`` in the loss of the global minibatch, as a scalar."""
+        experience = minibatch.experience
+        compact = compact_rows(experience, rows, self.tokenizer.pad_token_id)
+        width = compact.response_mask.size(1)
+        taken = experience.rows(rows)
+        config = self.loss_config
+        logprobs, entropy = response_logprobs(self.policy, compact, with_entropy=config.entropy_coef > 0)
+        old = taken.ref_logprobs if config.old_logprobs == "reference" else taken.old_logprobs
+        advantages = self.update_advantages(minibatch, taken.advantages[:, :width], compact.response_mask)
+        loss = self.policy_loss(logprobs, old[:, :width], advantages, compact.response_mask, minibatch, sums)
+        if entropy is not None:
+            loss = loss + self.entropy_loss(entropy, compact.response_mask, minibatch, sums)
+        if self.critic is not None:
+            loss = loss + config.vf_coef * self.critic_loss(compact, taken, minibatch, sums)
+        if minibatch.ptx is not None and self.ptx is not None:
+            text = minibatch.ptx.rows(ptx_share(len(minibatch.ptx), part, len(minibatch.micro_batches)))
+            loss = loss + self.ptx.coef * self.ptx_loss(text, minibatch.ptx_tokens, sums)
+        return loss
+
+    def update_advantages(self, minibatch: Minibatch, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Whitening with the global minibatch's moments, then clipping (detail 6); both are off by default."""
+        config = self.loss_config
+        if config.whiten_advantages:
+            mean = torch.tensor(minibatch.advantage_mean, dtype=torch.float64)
+            variance = torch.tensor(minibatch.advantage_std**2, dtype=torch.float64)
+            advantages = masked_whiten(
+                advantages, mask, moments=(mean.to(advantages.device), variance.to(advantages.device))
+            )
+        if config.advantage_clip is not None:
+            advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
+        return advantages
+
+    def policy_loss(
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        mask: Tensor,
+        minibatch: Minibatch,
+        sums: UpdateSums,
+    ) -> Tensor:
+        """Eq. 15, or eq. 14; normalized by the global minibatch's tokens."""
+        config = self.loss_config
+        if config.objective == "kl_penalty":
+            result = kl_penalty_policy_loss(
+                logprobs, old_logprobs, advantages, mask, beta=config.kl_penalty_coef, normalizer=minibatch.num_tokens
+            )
+        else:
+            clip = config.clip_range if config.objective == "clip" else None
+            result = clipped_policy_loss(
+                logprobs, old_logprobs, advantages, mask, clip_range=clip, normalizer=minibatch.num_tokens
+            )
+        sums.add_policy(result)
+        return result.loss
+
+    def entropy_loss(self, entropy: Tensor, mask: Tensor, minibatch: Minibatch, sums: UpdateSums) -> Tensor:
+        """The entropy bonus, or the release's clipped form (detail 3).
+
+        The clipped form's sign is decided by the mean entropy of the whole iteration at rollout time, the same number
+        for every micro-batch and rank.
+        """
+        config = self.loss_config
+        term = entropy_term(
+            entropy,
+            mask,
+            coef=config.entropy_coef,
+            clip=config.entropy_clip,
+            normalizer=minibatch.num_tokens,
+            mean_entropy=self._rollout_metrics.get("rollout/entropy"),
+        )
+        sums.add("loss/entropy", term.loss)
+        sums.add("update/entropy", term.entropy)
+        return term.loss
+
+    def critic_loss(self, compact: CompactRows, taken: Experience, minibatch: Minibatch, sums: UpdateSums) -> Tensor:
+        """Half the squared error to the returns, clipped around the old values (detail 7)."""
+        values = response_values(self.critic, compact)
+        width = values.size(1)
+        result = value_loss(
+            values,
+            taken.old_values[:, :width],
+            taken.returns[:, :width],
+            compact.response_mask,
+            clip_range=self.loss_config.value_clip_range,
+            normalizer=minibatch.num_tokens,
+        )
+        sums.add_value(result, values, taken.returns[:, :width], compact.response_mask)
+        return result.loss
+
+    def ptx_loss(self, text: TextBatch, num_tokens: float, sums: UpdateSums) -> Tensor:
+        """Language-model loss on text (eq. 17); zero for an empty share."""
+        if not len(text):
+            return torch.zeros((), device=self.device)
+        logprobs, mask = text_logprobs(self.policy, text)
+        loss = lm_loss(logprobs, mask, normalizer=num_tokens).loss
+        sums.add("loss/ptx", loss)
+        return loss
+
+    # ---------------------------------------------------------------- state, phases
+
+    def where(self) -> str:
+        """The place in the run, for error messages."""
+        return f"iteration {self.iteration}, step {self.global_step}"
+
+    def extra_state(self) -> dict[str, Any]:
+        """Running moments, KL controller, iteration, and the target-KL decision of a half-used iteration."""
+        return {
+            "moments": self.moments.state_dict(),
+            "kl_controller": self.kl_controller.state_dict(),
+            "iteration": self.iteration,
+            "kl_exceeded": self._kl_exceeded,
+            "rollout_metrics": dict(self._rollout_metrics),
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`extra_state`."""
+        self.moments = RunningMoments.from_state(state["moments"])
+        self.kl_controller.load_state_dict(dict(state["kl_controller"]))
+        self.iteration = state["iteration"]
+        self._kl_exceeded = state["kl_exceeded"]
+        self._rollout_metrics = dict(state["rollout_metrics"])
+
+    def _set_phase(self, phase: str) -> None:
+        self.phase = phase
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            hook = getattr(callback, "on_phase", None)
+            if hook is not None:
+                hook(self.trainer, self, phase)
+
+    @contextmanager
+    def _in_phase(self, phase: str) -> Iterator[None]:
+        self._set_phase(phase)
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._timings[f"time/{phase}"] = time.perf_counter() - started
+
+
+def ptx_share(total: int, part: int, parts: int) -> Tensor:
+    """Rows of the text batch that go with micro-batch ``part`` of ``parts``."""
+    return torch.arange(total)[part::parts]

@@ -1,0 +1,148 @@
+"""What validate, test and predict do for PPO: answer held-out prompts, score the answers, save every one of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.data.batching import micro_batches
+from lit_rlhf.distributed import all_gather_object, rank
+from lit_rlhf.modules.answers import eval_uniforms, response_rows
+from lit_rlhf.modules.base import run_directory
+from lit_rlhf.rollout.compact import compact_rows
+from lit_rlhf.rollout.scoring import response_logprobs
+from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, Rollout
+
+if TYPE_CHECKING:
+    from lit_rlhf.modules.ppo import PPOModule
+
+    _Base = PPOModule
+else:
+    _Base = object
+
+EVAL_TOKENS = 16384
+
+
+class EvaluationMixin(_Base):
+    """Validation, test and prediction steps of ``PPOModule``."""
+
+    _eval_rows: list[dict[str, Any]]
+
+    # ---------------------------------------------------------------- steps
+
+    def validation_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
+        """Answer and score a batch of held-out prompts."""
+        self._eval_rows.extend(self.evaluate_prompts(batch.content))
+
+    def test_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
+        """The same as validation, on the test prompts."""
+        self._eval_rows.extend(self.evaluate_prompts(batch.content))
+
+    def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
+        """Responses as JSON-able rows: ``prompt``, ``response``, ``ended``, ``tokens`` and the raw record."""
+        return response_rows(self.reward_request(self.answer(batch.content)))
+
+    def on_validation_epoch_start(self) -> None:
+        """Start an empty table."""
+        self._eval_rows = []
+
+    def on_test_epoch_start(self) -> None:
+        """Start an empty table."""
+        self._eval_rows = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means as ``val/...`` and save the rows."""
+        self._finish_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means as ``test/...`` and save the rows."""
+        self._finish_evaluation("test")
+
+    # ---------------------------------------------------------------- one batch
+
+    def answer(self, batch: PromptBatch) -> Rollout:
+        """Responses under ``eval_sampling`` with the fixed evaluation seed."""
+        self.policy.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            uniforms = eval_uniforms(batch, self.eval_sampling.max_response_length)
+            return self.generate(batch, uniforms, self.eval_sampling)
+
+    def evaluate_prompts(self, batch: PromptBatch) -> list[dict[str, Any]]:
+        """One row a response: texts, token count, sums of log-probabilities, score and every evaluation reward."""
+        rollout = self.answer(batch)
+        logprobs, ref_logprobs = self._eval_logprobs(rollout)
+        request = self.reward_request(rollout)
+        outputs: dict[str, RewardOutput] = {"score": self.reward(request)}
+        outputs |= {name: reward(request) for name, reward in self.eval_rewards.items()}
+        rows = response_rows(request)
+        for i, row in enumerate(rows):
+            row["logprob"] = float(logprobs[i].sum())
+            row["ref_logprob"] = float(ref_logprobs[i].sum())
+            row.update({name: float(output.scores[i]) for name, output in outputs.items()})
+        return rows
+
+    def _eval_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        lengths = rollout.attention_mask.sum(1).tolist()
+        out = [torch.zeros(rollout.response_mask.shape, device=self.device) for _ in range(2)]
+        with (
+            torch.no_grad(),
+            self.trainer.precision_plugin.forward_context(),
+            self.reference.on(self.device) as reference,
+        ):
+            for part in micro_batches(lengths, EVAL_TOKENS):
+                rows = torch.tensor(part)
+                compact = compact_rows(rollout, rows, self.tokenizer.pad_token_id)
+                for target, model in zip(out, (self.policy, reference.model), strict=True):
+                    values, _ = response_logprobs(model, compact)
+                    target[rows, : values.size(1)] = values
+        return out[0], out[1]
+
+    # ---------------------------------------------------------------- the table
+
+    def _finish_evaluation(self, stage: str) -> None:
+        rows = [row for part in all_gather_object(self._eval_rows) for row in part]
+        self._eval_rows = []
+        if not rows:
+            return
+        rows.sort(key=lambda row: (row.get("sample", 0), row.get("row", 0)))
+        self.log_values(
+            {f"{stage}/{k}": v for k, v in evaluation_means(rows, ["score", *self.eval_rewards]).items()},
+            prog_bar=(f"{stage}/score",),
+        )
+        if rank() == 0 and not self.trainer.sanity_checking:
+            folder = run_directory(self.trainer) / "evaluations"
+            write_rows(folder / f"{stage}-step{self.global_step:06d}.jsonl", rows)
+
+
+def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str]) -> dict[str, float]:
+    """Means over responses, and over response tokens for KL (k1, nats a token) and perplexity.
+
+    Args:
+        rows: Rows of ``evaluate_prompts``, all ranks together.
+        score_names: Which keys of the rows to average.
+    """
+    tokens = max(1, sum(row["tokens"] for row in rows))
+    total = len(rows)
+    logprob, ref = (sum(row[name] for row in rows) for name in ("logprob", "ref_logprob"))
+    return {
+        **{name: sum(row[name] for row in rows) / total for name in score_names},
+        "kl": (logprob - ref) / tokens,
+        "kl_sequence": (logprob - ref) / total,
+        "perplexity": math.exp(min(700.0, -logprob / tokens)),
+        "response_length": tokens / total,
+        "eos_rate": sum(row["ended"] for row in rows) / total,
+    }
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,139 @@
+"""Supervised fine-tuning (and pretraining): the stage before the reward model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlhf.distributed import all_reduce_sum, rank
+from lit_rlhf.functional.losses import lm_loss
+from lit_rlhf.modules.answers import eos_token_ids, eval_uniforms, response_rows, reward_request
+from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.modules.micro import row_micro_batches
+from lit_rlhf.modules.ppo_models import load_policy, load_tokenizer_for
+from lit_rlhf.rollout.sampling import SamplingConfig
+from lit_rlhf.rollout.scoring import text_logprobs
+from lit_rlhf.rollout.transformers_engine import TransformersEngine
+from lit_rlhf.types import DeviceBatch, PromptBatch, TextBatch
+
+
+class SFTModule(BaseModule):
+    """Language modeling of replies (dialogues) or of every token (plain text).
+
+    The loss is the mean negative log-likelihood over the learned tokens of the global batch.
+
+    Args:
+        policy: Folder or hub name of the model to train.
+        optimizer: AdamW.
+        schedule: Learning rate; the paper's cosine down to a tenth.
+        model: How the model is loaded.
+        micro_batch_tokens: Most tokens of one forward pass.
+        sampling: How ``predict`` answers prompts.
+        on_non_finite: See ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=9.5e-6),  # noqa: B008
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        model: ModelConfig = ModelConfig(),  # noqa: B008
+        micro_batch_tokens: int = 16384,
+        sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.9),  # noqa: B008
+        on_non_finite: str = "stop",
+    ) -> None:
+        super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
+        require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
+        self.policy_path = policy
+        self.micro_batch_tokens = micro_batch_tokens
+        self.sampling = sampling
+        self.policy: Any = None
+
+    def configure_model(self) -> None:
+        """Load tokenizer and model, once."""
+        if self.policy is None:
+            self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
+            self.policy = load_policy(self.policy_path, self.model_config)
+
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """One group, `policy`."""
+        return {"policy": (list(self.policy.parameters()), self.optimizer_config.lr)}
+
+    def sources(self) -> dict[str, str]:
+        """See ``BaseModule``."""
+        return {"policy": self.policy_path, "tokenizer": self.policy_path}
+
+    def export(self, path: str | Path) -> None:
+        """Write the model and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        if rank() == 0:
+            self.policy.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+
+    def training_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
+        """One global batch, one optimizer step."""
+        text = batch.content
+        tokens = max(1.0, float(all_reduce_sum(text.loss_mask[:, 1:].sum().double())))
+        parts = row_micro_batches(text.attention_mask, self.micro_batch_tokens)
+        result = self.optimize([lambda rows=rows: self.text_loss(text.rows(rows), tokens) for rows in parts])  # type: ignore[misc]
+        if result is not None:
+            loss = float(result["loss"])
+            metrics = {"loss/lm": loss, "train/perplexity": math.exp(min(700.0, loss)), "update/tokens": tokens}
+            metrics["update/grad_norm"] = float(result["grad_norm"])
+            self.log_values({**metrics, **self.learning_rates()}, prog_bar=("loss/lm",))
+
+    def text_loss(self, text: TextBatch, num_tokens: float) -> Tensor:
+        """Negative log-likelihood of the learned tokens over ``num_tokens``, a scalar."""
+        logprobs, mask = text_logprobs(self.policy, text)
+        return lm_loss(logprobs, mask, normalizer=num_tokens).loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums."""
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def on_test_epoch_start(self) -> None:
+        """Start the sums."""
+        self.on_validation_epoch_start()
+
+    def validation_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
+        """Add a batch's negative log-likelihood and token count."""
+        self.policy.eval()
+        for rows in row_micro_batches(batch.content.attention_mask, self.micro_batch_tokens, equalize=False):
+            logprobs, mask = text_logprobs(self.policy, batch.content.rows(rows))
+            self._sums += torch.stack([-logprobs[mask].double().sum(), mask.sum().double()])
+
+    def test_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
+        """The same as validation, on the test split."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss (nats a token) and perplexity as ``val/...``."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss (nats a token) and perplexity as ``test/...``."""
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        total, tokens = all_reduce_sum(self._sums).tolist()
+        loss = total / max(1.0, tokens)
+        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": math.exp(min(700.0, loss))})
+        if stage == "val":
+            self.policy.train()
+
+    def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
+        """Answers to prompts as JSON-able rows, with the fixed evaluation seed."""
+        prompts = batch.content
+        rollout = TransformersEngine().generate(
+            self.policy,
+            prompts,
+            sampling=self.sampling,
+            eos_token_ids=eos_token_ids(self.tokenizer, self.policy),
+            pad_token_id=self.tokenizer.pad_token_id,
+            uniforms=eval_uniforms(prompts, self.sampling.max_response_length),
+        )
+        return response_rows(reward_request(self.tokenizer, rollout))

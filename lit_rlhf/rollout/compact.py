@@ -1,0 +1,82 @@
+"""Rows without holes: prompt and response joined, padded on the right only.
+
+A rollout keeps prompts left-padded, as generation needs them. For scoring and updating that wastes work: every row of
+the batch is as wide as the longest prompt plus the longest response. Here chosen rows are rewritten as
+``prompt response pad``, as narrow as the longest row among them. Under causal attention padding on the right cannot
+reach a real token, so the model needs no mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.types import Columns, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactRows(Columns):
+    """Right-padded rows and where their response tokens are.
+
+    Attributes:
+        input_ids: ``(b, L)`` int64.
+        attention_mask: True at real tokens, ``(b, L)`` bool.
+        predict_at: Column whose hidden state predicts response token t, ``(b, T)`` int64; 0 outside the mask.
+        response_ids: The response tokens, ``(b, T)`` int64.
+        response_mask: ``(b, T)`` bool, T the longest response *of these rows*.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    predict_at: Tensor
+    response_ids: Tensor
+    response_mask: Tensor
+
+    def gather(self, per_position: Tensor) -> Tensor:
+        """``per_position`` (b, L) or (b, L, H) at the predicting columns, as a flat (N,) or (N, H) over real tokens."""
+        row, token = self.response_mask.nonzero(as_tuple=True)
+        return per_position[row, self.predict_at[row, token]]
+
+    def scatter(self, flat: Tensor, width: int | None = None) -> Tensor:
+        """Flat (N,) values of the real response tokens as ``(b, width)``, zero elsewhere; differentiable."""
+        out = flat.new_zeros(self.response_mask.shape)
+        out = out.masked_scatter(self.response_mask, flat)
+        if width is None or width == out.size(1):
+            return out
+        return torch.nn.functional.pad(out, (0, width - out.size(1)))
+
+
+def compact_rows(rollout: Rollout, rows: Tensor, pad_token_id: int = 0) -> CompactRows:
+    """The rows ``rows`` (int64, 1-D) of a rollout without left padding.
+
+    Args:
+        rollout: B responses.
+        rows: Which rows, in this order.
+        pad_token_id: Id written to the padding columns; it changes no result.
+
+    Returns:
+        The compact rows, on the rollout's device.
+    """
+    rows = rows.to(rollout.input_ids.device)
+    ids, mask = rollout.input_ids[rows], rollout.attention_mask[rows]
+    lengths = mask.sum(1)
+    width = int(lengths.max())
+    # A stable sort brings each row's real tokens to the front and keeps their order.
+    order = torch.argsort(~mask, dim=1, stable=True)[:, :width]
+    keep = torch.arange(width, device=ids.device)[None] < lengths[:, None]
+    input_ids = ids.gather(1, order).masked_fill(~keep, pad_token_id)
+    response_mask = rollout.response_mask[rows]
+    response_length = response_mask.sum(1)
+    longest = max(1, int(response_length.max()))
+    response_mask = response_mask[:, :longest]
+    first = (lengths - response_length)[:, None] - 1
+    predict_at = (first + torch.arange(longest, device=ids.device)).masked_fill(~response_mask, 0)
+    return CompactRows(
+        input_ids=input_ids,
+        attention_mask=keep,
+        predict_at=predict_at,
+        response_ids=rollout.response_ids[rows][:, :longest],
+        response_mask=response_mask,
+    )

@@ -1,0 +1,134 @@
+"""Which rows go into which minibatch and micro-batch of an iteration: a pure function of seed, iteration and lengths.
+
+Sizes are global. Row ``g`` of the global rollout lives on rank ``(g // group_size) % world_size``. Rows are shuffled in
+units that hold equally many rows of every rank, so that each minibatch is made of the same rows whatever the number of
+ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.data.batching import micro_batches
+
+UNIT = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchingConfig:
+    """Sizes of an iteration; both batch sizes are global, split over ranks.
+
+    Attributes:
+        rollout_batch_size: Responses an iteration.
+        minibatch_size: Responses an optimizer step.
+        ppo_epochs: Passes over the rollout.
+        micro_batch_tokens: Most tokens (prompt and response, padding included) of one forward pass.
+        group_size: Responses to each prompt.
+        seed: Seed of the shuffle.
+    """
+
+    rollout_batch_size: int = 128
+    minibatch_size: int = 32
+    ppo_epochs: int = 1
+    micro_batch_tokens: int = 8192
+    group_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rollout_batch_size", "minibatch_size", "ppo_epochs", "micro_batch_tokens", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")
+        for big, small in (("rollout_batch_size", "minibatch_size"), ("minibatch_size", "group_size")):
+            if getattr(self, big) % getattr(self, small):
+                raise ValueError(
+                    f"`{big}` ({getattr(self, big)}) must be a multiple of `{small}` ({getattr(self, small)})."
+                )
+
+    def check_world_size(self, world_size: int) -> None:
+        """Refuse a split that leaves ranks with different numbers of rows.
+
+        Raises:
+            ValueError: If ``minibatch_size`` is not a multiple of ``world_size * group_size``.
+        """
+        if self.minibatch_size % (world_size * self.group_size):
+            raise ValueError(
+                f"`minibatch_size` ({self.minibatch_size}) is global and must be a multiple of the number of "
+                f"processes ({world_size}) times `group_size` ({self.group_size})."
+            )
+
+    @property
+    def num_minibatches(self) -> int:
+        """Optimizer steps of one pass over the rollout."""
+        return self.rollout_batch_size // self.minibatch_size
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimizer steps of one iteration."""
+        return self.ppo_epochs * self.num_minibatches
+
+
+def generator_for(*keys: int) -> torch.Generator:
+    """A CPU generator seeded by integers, independent of any global random state."""
+    seed = 0
+    for key in keys:  # splitmix64-like mixing: neighboring keys give unrelated streams
+        seed = (seed ^ (key + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        seed ^= seed >> 31
+    return torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+def global_rows(config: BatchingConfig, rank: int, world_size: int) -> Tensor:
+    """Global indices of this rank's rows in order, ``(rollout_batch_size / world_size,)`` int64."""
+    rows = torch.arange(config.rollout_batch_size)
+    return rows[(rows // config.group_size) % world_size == rank]
+
+
+def minibatch_rows(config: BatchingConfig, iteration: int, epoch: int, rank: int, world_size: int) -> list[Tensor]:
+    """This rank's rows (local indices) of each minibatch of one pass.
+
+    Args:
+        config: Sizes and seed.
+        iteration: Iteration number, for the shuffle.
+        epoch: Pass over the rollout, for the shuffle.
+        rank: This process.
+        world_size: Number of processes.
+
+    Returns:
+        ``num_minibatches`` tensors of ``minibatch_size / world_size`` int64 indices into the rank's own rows.
+    """
+    groups = config.minibatch_size // config.group_size
+    unit = math.gcd(groups, UNIT)
+    if unit % world_size:
+        unit = world_size
+    unit_rows = unit * config.group_size
+    num_units = config.rollout_batch_size // unit_rows
+    order = torch.randperm(num_units, generator=generator_for(config.seed, 1, iteration, epoch))
+    rows = (order[:, None] * unit_rows + torch.arange(unit_rows)).flatten()
+    owner = (rows // config.group_size) % world_size
+    local = (rows // (config.group_size * world_size)) * config.group_size + rows % config.group_size
+    return [
+        part[own == rank]
+        for part, own in zip(local.split(config.minibatch_size), owner.split(config.minibatch_size), strict=True)
+    ]
+
+
+def split_rows(lengths: Sequence[int], rows: Tensor, max_tokens: int, num_parts: int | None = None) -> list[Tensor]:
+    """Micro-batches of ``rows`` by token budget, sorted by length.
+
+    Args:
+        lengths: Tokens of every local row.
+        rows: The rows to split.
+        max_tokens: Budget of one micro-batch.
+        num_parts: Exactly how many parts to make, so that every rank makes the same number of backward passes;
+            None for as few as the budget allows.
+
+    Returns:
+        Row indices (into the rank's rows) of each micro-batch.
+    """
+    picked = rows.tolist()
+    parts = micro_batches([lengths[i] for i in picked], max_tokens, num_parts=num_parts)
+    return [rows[torch.tensor(part, dtype=torch.long)] for part in parts]

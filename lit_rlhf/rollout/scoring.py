@@ -1,0 +1,82 @@
+"""What the models say of responses: log-probabilities and values at the response tokens.
+
+One pair of functions serves scoring (no gradient) and the update (gradient): the same call on the same rows gives the
+same bits, which is what makes the ratio of the first update exactly 1 (docs/architecture.md, invariant 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.functional.logprobs import chunked_logprobs
+from lit_rlhf.models.causal import projector, trunk_hidden
+from lit_rlhf.rollout.compact import CompactRows, compact_rows
+from lit_rlhf.types import Rollout, TextBatch
+
+CHUNK_TOKENS = 4096
+
+
+def response_logprobs(
+    model: Any, rows: CompactRows, *, chunk_size: int = CHUNK_TOKENS, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of the response tokens under the model's raw logits.
+
+    No temperature, top-p or penalty enters; prompt and padding positions never reach the vocabulary projection.
+
+    Args:
+        model: A causal language model.
+        rows: Right-padded rows.
+        chunk_size: Tokens projected to the vocabulary at a time.
+        with_entropy: Whether to return the entropy of each next-token distribution too.
+
+    Returns:
+        ``(logprobs, entropy)``, each ``(b, T)`` fp32 and zero outside the mask; entropy is None unless asked for.
+    """
+    hidden = trunk_hidden(model, rows.input_ids)
+    logprobs, entropy = chunked_logprobs(
+        rows.gather(hidden),
+        projector(model),
+        rows.response_ids[rows.response_mask],
+        chunk_size=chunk_size,
+        with_entropy=with_entropy,
+    )
+    return rows.scatter(logprobs), None if entropy is None else rows.scatter(entropy)
+
+
+def response_values(critic: Any, rows: CompactRows) -> Tensor:
+    """The critic's value before each response token is drawn, ``(b, T)`` fp32, zero outside the mask."""
+    return rows.scatter(rows.gather(critic(rows.input_ids)).float())
+
+
+def over_micro_batches(
+    rollout: Rollout, micro_batches: Sequence[Tensor], function: Callable[[CompactRows], Tensor]
+) -> Tensor:
+    """Apply ``function`` to each micro-batch without gradient and put the rows back in order.
+
+    Args:
+        rollout: B responses of up to T tokens.
+        micro_batches: Row indices of each micro-batch; together every row once.
+        function: Maps compact rows to ``(b, t)`` fp32.
+
+    Returns:
+        ``(B, T)`` fp32.
+    """
+    out = torch.zeros(rollout.response_mask.shape, device=rollout.input_ids.device)
+    with torch.no_grad():
+        for rows in micro_batches:
+            compact = compact_rows(rollout, rows)
+            values = function(compact)
+            out[rows.to(out.device), : values.size(1)] = values
+    return out
+
+
+def text_logprobs(model: Any, text: TextBatch) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the learned tokens of a text batch, ``(B, L - 1)`` fp32, and their mask."""
+    mask = text.loss_mask[:, 1:]
+    hidden = trunk_hidden(model, text.input_ids)[:, :-1]
+    flat, _ = chunked_logprobs(hidden[mask], projector(model), text.input_ids[:, 1:][mask])
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask
