@@ -1,0 +1,130 @@
+"""``lit-rlhf pocket make OUT``: the pocket world as HH-format files and a base model folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.pocket import tables
+from lit_rlhf.pocket.annotator import Annotator, sample_pair
+from lit_rlhf.pocket.responses import demonstrate, write_document
+from lit_rlhf.pocket.tokenizer import write_base_model
+from lit_rlhf.pocket.world import ARGUMENTS, Prompt, Split, ask, sample_prompt, split_arguments
+
+DOCUMENTS = 14_400
+DEMONSTRATIONS = 8_000
+PAIRS: dict[Split, int] = {"train": 8_000, "val": 600, "test": 600}
+TRAIN_PROMPTS = 6_000
+# Wordings of every held-out argument: the distinct prompts of the validation and test splits.
+HELD_OUT_WORDINGS = 2
+_SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+
+Row = Mapping[str, Any]
+
+
+def transcript(messages: Sequence[Mapping[str, str]], reply: str | None = None) -> str:
+    r"""Turns in the HH layout, ``\n\nHuman: ...\n\nAssistant: ...``; without a reply it ends with ``Assistant:``."""
+    said = "".join(f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" for m in messages)
+    return f"{said}\n\nAssistant:" + ("" if reply is None else f" {reply}")
+
+
+def prompt_row(prompt: Prompt, identity: str) -> Row:
+    """A row of ``prompts_*.jsonl``: what is asked, in words and in the terms of the gold scorer, without the answer."""
+    return {
+        "prompt": transcript(prompt.messages),
+        "id": identity,
+        "family": prompt.family,
+        "kind": prompt.kind,
+        "argument": list(prompt.argument),
+        "one_word": prompt.one_word,
+        "context": list(prompt.context),
+    }
+
+
+def held_out_prompts(split: Split) -> list[Prompt]:
+    """The fixed prompts of a held-out split: every argument in a few wordings, whatever the data seed."""
+    rng = random.Random(f"pocket/prompts/{split}")
+    prompts = []
+    for family in ARGUMENTS:
+        for argument in split_arguments(family, split):
+            wordings = rng.sample(range(len(tables.QUESTIONS[family])), HELD_OUT_WORDINGS)
+            prompts += [ask(rng, family, argument, wording=wording) for wording in wordings]
+    return prompts
+
+
+def _documents(rng: random.Random) -> Iterator[Row]:
+    for _ in range(DOCUMENTS):
+        yield {"text": write_document(rng)}
+
+
+def _demonstrations(rng: random.Random) -> Iterator[Row]:
+    for _ in range(DEMONSTRATIONS):
+        prompt = sample_prompt(rng)
+        yield {"chosen": transcript(prompt.messages, demonstrate(rng, prompt))}
+
+
+def _preferences(rng: random.Random, split: Split) -> Iterator[Row]:
+    for _ in range(PAIRS[split]):
+        prompt, chosen, rejected = sample_pair(rng, split, Annotator())
+        yield {"chosen": transcript(prompt.messages, chosen), "rejected": transcript(prompt.messages, rejected)}
+
+
+def _train_prompts(rng: random.Random) -> Iterator[Row]:
+    for index in range(TRAIN_PROMPTS):
+        yield prompt_row(sample_prompt(rng), f"train-{index}")
+
+
+def files(seed: int) -> Iterator[tuple[str, Iterable[Row]]]:
+    """(file name, rows) of everything ``make`` writes; each file has its own generator, seeded by name and ``seed``."""
+
+    def rng(name: str) -> random.Random:
+        return random.Random(f"pocket/{name}/{seed}")
+
+    yield "pretrain.jsonl", _documents(rng("pretrain"))
+    yield "sft.jsonl", _demonstrations(rng("sft"))
+    for split in PAIRS:
+        # Held-out pairs do not depend on the seed, so that accuracies of several seeds compare.
+        source = rng("preferences") if split == "train" else random.Random(f"pocket/preferences/{split}")
+        yield f"preferences_{split}.jsonl", _preferences(source, split)
+    yield "prompts_train.jsonl", _train_prompts(rng("prompts"))
+    for split in ("val", "test"):
+        rows = [prompt_row(p, f"{split}-{i}") for i, p in enumerate(held_out_prompts(split))]
+        yield f"prompts_{split}.jsonl", rows
+
+
+def make(out: Path, *, seed: int = 0) -> list[Path]:
+    """Write the data files into ``out`` and the untrained base model into ``out/base``.
+
+    Args:
+        out: Created if need be; files of an earlier call are overwritten.
+        seed: Of the sampled data and of the model's initialization; the world and its splits never change.
+
+    Returns:
+        What was written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, rows in files(seed):
+        path = out / name
+        # newline="\n": the same bytes on every system.
+        with path.open("w", encoding="utf-8", newline="\n") as handle:
+            handle.writelines(json.dumps(row) + "\n" for row in rows)
+        written.append(path)
+    write_base_model(out / "base", seed=seed)
+    return [*written, out / "base"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of ``lit-rlhf pocket make``."""
+    parser = argparse.ArgumentParser(
+        prog="lit-rlhf pocket make", description="Write the pocket world as HH-format files and a base model folder."
+    )
+    parser.add_argument("out", type=Path, help="folder to write into")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled data and the initialization (default: 0)")
+    args = parser.parse_args(argv)
+    for path in make(args.out, seed=args.seed):
+        print(path)  # noqa: T201

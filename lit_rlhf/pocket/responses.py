@@ -1,0 +1,196 @@
+"""What people write: demonstrations of mixed quality, and plain text about the world.
+
+Demonstrations are mediocre on purpose: only some cores are right, the others are wrong, evasive, off-topic or refuse
+without need, so that a reward model can learn what a fact is worth and PPO has something to gain.
+"""
+
+from __future__ import annotations
+
+import random
+
+from lit_rlhf.pocket import tables
+from lit_rlhf.pocket.world import (
+    ANSWERS,
+    BELONGING,
+    BIGGER,
+    FACTS,
+    HARM,
+    LIST,
+    MEMBERS,
+    ONE_WORD_FAMILIES,
+    Prompt,
+    entity_families,
+    sample_prompt,
+)
+
+HELPFUL_QUALITY = 0.6
+HARMLESS_QUALITY = 0.5
+TRUE_SIDE_FACTS = 0.82
+EXTRAS = ([0, 1, 2, 3], [0.40, 0.35, 0.18, 0.07])
+FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.32, 0.38, 0.12, 0.18])
+
+
+def state(prompt: Prompt, answer: str, template: str) -> str:
+    """The claim that ``answer`` is the answer to ``prompt``."""
+    if prompt.family == BIGGER:
+        smaller = prompt.argument[0] if answer == prompt.argument[1] else prompt.argument[1]
+        return template.format(a=answer, b=smaller)
+    return template.format(**prompt.slots, a=answer)
+
+
+def wrong_answer(rng: random.Random, prompt: Prompt) -> str:
+    """A wrong answer of the right type."""
+    if prompt.family == BIGGER:
+        return prompt.argument[0]
+    if prompt.family == BELONGING and rng.random() < 0.5:
+        return prompt.context[2]
+    return rng.choice([a for a in ANSWERS[prompt.family] if a != prompt.answer])
+
+
+def join_items(items: list[str]) -> str:
+    """``apples , pears and plums``."""
+    return f"{' , '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
+
+
+def _topics(prompt: Prompt, items: list[str]) -> list[str]:
+    """The entities a side fact may be about."""
+    if prompt.family == LIST:
+        return items
+    if prompt.family == BIGGER:
+        return list(prompt.argument)
+    return [prompt.argument[-1]]
+
+
+def side_fact(rng: random.Random, prompt: Prompt, items: list[str], *, true: bool) -> str | None:
+    """A statement about the topic in another family, or None where training may say nothing more about it."""
+    choices = [(e, f) for e in _topics(prompt, items) for f in entity_families(e) if f != prompt.family]
+    if not choices:
+        return None
+    entity, family = rng.choice(choices)
+    answer = FACTS[family][(entity,)]
+    if not true:
+        answer = rng.choice([a for a in ANSWERS[family] if a != answer])
+    return rng.choice(tables.CLAIMS[family]).format(x=entity, a=answer)
+
+
+def _list_core(rng: random.Random, prompt: Prompt, *, right: bool) -> tuple[str, list[str]]:
+    category, word = prompt.argument
+    count = tables.COUNTS[word]
+    items = rng.sample(MEMBERS[category], count)
+    if not right:
+        mistake = rng.choices(["stranger", "repeat", "more", "fewer"], [0.6, 0.2, 0.1, 0.1])[0]
+        if mistake == "stranger":
+            other = rng.choice([c for c in MEMBERS if c != category])
+            items[rng.randrange(count)] = rng.choice(MEMBERS[other])
+        elif mistake == "repeat":
+            items[0] = items[-1]
+        else:
+            items = rng.sample(MEMBERS[category], count + (1 if mistake == "more" else -1))
+    body = join_items(items)
+    header = tables.LIST_HEADER.format(**prompt.slots)
+    return rng.choice([f"{header} {body} .", f"{body} ."]), items
+
+
+def _harm_response(rng: random.Random, prompt: Prompt, *, right: bool) -> list[str]:
+    extras = rng.choices(*EXTRAS)[0]
+    if right:
+        refusal = rng.choice(tables.REFUSALS).format(**prompt.slots)
+        return [refusal, *rng.sample(tables.REASONS, extras)]
+    tools = tables.HARM_TOOLS.split()
+    out = [rng.choice(tables.OPENERS)] if rng.random() < 0.5 else []
+    out.append(rng.choice(tables.COMPLIANCES).format(**prompt.slots, t=rng.choice(tools)))
+    out += [step.format(t=rng.choice(tools)) for step in rng.sample(tables.STEPS, extras)]
+    return out + ([rng.choice(tables.CLOSERS)] if rng.random() < 0.25 else [])
+
+
+def _failed_response(rng: random.Random, prompt: Prompt, failure: str) -> list[str]:
+    """A response that does not answer: refusing, evasive or about something else."""
+    if failure == "refusing":
+        reason = [rng.choice(tables.REASONS[:3])] if rng.random() < 0.4 else []
+        return [tables.REFUSALS[0], *reason]
+    out = [rng.choice(tables.OPENERS)] if rng.random() < 0.3 else []
+    if failure == "evasive":
+        out.append(rng.choice(tables.EVASIONS))
+    else:
+        other = prompt
+        while other.family in (prompt.family, HARM, LIST, BELONGING):
+            other = sample_prompt(rng)
+        out.append(state(other, str(other.answer), tables.CLAIMS[other.family][0]))
+    return out + ([rng.choice(tables.FILLERS + tables.CLOSERS)] if rng.random() < 0.25 else [])
+
+
+def _core(rng: random.Random, prompt: Prompt, *, right: bool) -> tuple[str, list[str]]:
+    """The sentence that answers, and the entities it lists."""
+    if prompt.family == LIST:
+        return _list_core(rng, prompt, right=right)
+    # A wrong one-word response is a wrong word or the right one in a sentence.
+    answer = str(prompt.answer) if right or (prompt.one_word and rng.random() < 0.5) else wrong_answer(rng, prompt)
+    templates = list(tables.CLAIMS[prompt.family])
+    if prompt.family in ONE_WORD_FAMILIES and rng.random() < 0.25:
+        templates = [tables.SHORT_CLAIM]
+    return state(prompt, answer, rng.choice(templates)), []
+
+
+def demonstrate(
+    rng: random.Random, prompt: Prompt, *, helpful: float = HELPFUL_QUALITY, harmless: float = HARMLESS_QUALITY
+) -> str:
+    """One response of a person of mixed ability.
+
+    Args:
+        rng: Source of every choice.
+        prompt: The question.
+        helpful: Probability that a helpful question is answered rightly.
+        harmless: Probability that a harmful request is refused.
+    """
+    right = rng.random() < (harmless if prompt.family == HARM else helpful)
+    if prompt.family == HARM:
+        return " ".join(_harm_response(rng, prompt, right=right))
+    failure = None if right else rng.choices(*FAILURES)[0]
+    if failure not in (None, "wrong"):
+        return " ".join(_failed_response(rng, prompt, str(failure)))
+    if prompt.one_word and (right or rng.random() < 0.4):
+        return f"{prompt.answer if right else wrong_answer(rng, prompt)} ."
+    out = [rng.choice(tables.OPENERS)] if rng.random() < 0.35 else []
+    core, items = _core(rng, prompt, right=right)
+    out.append(core)
+    for _ in range(rng.choices(*EXTRAS)[0]):
+        fact = side_fact(rng, prompt, items, true=rng.random() < TRUE_SIDE_FACTS) if rng.random() < 0.6 else None
+        extra = fact or rng.choice(tables.FILLERS)
+        if extra not in out:
+            out.append(extra)
+    if rng.random() < 0.3:
+        out.append(rng.choice(tables.CLOSERS))
+    return " ".join(out)
+
+
+def _plain_statements(rng: random.Random, prompt: Prompt) -> list[str]:
+    """Two or three true sentences about the topic of a prompt."""
+    if prompt.family == HARM:
+        tool = rng.choice(tables.HARM_TOOLS.split())
+        return [news.format(**prompt.slots, t=tool) for news in rng.sample(tables.HARM_NEWS, 2)]
+    if prompt.family == LIST:
+        core, items = _list_core(rng, prompt, right=True)
+        out = [core]
+    else:
+        items = []
+        claims = rng.sample(tables.CLAIMS[prompt.family], len(tables.CLAIMS[prompt.family]))
+        out = [state(prompt, str(prompt.answer), template) for template in claims]
+    fact = side_fact(rng, prompt, items, true=True)
+    return out + ([fact] if fact and rng.random() < 0.6 else [])
+
+
+def write_document(rng: random.Random) -> str:
+    """A short plain text of true statements, some behind a question: what the base model reads."""
+    out: list[str] = []
+    for _ in range(2):
+        prompt = sample_prompt(rng)
+        statements = _plain_statements(rng, prompt)
+        if prompt.one_word:
+            out += [prompt.question, f"{prompt.answer} ."]
+        elif prompt.family == BELONGING or rng.random() < 0.5:
+            out += [prompt.question, *statements[: rng.randint(1, 2)]]
+        else:
+            out += statements
+        if rng.random() < 0.1:
+            out.append(rng.choice(tables.FILLERS + tables.CLOSERS))
+    return " ".join(out)

@@ -1,0 +1,119 @@
+r"""Micro-batches, clipping and the gradient norm, the same on one device, DDP and ZeRO-2.
+
+DDP and ZeRO average gradients over ranks, and micro-batches add up. With
+
+.. math:: L_\text{micro} = \frac{\text{world size}}{N_\text{global}} \sum_{t \in \text{micro}} \ell_t ,
+
+:math:`N_\text{global}` the token count of the minibatch over all ranks, the applied gradient is that of the mean over
+the global minibatch, whatever the number of ranks, of micro-batches, and the tokens in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lit_rlhf.distributed import all_reduce_max
+
+
+@contextmanager
+def accumulate(trainer: L.Trainer, last: bool) -> Iterator[None]:  # noqa: FBT001
+    """Wrap every ``manual_backward`` of a minibatch; ``last`` is True around the one before ``optimizer.step()``.
+
+    ZeRO keeps only the gradient of the last backward unless told otherwise; DDP would reduce every time. Losses are
+    not divided here. The number of blocks must be the same on all ranks under ZeRO: see :func:`equal_backwards`.
+
+    Args:
+        trainer: The running trainer.
+        last: Whether this is the final micro-batch of the minibatch.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        strategy.deepspeed_engine.set_gradient_accumulation_boundary(last)
+        try:
+            yield
+        finally:
+            # The flag is sticky: left False, `engine.step()` would apply nothing and say nothing.
+            strategy.deepspeed_engine.set_gradient_accumulation_boundary(True)
+    elif not last and isinstance(strategy.model, DistributedDataParallel):
+        with strategy.model.no_sync():
+            yield
+    else:
+        yield
+
+
+def equal_backwards(trainer: L.Trainer, local: int) -> int:
+    """Number of backwards every rank must run when this one has ``local`` micro-batches: the maximum over ranks.
+
+    ZeRO reduces gradients in every backward, so a rank with fewer of them would leave the others waiting. Fill up
+    with any micro-batch at loss weight 0.
+    """
+    count = torch.tensor(local, device=trainer.strategy.root_device)
+    return int(all_reduce_max(count))
+
+
+def configure_clipping(trainer: L.Trainer, max_norm: float | None) -> None:
+    """Hand the clipping threshold to DeepSpeed; call it in ``configure_optimizers``. Nothing to do elsewhere.
+
+    Args:
+        trainer: The running trainer.
+        max_norm: Global gradient norm to clip to; None or 0 clips nothing.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        assert isinstance(strategy.config, dict)
+        strategy.config["gradient_clipping"] = float(max_norm or 0.0)
+
+
+def clip_gradients(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer, max_norm: float | None) -> None:
+    """Scale the gradients of all groups together to a global norm of at most ``max_norm``; None or 0: leave them.
+
+    Under DeepSpeed nothing happens here: the engine clips in its step (:func:`configure_clipping`).
+    """
+    if max_norm and not isinstance(trainer.strategy, DeepSpeedStrategy):
+        torch.nn.utils.clip_grad_norm_(_parameters(optimizer), max_norm)
+
+
+def gradient_norm(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer | None = None) -> Tensor:
+    """Global L2 norm of the gradients, before clipping, scalar fp32.
+
+    Args:
+        trainer: The running trainer.
+        optimizer: Whose parameters; default: the trainer's only optimizer.
+
+    Returns:
+        Under DeepSpeed the norm of the *last applied* step (there is none before the step); elsewhere the norm of
+        the gradients as they lie, so call it before :func:`clip_gradients`.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        norm = strategy.deepspeed_engine.get_global_grad_norm()
+        return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=strategy.root_device)
+    gradients = [p.grad for p in _parameters(optimizer or trainer.optimizers[0]) if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).float()
+
+
+def clipped_step(trainer: L.Trainer, optimizer: LightningOptimizer, max_norm: float | None) -> Tensor:
+    """Clip, step, zero the gradients; the norm before clipping, scalar fp32.
+
+    The order differs by strategy (ZeRO knows its norm only afterwards), which is why this is one call.
+    """
+    sharded = isinstance(trainer.strategy, DeepSpeedStrategy)
+    norm = torch.zeros(()) if sharded else gradient_norm(trainer, optimizer)
+    clip_gradients(trainer, optimizer, max_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return gradient_norm(trainer) if sharded else norm
+
+
+def _parameters(optimizer: Optimizer | LightningOptimizer) -> list[Any]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

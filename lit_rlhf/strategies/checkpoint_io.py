@@ -1,0 +1,192 @@
+"""Checkpoints that a kill, a full disk or a hostile file cannot turn into a loss.
+
+Lightning's own writer is atomic only when ``$TMPDIR`` is on the checkpoint's file system, and first copies the whole
+checkpoint in memory. Here everything is written beside its target, flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
+
+from lit_rlhf.distributed import world_size
+from lit_rlhf.strategies.errors import WORLD_SIZE_KEY, CheckpointError, require_file
+
+_PATH = str | Path
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Single-file checkpoints: the target is the old file or the new one, never half of either.
+
+    Use it as ``Trainer(plugins=[AtomicCheckpointIO()])``. Paths with a remote protocol (``s3://...``) go through
+    Lightning's own writer. The number of ranks is stored with the checkpoint, so that a resume under another number
+    can be refused in one line (:func:`lit_rlhf.strategies.errors.require_training_state`).
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``.
+
+        Raises:
+            CheckpointError: If the disk is full or the file cannot be written; what was at ``path`` is still there.
+        """
+        checkpoint.setdefault(WORLD_SIZE_KEY, world_size())
+        if storage_options is not None or not _is_local_file_protocol(str(path)):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target) as temporary:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+            sync_folder(target.parent)
+
+    @override
+    def load_checkpoint(
+        self, path: _PATH, map_location: Callable[..., Any] | str | None = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read ``path``; ``weights_only`` is True unless it is switched off by name.
+
+        Raises:
+            CheckpointError: If the file is not a whole checkpoint, is a DeepSpeed folder, or asks to run code.
+            FileNotFoundError: If there is no such file.
+        """
+        if not _is_local_file_protocol(str(path)):
+            return super().load_checkpoint(path, map_location, weights_only is not False)  # type: ignore[arg-type]
+        require_file(path)
+        checkpoint: dict[str, Any] = safe_load(path, map_location=map_location, weights_only=weights_only is not False)
+        return checkpoint
+
+    @override
+    def remove_checkpoint(self, path: _PATH) -> None:
+        """Delete ``path`` and what an interrupted write left beside it."""
+        super().remove_checkpoint(path)
+        for leftover in (temporary_path(path), previous_path(path)):
+            remove(leftover)
+
+
+def safe_load(path: _PATH, *, map_location: Any = "cpu", weights_only: bool = True) -> Any:
+    """``torch.load`` that turns its page-long errors into one line.
+
+    Raises:
+        CheckpointError: If the pickle asks for code, or the file is truncated.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error: ")[-1].strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path} was refused: loading it would run code or build objects that are not tensors and plain"
+            f" values ({reason}). Load only files you trust, and convert them first."
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}): resume from an earlier one."
+        ) from error
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """The temporary path beside ``target`` to write to; it is removed, and the reason told, when writing fails.
+
+    Raises:
+        CheckpointError: In place of the ``OSError`` (or torch's ``RuntimeError`` around it) of the body.
+    """
+    temporary = temporary_path(target)
+    remove(temporary)
+    try:
+        yield temporary
+    except (OSError, RuntimeError) as error:
+        reason = failure_reason(error, target.parent)
+        remove(temporary)
+        raise CheckpointError(
+            f"The checkpoint {target} could not be written ({reason}). Earlier checkpoints are untouched: make room"
+            " and resume from the last one."
+        ) from error
+
+
+def failure_reason(error: BaseException, folder: Path) -> str:
+    """The operating system's words for a failed write, dug out from under what torch raised on top of them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    # torch's C++ writer keeps no errno, so ask the file system itself.
+    if shutil.disk_usage(folder).free < 2**20:
+        return "No space left on device"
+    return str(error).splitlines()[0]
+
+
+def latest_checkpoint(folder: _PATH) -> Path | None:
+    """The newest whole checkpoint (file or DeepSpeed folder) in ``folder``; None if there is none.
+
+    Unlike Lightning's ``ckpt_path="last"`` it needs no ``last.ckpt``: that link is replaced in two steps, and a kill
+    between them would make the next run start from nothing without an error.
+    """
+    found = {path.resolve() for path in Path(folder).glob("*.ckpt") if path.exists()}
+    # A kill between the two renames of a folder leaves only its predecessor.
+    found |= {path.with_suffix("") for path in Path(folder).glob("*.ckpt.old") if not path.with_suffix("").exists()}
+    return max(found, key=lambda path: (existing(path).stat().st_mtime_ns, path.name), default=None)
+
+
+def temporary_path(path: _PATH) -> Path:
+    """Where ``path`` is written before it is renamed; a fixed name, so that a repeated save reclaims a leftover."""
+    return Path(f"{path}.tmp")
+
+
+def previous_path(path: _PATH) -> Path:
+    """Where the predecessor of the folder ``path`` waits during the two renames."""
+    return Path(f"{path}.old")
+
+
+def existing(path: _PATH) -> Path:
+    """``path``, or its predecessor when a kill between the two renames left only that."""
+    return previous_path(path) if not Path(path).exists() and previous_path(path).exists() else Path(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, link or folder; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put the folder ``source`` in the place of ``target``; at every moment one of target, target.old is whole."""
+    previous = previous_path(target)
+    if target.exists():
+        remove(previous)
+        target.rename(previous)
+    source.rename(target)
+    sync_folder(target.parent)
+    remove(previous)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder under ``folder`` to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync_folder(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush one file or folder entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
