@@ -1,0 +1,106 @@
+"""Log-probabilities and entropies of tokens, without keeping a logit for every token of the vocabulary.
+
+N tokens with a vocabulary of V need N x V logits; at 32 rows x 512 tokens x 128k words that is 8 GiB in fp32, several
+times over in backward. Here the logits live for one chunk of tokens at a time and are made again in backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_SIZE = 1024
+
+
+def selected_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
+    r"""Log-probability of one token at each position.
+
+    .. math:: \log\pi(y_i) = z_{i, y_i} - \log \sum_v e^{z_{i, v}}
+
+    Raw logits: no temperature, no top-p, no penalty (paper section 3, Settings). Logits of ``-inf`` (forbidden tokens)
+    have probability zero and no gradient.
+
+    Args:
+        logits: ``(..., V)``, any float dtype; the arithmetic is fp32.
+        ids: ``(...)`` int64.
+
+    Returns:
+        ``(...)`` fp32 (fp64 for fp64 logits), nats.
+
+    Raises:
+        ValueError: If ``ids`` does not have the leading shape of ``logits``.
+    """
+    if logits.shape[:-1] != ids.shape:
+        raise ValueError(f"`ids` {tuple(ids.shape)} must have the leading shape of `logits` {tuple(logits.shape)}.")
+    wide = _wide(logits)
+    return wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(wide, dim=-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    r"""Entropy of the next-token distribution.
+
+    .. math:: H_i = - \sum_v p_{i,v} \log p_{i,v}, \qquad 0 \log 0 = 0
+
+    Args:
+        logits: ``(..., V)``, any float dtype; the arithmetic is fp32.
+
+    Returns:
+        ``(...)`` fp32 (fp64 for fp64 logits), nats.
+    """
+    logp = torch.log_softmax(_wide(logits), dim=-1)
+    # a forbidden token gives 0 * -inf; with the largest finite number instead, value and gradient are 0
+    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+
+
+def chunked_logprobs(
+    hidden: Tensor,
+    project: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`selected_logprobs` (and :func:`entropy`) straight from hidden states, a chunk of tokens at a time.
+
+    Up to ``chunk_size`` tokens the logits are kept for backward as usual. Beyond that each chunk's logits are thrown
+    away after forward and made again in backward, so the peak is ``chunk_size x V`` whatever N is. Values are the same
+    bits with and without gradients, and with and without entropy.
+
+    Args:
+        hidden: Hidden states of the positions that predict ``ids``, ``(N, H)``, any float dtype.
+        project: Hidden states to logits, ``(n, H) -> (n, V)``; differentiable, row-wise, deterministic.
+        ids: The tokens, ``(N,)`` int64.
+        chunk_size: Tokens whose logits exist at one time.
+        with_entropy: Whether to compute the entropies too.
+
+    Returns:
+        Log-probabilities ``(N,)`` fp32, and entropies ``(N,)`` fp32 or None.
+
+    Raises:
+        ValueError: If the shapes do not fit or ``chunk_size`` is not positive.
+    """
+    if hidden.dim() != 2 or ids.shape != hidden.shape[:1]:
+        raise ValueError(f"`hidden` {tuple(hidden.shape)} must be (N, H) and `ids` {tuple(ids.shape)} (N,).")
+    if chunk_size < 1:
+        raise ValueError(f"`chunk_size` ({chunk_size}) must be at least 1.")
+
+    def of_chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        logits = project(states)
+        logprobs = selected_logprobs(logits, tokens)
+        return (logprobs, entropy(logits)) if with_entropy else (logprobs,)
+
+    if ids.numel() <= chunk_size:
+        columns = of_chunk(hidden, ids)
+    else:
+        parts = zip(torch.split(hidden, chunk_size), torch.split(ids, chunk_size), strict=True)
+        # no RNG state to keep: `project` is deterministic
+        chunks = [checkpoint(of_chunk, h, t, use_reentrant=False, preserve_rng_state=False) for h, t in parts]
+        columns = tuple(torch.cat(column) for column in zip(*chunks, strict=True))
+    return columns[0], columns[1] if with_entropy else None
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,115 @@
+"""From one score a response to one reward a token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.functional.kl import k1
+from lit_rlhf.functional.masking import keep
+from lit_rlhf.functional.moments import RunningMoments
+
+
+def shape_scores(
+    scores: Tensor, *, moments: RunningMoments, normalize: bool = False, scale: bool = False, clip: float | None = None
+) -> Tensor:
+    r"""Normalize or scale scores by running moments, then clip them.
+
+    .. math::
+        \tilde r = \operatorname{clip}\left(\frac{r - \mu}{\sigma}, -c, c\right) \text{ (normalize)}, \qquad
+        \tilde r = \operatorname{clip}\left(\frac{r}{\sigma}, -c, c\right) \text{ (scale)}
+
+    The paper's moments already include this batch: update them first. Source: paper eq. 18 and Figure 5, details 4-5.
+
+    Args:
+        scores: ``(B,)``, any real dtype.
+        moments: Statistics of all raw scores so far.
+        normalize: Subtract the mean and divide by the standard deviation; ``scale`` adds nothing to it.
+        scale: Divide by the standard deviation.
+        clip: Bound c of the result; None leaves it free.
+
+    Returns:
+        ``(B,)`` fp32.
+
+    Raises:
+        ValueError: If ``clip`` is not positive.
+    """
+    if clip is not None and not clip > 0:
+        raise ValueError(f"`clip` ({clip}) must be positive, or None for no clipping.")
+    shaped = scores.float()
+    if normalize:
+        shaped = shaped - moments.mean
+    if normalize or scale:
+        shaped = shaped / moments.std
+    return shaped if clip is None else shaped.clamp(-clip, clip)
+
+
+def penalize_missing_eos(
+    scores: Tensor, ended: Tensor, *, penalty: float | None = None, replacement: float | None = None
+) -> Tensor:
+    r"""Lower, or replace, the score of responses that the length limit cut.
+
+    .. math:: r_b - p \text{ (penalty)}, \quad \text{or } r' \text{ (replacement)}, \quad \text{where not ended}
+
+    Args:
+        scores: ``(B,)``, any real dtype.
+        ended: True where the response has its EOS, ``(B,)`` bool.
+        penalty: Subtracted from the score, not negative.
+        replacement: Takes the place of the score. With both None the scores pass unchanged.
+
+    Returns:
+        ``(B,)`` fp32.
+
+    Raises:
+        ValueError: If both are given, the penalty is negative, or the shapes or the dtype of ``ended`` do not fit.
+    """
+    if ended.dtype != torch.bool or ended.shape != scores.shape:
+        raise ValueError(f"`ended` must be bool {tuple(scores.shape)}, got {ended.dtype} {tuple(ended.shape)}.")
+    if penalty is not None and replacement is not None:
+        raise ValueError(f"Give `penalty` ({penalty}) or `replacement` ({replacement}), not both.")
+    if penalty is not None and penalty < 0:
+        raise ValueError(f"`penalty` ({penalty}) is subtracted and must not be negative.")
+    wide = scores.float()
+    if replacement is not None:
+        return torch.where(ended, wide, torch.full_like(wide, replacement))
+    return torch.where(ended, wide, wide - (penalty or 0.0))
+
+
+def token_rewards(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    kl_coef: float,
+    token_scores: Tensor | None = None,
+) -> Tensor:
+    r"""The KL penalty at every response token, and the score at the last one.
+
+    .. math:: r_t = -\eta \left(\log\pi(y_t) - \log\pi_{ref}(y_t)\right) + [t = t_{last}]\, s + s_t
+
+    Source: paper eq. 19 (detail 1), with :math:`s_t` an optional per-token (process) reward.
+
+    Args:
+        scores: One a response, shaped, ``(B,)``.
+        logprobs: Under the policy that drew the tokens, ``(B, T)``.
+        ref_logprobs: Under the reference, ``(B, T)``.
+        mask: Response tokens up to and including EOS, ``(B, T)`` bool.
+        kl_coef: :math:`\eta`, not negative.
+        token_scores: ``(B, T)``, or None.
+
+    Returns:
+        ``(B, T)`` fp32, zero outside the mask. A row without any token gets no score.
+
+    Raises:
+        ValueError: If shapes do not fit or ``kl_coef`` is negative.
+    """
+    if scores.shape != mask.shape[:1] or mask.dim() != 2:
+        raise ValueError(f"`scores` {tuple(scores.shape)} must be (B,) and `mask` {tuple(mask.shape)} (B, T).")
+    if not kl_coef >= 0:
+        raise ValueError(f"`kl_coef` ({kl_coef}) must not be negative.")
+    penalty = -kl_coef * k1(keep(logprobs, mask), keep(ref_logprobs, mask))
+    later = mask.long().flip(1).cumsum(1).flip(1)
+    last = mask & (later == 1)
+    rewards = penalty + keep(scores.float().unsqueeze(1).expand(mask.shape), last)
+    return rewards if token_scores is None else rewards + keep(token_scores, mask)
