@@ -2,30 +2,117 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
 
 USAGE = """\
 usage: lit-rlhf COMMAND [OPTIONS]
 
-Train (configs are Lightning's; every option can be overridden on the command line):
-  fit, validate, test, predict   --config FILE [--config FILE ...] [--KEY VALUE ...] [--print_config]
+Train and evaluate (configs are Lightning's; every option can be overridden on the command line):
+  fit, validate, test, predict   --config FILE [--config FILE ...] [--KEY VALUE ...]
+                                 [--ckpt_path last] [--print_config]
+Data:
+  pocket make OUT                write the embedded pocket world as files
+  data check FILES               say what is wrong with which row, before training
+Results:
+  report RUN_DIR [RUN_DIR ...]   one self-contained HTML page of a run
+  compare SFT_RUN RUN [...]      win/tie/lose and gold scores of evaluated policies
+  score --model RM FILE          score the replies in a file
+Models:
+  export CKPT OUT                a checkpoint as a Hugging Face folder
+  plan --config FILE             memory a device, without loading weights
 
 Options:
-  -h, --help     this text        lit-rlhf COMMAND --help    a command's own options
-  --version      the version
+  -h, --help      this text; `lit-rlhf COMMAND --help` for a command's own options
+  --version       the version
+  LIT_RLHF_DEBUG=1 in the environment prints tracebacks of errors that are otherwise one line
 """
+
+TRAINING = ("fit", "validate", "test", "predict")
+
+COMMANDS = {
+    "pocket": ("make", "lit_rlhf.pocket.make"),
+    "data": ("check", "lit_rlhf.data.check"),
+    "report": (None, "lit_rlhf.evaluation.run_report"),
+    "compare": (None, "lit_rlhf.evaluation.compare"),
+    "score": (None, "lit_rlhf.evaluation.score"),
+    "export": (None, "lit_rlhf.modules.export_command"),
+    "plan": (None, "lit_rlhf.evaluation.plan"),
+}
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line ``args`` (default: the process's own)."""
-    words = sys.argv[1:] if args is None else args
+    """Run the command line ``args`` (default: the process's own).
+
+    Raises:
+        SystemExit: 2 for what the user can mend, with one line on stderr.
+    """
+    words = sys.argv[1:] if args is None else list(args)
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE)  # noqa: T201
-        return
-    if words[0] == "--version":
+        print(USAGE, end="")  # noqa: T201
+    elif words[0] == "--version":
         from lit_rlhf import __version__
 
         print(__version__)  # noqa: T201
+    else:
+        _run(words)
+
+
+def _run(words: list[str]) -> None:
+    try:
+        _command(words)
+    except KeyboardInterrupt:
+        fail("interrupted")
+    except Exception as error:
+        if os.environ.get("LIT_RLHF_DEBUG") or not _is_for_users(error):
+            raise
+        fail(str(error))
+
+
+def _command(words: list[str]) -> None:
+    name, rest = words[0], words[1:]
+    if name in TRAINING:
+        from lit_rlhf.training_cli import run
+
+        run(words)
         return
-    print(f"lit-rlhf: unknown command {words[0]!r}\n\n{USAGE}", file=sys.stderr)  # noqa: T201
+    if name not in COMMANDS:
+        fail(f"unknown command {name!r}; the commands are {', '.join([*TRAINING, *COMMANDS])}")
+    verb, module = COMMANDS[name]
+    if verb is not None:
+        if rest[:1] != [verb]:
+            fail(f"{name!r} has one verb: lit-rlhf {name} {verb} ...")
+        rest = rest[1:]
+    command: Callable[[list[str]], None] = import_module(module).main
+    command(rest)
+
+
+def fail(message: str) -> None:
+    """End with one readable line on stderr and exit code 2.
+
+    Raises:
+        SystemExit: Always.
+    """
+    print("lit-rlhf: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
     raise SystemExit(2)
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Whether the error was raised on purpose, by this package or by Lightning, about something the user gave."""
+    if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError):
+        return True
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    if not isinstance(error, ValueError):
+        return type(error).__name__ in ("NonFiniteError", "CheckpointError")
+    return _raised_in(error.__traceback__, Path(__file__).parent)
+
+
+def _raised_in(trace: TracebackType | None, folder: Path) -> bool:
+    frames = traceback.extract_tb(trace)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(folder)

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from lit_rlhf.strategies.accumulation import accumulate, clip_gradients, configure_clipping, gradient_norm
 
 STATE_KEY = "lit_rlhf"
 
@@ -82,10 +81,8 @@ class BaseModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """One AdamW with named groups and one LambdaLR: the same under one device, DDP and ZeRO-2."""
-        strategy_config = getattr(self.trainer.strategy, "config", None)
-        if isinstance(strategy_config, dict):
-            strategy_config["gradient_clipping"] = self.optimizer_config.max_grad_norm
         config = self.optimizer_config
+        configure_clipping(self.trainer, config.max_grad_norm)
         groups = [
             {"params": [p for p in parameters if p.requires_grad], "lr": lr, "name": name}
             for name, (parameters, lr) in self.parameter_groups().items()
@@ -94,22 +91,6 @@ class BaseModule(L.LightningModule):
         total = self.trainer.estimated_stepping_batches
         schedule = LambdaLR(optimizer, [lambda step: self.schedule_config.factor(step, total)] * len(groups))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    @contextmanager
-    def accumulating(self, *, last: bool) -> Iterator[None]:
-        """Wrap every ``manual_backward``: gradients are reduced over ranks at the last micro-batch only.
-
-        Under ZeRO-2 a backward outside this helper would overwrite the previous one's gradient without an error.
-        """
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DeepSpeedStrategy):
-            strategy.deepspeed_engine.set_gradient_accumulation_boundary(last)
-            yield
-        elif isinstance(strategy, DDPStrategy) and not last and strategy.model is not None:
-            with strategy.model.no_sync():  # type: ignore[operator]
-                yield
-        else:
-            yield
 
     def optimize(self, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor] | None:
         """One optimizer step from the micro-batches' losses.
@@ -129,28 +110,22 @@ class BaseModule(L.LightningModule):
         optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for i, loss_of in enumerate(losses):
-            with self.accumulating(last=i == len(losses) - 1):
+            with accumulate(self.trainer, i == len(losses) - 1):
                 loss = loss_of()
                 total += loss.detach()
                 self.manual_backward(loss * world_size())
         total = all_reduce_sum(total)
-        norm = self._clip()
-        if not bool(torch.isfinite(total)) or (norm is not None and not bool(torch.isfinite(norm))):
-            optimizer.zero_grad()
-            return self._refuse_update("loss" if not bool(torch.isfinite(total)) else "gradient norm")
+        # ZeRO knows its gradient norm only after the step; there the loss alone tells.
+        sharded = isinstance(self.trainer.strategy, DeepSpeedStrategy)
+        norm = torch.zeros(()) if sharded else gradient_norm(self.trainer, optimizer)
+        for name, value in (("loss", total), ("gradient norm", norm)):
+            if not bool(torch.isfinite(value)):
+                optimizer.zero_grad()
+                return self._refuse_update(name)
+        clip_gradients(self.trainer, optimizer, self.optimizer_config.max_grad_norm)
         optimizer.step()
-        if norm is None:
-            norm = torch.as_tensor(self.trainer.strategy.deepspeed_engine.get_global_grad_norm() or 0.0)  # type: ignore[attr-defined]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        return {"loss": total, "grad_norm": norm.detach().float().to(self.device)}
-
-    def _clip(self) -> Tensor | None:
-        """Clip the global gradient norm and return it from before clipping; None where DeepSpeed does it itself."""
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            return None
-        limit = self.optimizer_config.max_grad_norm
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
+        return {"loss": total, "grad_norm": gradient_norm(self.trainer) if sharded else norm}
 
     # ---------------------------------------------------------------- things that must not be finite
 
@@ -243,11 +218,6 @@ class BaseModule(L.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         return {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
-
-
-def describe(config: Any) -> dict[str, Any]:
-    """A config dataclass as primitives, for checkpoints and reports."""
-    return asdict(config)
 
 
 def run_directory(trainer: L.Trainer) -> Path:

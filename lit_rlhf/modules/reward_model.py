@@ -1,0 +1,241 @@
+"""The reward model: pairwise ranking with a language-model regularizer (paper section 2, eq. 1-2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
+from lit_rlhf.functional.logprobs import chunked_logprobs
+from lit_rlhf.functional.losses import lm_loss
+from lit_rlhf.functional.preference import accuracy, pairwise_loss
+from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.modules.base import BaseModule, run_directory
+from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.modules.micro import length_micro_batches
+from lit_rlhf.modules.pairs import PairForward, pair_forward
+from lit_rlhf.modules.ppo_models import load_options, load_tokenizer_for
+from lit_rlhf.types import DeviceBatch, PreferenceBatch
+
+
+class RewardModelModule(BaseModule):
+    r"""Scalar scores that rank the chosen reply above the rejected one.
+
+    .. math:: L = -\frac1N \sum \log\sigma(r_w - r_l - m) - \beta_{rm} \frac1M \sum_t \log p(y_{w,t})
+
+    Args:
+        model_path: Folder or hub name to start from: an SFT model (``head="fresh"``) or a reward model (``"load"``).
+        head: Where the scalar head comes from. There is no silent third way.
+        lm_coef: beta_rm; 1 in the paper's text, 0 in its release.
+        optimizer: AdamW; the paper's 5e-6.
+        schedule: Learning rate over steps.
+        model: How the model is loaded.
+        micro_batch_tokens: Most tokens of one forward pass.
+        on_non_finite: See ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        head: Literal["fresh", "load"] = "fresh",
+        lm_coef: float = 1.0,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6),  # noqa: B008
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        model: ModelConfig = ModelConfig(),  # noqa: B008
+        micro_batch_tokens: int = 16384,
+        on_non_finite: str = "stop",
+    ) -> None:
+        super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
+        require(lm_coef >= 0, "lm_coef", lm_coef, "must not be negative")
+        require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
+        if head == "load" and lm_coef > 0:
+            raise ValueError(
+                f"`lm_coef` ({lm_coef}) needs the LM head of a language model; `head: load` starts from a reward model, "
+                "which has none: set it to 0."
+            )
+        self.model_path = model_path
+        self.head: Literal["fresh", "load"] = head
+        self.lm_coef = lm_coef
+        self.micro_batch_tokens = micro_batch_tokens
+        self.reward_model: Any = None
+
+    def configure_model(self) -> None:
+        """Load tokenizer and model, once."""
+        if self.reward_model is not None:
+            return
+        config = self.model_config
+        self.tokenizer = load_tokenizer_for(self.model_path, config)
+        self.reward_model = load_scalar_model(
+            self.model_path,
+            head=self.head,
+            lm_head=self.lm_coef > 0,
+            gradient_checkpointing=config.gradient_checkpointing,
+            **load_options(config),
+        )
+
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """One group, `reward`."""
+        return {"reward": (list(self.reward_model.parameters()), self.optimizer_config.lr)}
+
+    def sources(self) -> dict[str, str]:
+        """See ``BaseModule``."""
+        return {"reward": self.model_path, "tokenizer": self.model_path}
+
+    def export(self, path: str | Path) -> None:
+        """Write a folder that ``AutoModelForSequenceClassification`` loads; rank 0 writes."""
+        if rank() == 0:
+            export_scalar(self.reward_model, self.tokenizer, path)
+
+    # ---------------------------------------------------------------- training
+
+    def training_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
+        """One global batch of pairs, one optimizer step."""
+        pairs = batch.content
+        learned = reply_tokens(pairs).double()
+        counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        parts = length_micro_batches(pair_lengths(pairs), self.micro_batch_tokens, self.device)
+        result = self.optimize([lambda rows=rows: self.pair_loss(pairs.rows(rows), counts, sums) for rows in parts])  # type: ignore[misc]
+        if result is None:
+            return
+        ranking, lm, right, gap, score = all_reduce_sum(sums).tolist()
+        number = float(counts[0])
+        metrics = {
+            "loss/ranking": ranking,
+            "loss/lm": lm,
+            "train/accuracy": right / number,
+            "train/score_gap": gap / number,
+            "train/score": score / number / 2,
+            "update/pairs": number,
+            "update/grad_norm": float(result["grad_norm"]),
+        }
+        self.log_values({**metrics, **self.learning_rates()}, prog_bar=("loss/ranking", "train/accuracy"))
+
+    def pair_loss(self, pairs: PreferenceBatch, counts: Tensor, sums: Tensor) -> Tensor:
+        """The share of ``pairs`` in the loss of the global batch, a scalar.
+
+        Args:
+            pairs: The micro-batch.
+            counts: Pairs and learned tokens of the global batch, ``(2,)``.
+            sums: Added to in place: ranking loss, LM loss, right pairs, score gap, sum of scores.
+        """
+        out = self.forward_pairs(pairs)
+        ranking = pairwise_loss(out.chosen, out.rejected, margin=pairs.margin).sum() / counts[0]
+        loss = ranking.float()
+        lm = torch.zeros_like(loss)
+        if self.lm_coef > 0:
+            logprobs, _ = chunked_logprobs(out.reply_hidden, self.reward_model.lm_project, out.reply_ids)
+            lm = lm_loss(logprobs, torch.ones_like(logprobs, dtype=torch.bool), normalizer=float(counts[1])).loss
+            loss = loss + self.lm_coef * lm
+        with torch.no_grad():
+            right = accuracy(out.chosen, out.rejected).sum()
+            gap = (out.chosen - out.rejected).sum()
+            total = (out.chosen + out.rejected).sum()
+            sums += torch.stack([ranking, lm, right, gap, total]).double()
+        return loss
+
+    def forward_pairs(self, pairs: PreferenceBatch) -> PairForward:
+        """Scores of both replies and what the LM loss needs."""
+        return pair_forward(self.reward_model, pairs, with_reply=self.lm_coef > 0)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Start an empty table."""
+        self._rows: list[dict[str, Any]] = []
+
+    def on_test_epoch_start(self) -> None:
+        """Start an empty table."""
+        self._rows = []
+
+    def on_predict_epoch_start(self) -> None:
+        """Scores are returned, not kept."""
+        self._rows = []
+
+    def validation_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
+        """Score a batch of held-out pairs."""
+        self._rows.extend(self.score_pairs(batch.content))
+
+    def test_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
+        """The same as validation, on the test pairs."""
+        self._rows.extend(self.score_pairs(batch.content))
+
+    def predict_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
+        """Rows with both scores and the raw record."""
+        return self.score_pairs(batch.content)
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: PreferenceBatch) -> list[dict[str, Any]]:
+        """One row a pair: ``chosen``, ``rejected`` (scores), token counts of the replies, the raw record."""
+        self.reward_model.eval()
+        rows: list[dict[str, Any]] = [{} for _ in range(len(pairs))]
+        lengths = pairs.chosen_mask.sum(1) - pairs.prompt_length, pairs.rejected_mask.sum(1) - pairs.prompt_length
+        for part in length_micro_batches(pair_lengths(pairs), self.micro_batch_tokens, self.device, equalize=False):
+            out = pair_forward(self.reward_model, pairs.rows(part), with_reply=False)
+            for i, chosen, rejected in zip(part.tolist(), out.chosen.tolist(), out.rejected.tolist(), strict=True):
+                rows[i] = {
+                    "chosen": chosen,
+                    "rejected": rejected,
+                    "chosen_tokens": int(lengths[0][i]),
+                    "rejected_tokens": int(lengths[1][i]),
+                    "record": dict(pairs.records[i]) if pairs.records else {},
+                }
+        return rows
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy and ranking loss as ``val/...``."""
+        self._finish("val")
+        self.reward_model.train()
+
+    def on_test_epoch_end(self) -> None:
+        """Log as ``test/...`` and write the report (docs/reward_models.md)."""
+        rows = self._finish("test")
+        if rows and rank() == 0:
+            self.write_report(rows)
+
+    def _finish(self, stage: str) -> list[dict[str, Any]]:
+        rows = [row for part in all_gather_object(self._rows) for row in part]
+        self._rows = []
+        if rows:
+            self.log_values(ranking_metrics(rows, stage), prog_bar=(f"{stage}/accuracy",))
+        return rows
+
+    def write_report(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the reward-model report of the test split into the run directory."""
+        run_directory(self.trainer).mkdir(parents=True, exist_ok=True)
+
+
+def ranking_metrics(rows: Sequence[dict[str, Any]], stage: str) -> dict[str, float]:
+    """Accuracy (ties count half), its Wilson 95 % interval, mean ranking loss and mean score gap."""
+    from lit_rlhf.evaluation.intervals import wilson_interval
+
+    chosen = torch.tensor([row["chosen"] for row in rows])
+    rejected = torch.tensor([row["rejected"] for row in rows])
+    right = accuracy(chosen, rejected)
+    interval = wilson_interval(float(right.sum()), len(rows))
+    return {
+        f"{stage}/accuracy": float(right.mean()),
+        f"{stage}/accuracy_low": interval.low,
+        f"{stage}/accuracy_high": interval.high,
+        f"{stage}/loss": float(pairwise_loss(chosen, rejected).mean()),
+        f"{stage}/score_gap": float((chosen - rejected).mean()),
+    }
+
+
+def pair_lengths(pairs: PreferenceBatch) -> list[int]:
+    """Tokens of both rows of each pair together."""
+    return (pairs.chosen_mask.sum(1) + pairs.rejected_mask.sum(1)).tolist()  # type: ignore[no-any-return]
+
+
+def reply_tokens(pairs: PreferenceBatch) -> Tensor:
+    """Tokens of each chosen reply, ``(B,)`` int64."""
+    return pairs.chosen_mask.sum(1) - pairs.prompt_length
+
+
+def export_scalar(model: Any, tokenizer: Any, path: str | Path) -> None:
+    """Write a scalar model with its fingerprint."""
+    model.save_pretrained(path, tokenizer)

@@ -1,0 +1,193 @@
+"""`lit-rlhf fit|validate|test|predict`: a LightningCLI with this library's defaults and one-line errors."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
+
+from lit_rlhf.callbacks.export import ExportCallback
+from lit_rlhf.callbacks.prediction_writer import JSONLWriter
+from lit_rlhf.callbacks.progress import RLHFProgressBar
+from lit_rlhf.cli import fail
+from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO
+from lit_rlhf.strategies.register import register_strategies
+
+NAMED_IN_YAML = (
+    "lit_rlhf.modules.sft",
+    "lit_rlhf.modules.reward_model",
+    "lit_rlhf.modules.ppo",
+    "lit_rlhf.datamodules.sft",
+    "lit_rlhf.datamodules.preference",
+    "lit_rlhf.datamodules.rollout",
+    "lit_rlhf.rewards",
+    "lit_rlhf.callbacks",
+)
+"""Imported first, so that YAML can say `class_path: PPOModule` without the module path."""
+
+
+class OneLineParser(LightningArgumentParser):
+    """jsonargparse without the forty lines of usage around an error."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the error's own line and, for a misspelt key, what is allowed."""
+        fail(readable(message, self))
+        raise AssertionError  # pragma: no cover
+
+
+def readable(message: str, parser: Any) -> str:
+    """The innermost cause of a jsonargparse message, with a suggestion for a misspelt key."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    text = " ".join(lines)
+    found = re.search(r"(?:Option|option|Key) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept .*?option '([\w.]+)'", text)
+    if found is None:
+        return text
+    key = found.group(1) or found.group(2)
+    near = difflib.get_close_matches(key.split(".")[-1], _known_keys(text, parser), n=3)
+    return f"{text} Did you mean: {', '.join(near)}?" if near else text
+
+
+def _known_keys(text: str, parser: Any) -> list[str]:
+    classes = re.findall(r"class_path ['\"]?([\w.]+)", text)
+    known: set[str] = {dest.split(".")[-1] for dest in getattr(parser, "_option_string_actions", {})}
+    known |= {name.lstrip("-").split(".")[-1] for name in known}
+    for path in classes:
+        known |= set(_parameters(path))
+    return sorted(known)
+
+
+def _parameters(class_path: str) -> list[str]:
+    import inspect
+
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    return list(inspect.signature(found.__init__).parameters)
+
+
+class RunConfig(SaveConfigCallback):
+    """Saves the whole config (and versions) as ``config.yaml`` in the run directory, not in a logger's."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write once, on rank 0, when fitting."""
+        if self.already_saved or stage != "fit":
+            return
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile
+            )
+        self.already_saved = True
+
+
+class RLHFCLI(LightningCLI):
+    """Lightning's CLI with loggers, checkpoints, progress bar and export inside ``trainer.default_root_dir``."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The parser with one-line errors."""
+        parser = OneLineParser(**kwargs)
+        parser.add_argument("-c", "--config", action="config", help="YAML file; later ones override earlier ones")
+        return parser
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Fill in what the config leaves open."""
+        config = self._get(self.config_init, "trainer")
+        run = Path(config.get("default_root_dir") or f"runs/{self._run_name()}")
+        kwargs["default_root_dir"] = str(run)
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), CSVLogger(run, name="csv")]
+        trainer = super().instantiate_trainer(**kwargs)
+        self._fill_callbacks(trainer, run)
+        return trainer
+
+    def _run_name(self) -> str:
+        return type(self.model).__name__.removesuffix("Module").lower()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        run = Path(config["default_root_dir"])
+        config["callbacks"] = [*given, *default_callbacks(run, given, config)]
+        if not _brings_own_checkpoints(config):
+            plugins = config.get("plugins") or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _fill_callbacks(self, trainer: L.Trainer, run: Path) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(run / "checkpoints")
+
+
+def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) -> list[Callback]:
+    """What every run gets unless the config brings one of the same kind or switches it off."""
+    defaults: list[Callback] = []
+    kinds: list[tuple[type[Callback], Any]] = [
+        (ExportCallback, lambda: ExportCallback()),
+        (JSONLWriter, lambda: JSONLWriter(run / "predictions.jsonl")),
+    ]
+    if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
+        kinds.insert(0, (ModelCheckpoint, lambda: ModelCheckpoint(run / "checkpoints", save_last="link")))
+    if config.get("enable_progress_bar") is not False:
+        kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
+    for kind, make in kinds:
+        if not any(isinstance(callback, kind) for callback in given):
+            defaults.append(make())
+    return defaults
+
+
+def _brings_own_checkpoints(config: dict[str, Any]) -> bool:
+    strategy = config.get("strategy")
+    if isinstance(strategy, DeepSpeedStrategy) or (isinstance(strategy, str) and "deepspeed" in strategy):
+        return True
+    return False
+
+
+def run(args: list[str]) -> RLHFCLI:
+    """Parse ``args`` and run the subcommand they start with."""
+    quiet()
+    register_strategies()
+    for module in NAMED_IN_YAML:
+        import_module(module)
+    return RLHFCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=RunConfig,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"log_every_n_steps": 1, "logger": True, "use_distributed_sampler": False},
+        seed_everything_default=0,
+        parser_kwargs={"default_env": True, "env_prefix": "LIT_RLHF"},
+        args=args,
+    )
+
+
+def quiet() -> None:
+    """Silence what Lightning and torch say of things that are so by design here."""
+    for text in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*no pre-optimization state was saved.*",
+        ".*Found .* modules? in eval mode.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+    torch.set_float32_matmul_precision("high")
+
+
+__all__ = ["LearningRateMonitor", "RLHFCLI", "run"]
