@@ -226,14 +226,20 @@ class DeviceBatch(Generic[ContentT]):
 
     Iterating yields one tensor whose first dimension is the batch size, which is what Lightning's batch-size
     inference looks for when a user's callback logs with ``on_epoch=True``.
+
+    Args:
+        content: The columns.
+        info: Numbers about the global batch that this is one rank's part of, the same on every rank, such as
+            ``global_rows`` and ``global_tokens`` for losses that are normalized globally.
     """
 
-    def __init__(self, content: ContentT) -> None:
+    def __init__(self, content: ContentT, info: Mapping[str, float] | None = None) -> None:
         self.content = content
+        self.info: Mapping[str, float] = info or {}
 
     def to(self, device: torch.device | str) -> DeviceBatch[ContentT]:
         """The same batch with its content on ``device``."""
-        return type(self)(self.content.to(device))  # type: ignore[attr-defined]
+        return type(self)(self.content.to(device), self.info)  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.content)  # type: ignore[arg-type]

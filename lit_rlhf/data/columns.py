@@ -1,0 +1,88 @@
+"""Column rows: a `prompt` beside its replies, each as a string or as messages.
+
+Preferences are ``{"prompt", "chosen", "rejected"}``, or ``{"chosen", "rejected"}`` as whole message lists; imitation
+rows are ``{"prompt", R}`` with R one of `completion`, `response`, `chosen`. A string prompt may be an HH transcript
+that ends in "Assistant:"; any other string is one user turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_rlhf.data.formats import Kind, RowFormat
+from lit_rlhf.data.hh import looks_like_transcript, parse_transcript
+from lit_rlhf.data.messages import looks_like_messages
+from lit_rlhf.data.records import (
+    DialogueRecord,
+    Message,
+    PreferenceRecord,
+    Reason,
+    RowError,
+    check_turns,
+    preference,
+    read_messages,
+    read_number,
+)
+
+REPLY_KEYS = ("completion", "response", "chosen")
+
+
+def read_prompt(value: Any, *, name: str = "prompt") -> list[Message]:
+    """The turns of a prompt given as a string, a transcript or messages; a bare final "Assistant:" is dropped.
+
+    Raises:
+        RowError: Wrong types, or an empty prompt.
+    """
+    if isinstance(value, str):
+        turns = parse_transcript(value) if looks_like_transcript(value) else [Message("user", value.strip())]
+    else:
+        turns = read_messages(value, name=name)
+    if turns and turns[-1] == Message("assistant", ""):
+        turns = turns[:-1]
+    return list(check_turns(turns, ends_with="user"))
+
+
+def _read_reply(value: Any, *, name: str) -> list[Message]:
+    """The turns that follow the prompt: one assistant turn for a string."""
+    return [Message("assistant", value.strip())] if isinstance(value, str) else read_messages(value, name=name)
+
+
+def _is_reply(value: Any) -> bool:
+    return isinstance(value, str) or looks_like_messages(value)
+
+
+def _dialogue(row: dict[str, Any], key: str) -> list[Message]:
+    prompt = read_prompt(row["prompt"]) if "prompt" in row else []
+    reply = _read_reply(row[key], name=key)
+    # TRL's explicit-prompt rows repeat the prompt inside each reply in some published sets
+    return reply if prompt and reply[: len(prompt)] == prompt else prompt + reply
+
+
+class ColumnsFormat(RowFormat):
+    """Prompt and replies in columns of their own."""
+
+    name = "columns"
+    expects = '{"prompt": ..., "chosen": ..., "rejected": ...} (imitation: {"prompt": ..., "completion": ...})'
+    kinds = frozenset({"preference", "dialogue"})
+
+    def matches(self, row: Any, kind: Kind) -> bool:
+        """A prompt with its replies, or two message lists."""
+        if not isinstance(row, dict):
+            return False
+        has_prompt = _is_reply(row.get("prompt"))
+        if kind != "preference":
+            return has_prompt and any(_is_reply(row.get(key)) for key in REPLY_KEYS)
+        replies = (row.get("chosen"), row.get("rejected"))
+        return all(_is_reply(r) if has_prompt else looks_like_messages(r) for r in replies)
+
+    def preference(self, row: Any) -> PreferenceRecord:
+        """Both replies after the same prompt; a `margin` column is kept."""
+        margin = read_number(row.get("margin"), name="margin")
+        return preference(_dialogue(row, "chosen"), _dialogue(row, "rejected"), raw=row, margin=margin)
+
+    def imitation(self, row: Any) -> DialogueRecord:
+        """The prompt and its one reply column."""
+        keys = [key for key in REPLY_KEYS if _is_reply(row.get(key))]
+        if len(keys) > 1:
+            raise RowError(Reason.WRONG_TYPES, f"more than one reply column: {', '.join(keys)}")
+        return DialogueRecord(messages=check_turns(_dialogue(row, keys[0]), ends_with="assistant"), raw=row)

@@ -1,0 +1,118 @@
+"""What a raw row format is, and how the format of a source is recognised.
+
+A new format is one file with one :class:`RowFormat` and a place in ``FORMATS`` of ``loading.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lit_rlhf.data.records import DialogueRecord, PreferenceRecord, PromptRecord, Reason, RowError, TextRecord
+
+Kind = Literal["preference", "dialogue", "prompt", "text", "sft"]
+AnyRecord = PreferenceRecord | PromptRecord | DialogueRecord | TextRecord
+
+
+class RowFormat(ABC):
+    """How one raw row (a decoded JSON value) becomes a record.
+
+    A subclass overrides the methods of the kinds it can give and says so in ``kinds``.
+
+    Attributes:
+        name: What the user writes in ``format=``.
+        expects: One line for error messages: what a row looks like.
+        kinds: The record kinds it gives.
+    """
+
+    name: str
+    expects: str
+    kinds: frozenset[str]
+
+    def matches(self, row: Any, kind: Kind) -> bool:
+        """Whether a row looks like this format, by its keys and types only; a bad row may still look like it."""
+        raise NotImplementedError
+
+    def read(self, row: Any, kind: Kind) -> AnyRecord:
+        """The record of a row.
+
+        Raises:
+            RowError: The row is not of this format or not usable.
+        """
+        if not self.matches(row, kind):
+            raise RowError(Reason.WRONG_TYPES, f"expected {self.expects}, got {describe(row)}")
+        if kind == "preference":
+            return self.preference(row)
+        if kind == "prompt":
+            return self.prompt(row)
+        return self.imitation(row)
+
+    def preference(self, row: Any) -> PreferenceRecord:
+        """A row as a preference pair."""
+        raise NotImplementedError
+
+    def prompt(self, row: Any) -> PromptRecord:
+        """A row as a prompt."""
+        raise NotImplementedError
+
+    def imitation(self, row: Any) -> DialogueRecord | TextRecord:
+        """A row as something to imitate."""
+        raise NotImplementedError
+
+
+def describe(row: Any) -> str:
+    """A short description of a raw row: its keys, or its type."""
+    if isinstance(row, dict):
+        keys = ", ".join(f"{str(k)[:30]}: {type(v).__name__}" for k, v in list(row.items())[:8])
+        return "{" + keys + ("}" if len(row) <= 8 else ", ...}")
+    if isinstance(row, list):
+        return f"a list of {len(row)} ({', '.join(sorted({type(x).__name__ for x in row}))})"
+    return f"a {type(row).__name__}"
+
+
+def choose_format(rows: Sequence[Any], kind: Kind, formats: Sequence[RowFormat], *, source: str) -> RowFormat:
+    """The one format that the first rows of a source have.
+
+    Args:
+        rows: The first decoded rows; those that look like no format are left to validation.
+        kind: The kind of record wanted.
+        formats: The candidates.
+        source: For messages.
+
+    Raises:
+        ValueError: No format, more than one, or one that under half of the rows have; names the candidates.
+    """
+    able = [f for f in formats if _gives(f, kind)]
+    votes = Counter(f.name for row in rows for f in able if f.matches(row, kind))
+    if len(votes) == 1:
+        (name, count) = next(iter(votes.items()))
+        if 2 * count >= len(rows):
+            return next(f for f in able if f.name == name)
+        raise ValueError(
+            f"{source}: only {count} of the first {len(rows)} rows look like `{name}`; "
+            f"name the format with `format={name}` if that is right."
+        )
+    if not votes:
+        known = "; ".join(f"`{f.name}`: {f.expects}" for f in able)
+        seen = describe(rows[0]) if rows else "no rows"
+        raise ValueError(f"{source}: format not recognised for {kind} data. First row: {seen}. Known: {known}.")
+    found = ", ".join(f"`{name}` ({count} of {len(rows)} rows)" for name, count in votes.most_common())
+    raise ValueError(f"{source}: the format is ambiguous: {found}. Name one with `format=`.")
+
+
+def named_format(name: str, kind: Kind, formats: Sequence[RowFormat]) -> RowFormat:
+    """The format called ``name``.
+
+    Raises:
+        ValueError: No such format, or it does not give this kind; lists those that do.
+    """
+    able = {f.name: f for f in formats if _gives(f, kind)}
+    if name not in able:
+        raise ValueError(f"`format` ({name!r}) must be one of {', '.join(able)} for {kind} data.")
+    return able[name]
+
+
+def _gives(fmt: RowFormat, kind: Kind) -> bool:
+    return kind in fmt.kinds or (kind == "sft" and bool(fmt.kinds & {"dialogue", "text"}))

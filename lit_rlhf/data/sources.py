@@ -1,0 +1,164 @@
+"""From a path, folder, glob or hub name to raw rows, each with its place, each bad one with its reason.
+
+Local: ``.json`` (a list of rows, or one row a line), ``.jsonl``, either with ``.gz``; folders are searched for
+these; globs are expanded. Anything else of the form ``owner/name[/data_dir][@config][:split[slice]]`` is a data set on
+the hub, read through `datasets`.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.data.hub import looks_like_hub_name, read_hub
+from lit_rlhf.data.records import Reason, RowError
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A decoded row, or the reason why there is none.
+
+    Attributes:
+        source: File path or hub name as given.
+        line: Line of a JSONL file, element of a JSON list, row of a split; from 1.
+        value: The decoded JSON value; the undecodable text where ``error`` is set.
+        error: Why the row could not be decoded.
+    """
+
+    source: str
+    line: int
+    value: Any
+    error: RowError | None = None
+
+
+def expand(paths: str | Sequence[str]) -> list[str]:
+    """Every single source behind ``paths``, in a fixed order.
+
+    Raises:
+        FileNotFoundError: A path that is neither a file, a folder, a matching glob nor a hub name.
+        ValueError: No path at all, a folder without data files, or a path given twice.
+    """
+    given = [paths] if isinstance(paths, str) else list(paths)
+    found = [source for path in given for source in _expand_one(str(path))]
+    if not found:
+        raise ValueError("No data path was given.")
+    twice = sorted({source for source in found if found.count(source) > 1})
+    if twice:
+        raise ValueError(f"Data given twice: {', '.join(twice)}.")
+    return found
+
+
+def _expand_one(path: str) -> list[str]:
+    if not path or "\0" in path:
+        raise FileNotFoundError(f"Not a data path: {path!r}.")
+    local = Path(path).expanduser()
+    if local.is_file():
+        return [str(local)]
+    if local.is_dir():
+        files = sorted(str(f) for f in local.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES))
+        if not files:
+            raise ValueError(f"Folder {path} holds no data file ({', '.join(SUFFIXES)}).")
+        return files
+    matches = sorted(m for m in glob.glob(str(local), recursive=True) if Path(m).is_file())  # noqa: PTH207
+    if matches:
+        return matches
+    if looks_like_hub_name(path) and not path.endswith(SUFFIXES):
+        return [path]
+    raise FileNotFoundError(
+        f"No data at {path}: not a file, a folder, a glob that matches, or a hub name (owner/name[:split])."
+    )
+
+
+def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
+    """The rows of one source, in order.
+
+    Args:
+        source: One of :func:`expand`'s results.
+        streaming: For hub names: read rows as they arrive instead of downloading the whole split first.
+
+    Raises:
+        ValueError: The file as a whole cannot be read (broken gzip or JSON list), the hub name cannot be loaded.
+    """
+    if not Path(source).is_file():
+        for line, row in enumerate(read_hub(source, streaming=streaming), start=1):
+            yield _checked(source, line, row)
+        return
+    try:
+        yield from _read_file(source)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{source}: not a complete gzip file ({error}).") from error
+    except OSError as error:
+        raise ValueError(f"{source}: cannot be read ({error.strerror or error}).") from error
+
+
+def _read_file(source: str) -> Iterator[RawRow]:
+    opener: Any = gzip.open if source.endswith(".gz") else open
+    plain_json = source.removesuffix(".gz").endswith(".json")
+    with opener(source, "rb") as file:
+        if plain_json:
+            yield from _read_json(source, file.read())
+        else:
+            yield from _read_lines(source, file)
+
+
+def _read_json(source: str, data: bytes) -> Iterator[RawRow]:
+    """A JSON list of rows, one JSON object, or (as many published ``.json`` files are) JSON lines."""
+    # Bytes that are not UTF-8 become lone surrogates, so that one bad string refuses its row and not the file.
+    text = data.decode("utf-8-sig", errors="surrogateescape")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if _first_line_is_json(data):
+            yield from _read_lines(source, data.split(b"\n"))
+            return
+        raise ValueError(f"{source}: not JSON ({_one_line(error)}).") from error
+    for line, row in enumerate(value if isinstance(value, list) else [value], start=1):
+        yield _checked(source, line, row)
+
+
+def _first_line_is_json(data: bytes) -> bool:
+    first = next((line for line in data.split(b"\n") if line.strip()), b"")
+    return _decode("", 1, first).error is None
+
+
+def _read_lines(source: str, lines: Iterable[bytes]) -> Iterator[RawRow]:
+    for number, line in enumerate(lines, start=1):
+        data = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if data.strip():
+            yield _decode(source, number, data)
+
+
+def _decode(source: str, line: int, data: bytes) -> RawRow:
+    shown = data[:200].decode("utf-8", errors="backslashreplace").strip()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return RawRow(source, line, shown, RowError(Reason.NOT_UTF8, f"byte {error.start} of the line"))
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return RawRow(source, line, shown, RowError(Reason.NOT_JSON, _one_line(error)))
+    return _checked(source, line, value)
+
+
+def _checked(source: str, line: int, value: Any) -> RawRow:
+    """The row, refused if any string in it cannot be encoded: a tokenizer would fail on it much later."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        return RawRow(source, line, repr(value)[:200], RowError(Reason.NOT_UTF8, "a lone surrogate or a raw byte"))
+    except (ValueError, RecursionError, TypeError) as error:
+        return RawRow(source, line, repr(type(value)), RowError(Reason.NOT_JSON, _one_line(error)))
+    return RawRow(source, line, value)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

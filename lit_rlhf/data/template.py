@@ -1,0 +1,238 @@
+r"""From dialogues to token ids, with exact boundaries between prompt and reply.
+
+Every piece of text (a turn with its speaker, a reply) is tokenised on its own and the ids are concatenated, so that
+the prompt's ids are a prefix of prompt + reply by construction, whatever the tokenizer would merge across the seam.
+A prompt starts with exactly one BOS where the tokenizer has a BOS of its own (not the EOS), and ends with the
+assistant's prefix; a reply ends with EOS.
+
+Templates: the tokenizer's chat template where it has one and none is named; else ``hh``
+("\n\nHuman: ...\n\nAssistant: ..."), ``moss-en`` and ``moss-zh`` (turns joined by EOS, as in the MOSS-RLHF release).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_rlhf.data.records import DialogueRecord, Message, Reason, RowError
+
+_ANCHOR = "\n"
+
+
+@dataclass(frozen=True)
+class NamedTemplate:
+    """A dialogue layout spelt out.
+
+    Attributes:
+        user: What comes before a user's text.
+        assistant: What comes before a reply.
+        reply_start: White space between that and the reply; it belongs to the reply's first token.
+        separator: "eos" when turns are joined by the EOS token.
+    """
+
+    user: str
+    assistant: str
+    reply_start: str
+    separator: str = ""
+
+
+TEMPLATES = {
+    "hh": NamedTemplate("\n\nHuman: ", "\n\nAssistant:", " "),
+    "moss-en": NamedTemplate("Human: ", "Assistant:", " ", separator="eos"),
+    "moss-zh": NamedTemplate("<|Human|>", "<|MOSS|>", "", separator="eos"),
+}
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt's ids, and how many old turns had to go for it to fit."""
+
+    ids: list[int]
+    dropped_turns: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedDialogue:
+    """Ids of a whole dialogue with EOS after every reply; ``learned`` marks the replies' tokens."""
+
+    ids: list[int]
+    learned: list[bool]
+    dropped_turns: int = 0
+
+
+def check_template(tokenizer: Any, template: str | None) -> None:
+    """Make sure the template can be used, before anything is encoded.
+
+    Raises:
+        ValueError: Unknown name, or none named and the tokenizer has no chat template, or no EOS.
+    """
+    names = ", ".join(TEMPLATES)
+    if template is not None and template not in TEMPLATES:
+        raise ValueError(f"`template` ({template!r}) must be one of {names}, or None for the tokenizer's own.")
+    if template is None and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"The tokenizer has no chat template: name one with `template=` ({names}).")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no EOS token, which every reply must end with.")
+
+
+def encode_prompt(
+    tokenizer: Any, messages: Sequence[Message], *, template: str | None = None, max_length: int | None = None
+) -> list[int]:
+    """Token ids of a prompt, up to and including the assistant's prefix; see :func:`fit_prompt`."""
+    return fit_prompt(tokenizer, messages, template=template, max_length=max_length).ids
+
+
+def fit_prompt(
+    tokenizer: Any, messages: Sequence[Message], *, template: str | None = None, max_length: int | None = None
+) -> EncodedPrompt:
+    """Token ids of a prompt, its oldest turns dropped until it fits.
+
+    System turns stay; after a drop the prompt still starts with the user.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        messages: Turns, the last one the user's.
+        template: A name of ``TEMPLATES``; None for the tokenizer's chat template.
+        max_length: Most tokens allowed; None for no limit.
+
+    Raises:
+        RowError: The last turn alone is too long, or the chat template refuses the turns.
+        ValueError: See :func:`check_template`.
+    """
+    check_template(tokenizer, template)
+    kept, dropped = list(messages), 0
+    while True:
+        ids = _prompt_ids(tokenizer, kept, template)
+        if max_length is None or len(ids) <= max_length:
+            return EncodedPrompt(ids, dropped)
+        shorter = drop_oldest(kept)
+        if not shorter:
+            raise RowError(Reason.TOO_LONG, f"the last turn alone is {len(ids)} tokens, {max_length} are allowed")
+        dropped += len(kept) - len(shorter)
+        kept = shorter
+
+
+def drop_oldest(messages: Sequence[Message]) -> list[Message]:
+    """The turns without the oldest user turn and its reply; empty when no earlier turn is left to drop."""
+    system = [m for m in messages if m.role == "system"]
+    rest = [m for m in messages if m.role != "system"][2:]
+    return system + rest if rest else []
+
+
+def encode_reply(tokenizer: Any, text: str, *, template: str | None = None) -> list[int]:
+    """Token ids of a reply, EOS at the end; special tokens written in the text are read as plain text."""
+    start = TEMPLATES[template].reply_start if template is not None else ""
+    return [*encode_piece(tokenizer, start + text), tokenizer.eos_token_id]
+
+
+def encode_dialogue(
+    tokenizer: Any, record: DialogueRecord, *, template: str | None = None, max_length: int | None = None
+) -> EncodedDialogue:
+    """Token ids of a dialogue for imitation, its oldest exchanges dropped until it fits.
+
+    With a named template every reply is learned. A chat template is free to render old turns differently, so with
+    one only the last reply is learned and the turns before it are the prompt.
+
+    Raises:
+        RowError: The last exchange alone is too long (a reply is never cut: it would lose its EOS).
+        ValueError: See :func:`check_template`.
+    """
+    check_template(tokenizer, template)
+    kept, dropped = list(record.messages), 0
+    while True:
+        ids, learned = _dialogue_ids(tokenizer, kept, template)
+        if max_length is None or len(ids) <= max_length:
+            return EncodedDialogue(ids, learned, dropped)
+        shorter = drop_oldest(kept)
+        if not shorter:
+            raise RowError(Reason.TOO_LONG, f"the last exchange alone is {len(ids)} tokens, {max_length} are allowed")
+        dropped += len(kept) - len(shorter)
+        kept = shorter
+
+
+def encode_text(tokenizer: Any, text: str, *, max_length: int) -> list[list[int]]:
+    """Token ids of plain text in pieces of at most ``max_length``, each with its BOS, EOS at the end of the last."""
+    start = _bos(tokenizer)
+    ids = [*_encode(tokenizer, text, plain=True), tokenizer.eos_token_id]
+    size = max_length - len(start)
+    return [start + ids[i : i + size] for i in range(0, len(ids), size)]
+
+
+def encode_piece(tokenizer: Any, text: str) -> list[int]:
+    """Ids of ``text`` as it reads in the middle of a row.
+
+    Some tokenizers (Llama 2's) put a space before whatever they are given; behind an anchor they do not. Where the
+    anchor would merge with the text the plain ids are right already.
+    """
+    anchor = _encode(tokenizer, _ANCHOR, plain=True)
+    ids = _encode(tokenizer, _ANCHOR + text, plain=True)
+    if ids[: len(anchor)] == anchor and len(ids) > len(anchor):
+        return ids[len(anchor) :]
+    return _encode(tokenizer, text, plain=True)
+
+
+def _dialogue_ids(tokenizer: Any, messages: Sequence[Message], template: str | None) -> tuple[list[int], list[bool]]:
+    if template is None:
+        prompt = _prompt_ids(tokenizer, messages[:-1], None)
+        reply = encode_reply(tokenizer, messages[-1].content)
+        return prompt + reply, [False] * len(prompt) + [True] * len(reply)
+    ids = _bos(tokenizer)
+    learned = [False] * len(ids)
+    for piece, is_reply in _named_pieces(tokenizer, messages, TEMPLATES[template]):
+        ids += piece
+        learned += [is_reply] * len(piece)
+    return ids, learned
+
+
+def _prompt_ids(tokenizer: Any, messages: Sequence[Message], template: str | None) -> list[int]:
+    if template is None:
+        return _chat_ids(tokenizer, messages)
+    layout = TEMPLATES[template]
+    pieces = [ids for ids, _ in _named_pieces(tokenizer, messages, layout)]
+    return _bos(tokenizer) + [i for ids in pieces for i in ids] + _prefix_ids(tokenizer, layout.assistant)
+
+
+def _named_pieces(tokenizer: Any, messages: Sequence[Message], layout: NamedTemplate) -> list[tuple[list[int], bool]]:
+    """Ids of every turn, and whether they are a reply. Replies inside the context look like generated ones."""
+    eos = [tokenizer.eos_token_id]
+    pieces: list[tuple[list[int], bool]] = []
+    for message in messages:
+        if message.role == "assistant":
+            pieces.append((_prefix_ids(tokenizer, layout.assistant), False))
+            pieces.append((encode_piece(tokenizer, layout.reply_start + message.content) + eos, True))
+        else:
+            start = _prefix_ids(tokenizer, layout.user) if not layout.user.endswith(" ") else []
+            text = message.content if start else layout.user + message.content
+            pieces.append((start + encode_piece(tokenizer, text) + (eos if layout.separator else []), False))
+    return pieces
+
+
+def _prefix_ids(tokenizer: Any, prefix: str) -> list[int]:
+    """Ids of a speaker's prefix, which may be a special token of the tokenizer (moss-zh)."""
+    if prefix in tokenizer.get_added_vocab():
+        return [tokenizer.convert_tokens_to_ids(prefix)]
+    return encode_piece(tokenizer, prefix)
+
+
+def _chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja raises its own types, e.g. for a system turn the template does not know
+        raise RowError(Reason.WRONG_TYPES, f"the chat template refuses the turns: {error}") from error
+    ids = _encode(tokenizer, text, plain=False)
+    bos = _bos(tokenizer)
+    while bos and ids[:1] == bos:
+        ids = ids[1:]
+    return bos + ids
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    bos = tokenizer.bos_token_id
+    return [] if bos is None or bos == tokenizer.eos_token_id else [bos]
+
+
+def _encode(tokenizer: Any, text: str, *, plain: bool) -> list[int]:
+    """Ids without any added special token; with ``plain`` special tokens in the text are split like words."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"])

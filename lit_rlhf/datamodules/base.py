@@ -1,0 +1,280 @@
+"""What the SFT and the preference data module share: splits, reports, batches, loaders.
+
+A sub-class says how records are read, how they become token ids, and how rows become a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import lightning as L
+import torch
+
+from lit_rlhf import distributed
+from lit_rlhf.data.batching import fixed_size_batches, partition_rows, plan_steps, token_budget_batches
+from lit_rlhf.data.report import OnBadRow, RowReport
+from lit_rlhf.data.template import check_template
+from lit_rlhf.datamodules.loader import StatefulLoader
+from lit_rlhf.types import DeviceBatch
+
+log = logging.getLogger(__name__)
+RecordT = TypeVar("RecordT")
+RowT = TypeVar("RowT")
+Paths = str | list[str]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One rank's part of a global batch: its row indices, and the global numbers that go into ``DeviceBatch.info``."""
+
+    rows: list[int]
+    info: Mapping[str, float]
+
+
+class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
+    """Reads, checks and tokenises everything in ``setup``, which Lightning runs before any model loads.
+
+    Args:
+        tokenizer: Local folder or hub name of the tokenizer (normally the model's).
+        train: Files, folders, globs or hub names to train on.
+        val: The same for validation; None to hold out ``val_fraction`` of the training data.
+        test: The same for testing; None to hold out ``test_fraction`` of it.
+        format: Name of the row format; None to recognise it.
+        template: "hh", "moss-en", "moss-zh", or None for the tokenizer's chat template.
+        max_length: Most tokens of a row; old turns are dropped for it, longer rows are refused.
+        batch_size: Rows of a global batch; excludes ``max_tokens``.
+        max_tokens: Token budget of a global batch, padding included; excludes ``batch_size``.
+        min_rows: Fewest rows of a budgeted batch.
+        max_rows: Most rows of a budgeted batch.
+        val_fraction: Share of the training data held out for validation where ``val`` is None. Rows with the same
+            prompt stay together.
+        test_fraction: The same for testing.
+        seed: Of the split and of the order of every epoch.
+        on_bad_row: "skip" counts and lists bad rows; "error" refuses the data because of one.
+        rejects_dir: Where ``rejects-<split>.jsonl`` is written; None for the trainer's root directory.
+        streaming: Read hub splits row by row.
+
+    Raises:
+        ValueError: An argument breaks its rule.
+    """
+
+    default_max_tokens: int | None = None
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: Paths | None,
+        *,
+        val: Paths | None = None,
+        test: Paths | None = None,
+        format: str | None = None,
+        template: str | None = None,
+        max_length: int = 1024,
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        min_rows: int = 4,
+        max_rows: int = 128,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+        on_bad_row: OnBadRow = "skip",
+        rejects_dir: str | None = None,
+        streaming: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size is None and max_tokens is None:
+            batch_size, max_tokens = (32, None) if self.default_max_tokens is None else (None, self.default_max_tokens)
+        self.tokenizer_path, self.format, self.template = tokenizer, format, template
+        self.paths = {"train": train, "val": val, "test": test}
+        self.fractions = {"val": val_fraction if val is None else 0.0, "test": test_fraction if test is None else 0.0}
+        self.max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens
+        self.min_rows, self.max_rows = min_rows, max_rows
+        self.seed, self.on_bad_row, self.rejects_dir, self.streaming = seed, on_bad_row, rejects_dir, streaming
+        self._check_arguments(val_fraction, test_fraction)
+        self.tokenizer: Any = None
+        self.rows: dict[str, list[RowT]] = {}
+        self.reports: dict[str, RowReport] = {}
+
+    def _check_arguments(self, val_fraction: float, test_fraction: float) -> None:
+        if self.batch_size is not None and self.max_tokens is not None:
+            raise ValueError("Give `batch_size` (rows) or `max_tokens` (a budget), not both.")
+        if self.max_length < 2:
+            raise ValueError(f"`max_length` ({self.max_length}) must be at least 2.")
+        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"`{name}` ({value}) must be in [0, 1).")
+        if sum(self.fractions.values()) >= 1.0:
+            raise ValueError(f"`val_fraction` + `test_fraction` ({sum(self.fractions.values())}) must be below 1.")
+        if all(path is None for path in self.paths.values()):
+            raise ValueError("No data: give `train`, `val` or `test`.")
+
+    @abstractmethod
+    def read_records(self, paths: Paths) -> tuple[list[RecordT], RowReport]:
+        """Records of the given paths, with the report of every row."""
+
+    @abstractmethod
+    def encode(self, record: RecordT, report: RowReport) -> list[RowT]:
+        """Token rows of a record; none where it is too long, which the report then says."""
+
+    @abstractmethod
+    def group(self, record: RecordT) -> Hashable:
+        """What must not be on both sides of a split: the prompt."""
+
+    @abstractmethod
+    def length(self, row: RowT) -> int:
+        """Tokens a row costs."""
+
+    @abstractmethod
+    def learned_tokens(self, row: RowT) -> int:
+        """Tokens of a row that a language-modelling loss counts."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[RowT]) -> Any:
+        """Rows as one batch of columns."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check and tokenise every split; a second call does nothing.
+
+        Raises:
+            FileNotFoundError: A path or the tokenizer does not exist.
+            ValueError: The data cannot be used (see ``lit_rlhf.data``), or the batch does not divide over the ranks.
+        """
+        if self.rows:
+            return
+        self._check_world()
+        self.tokenizer = self._load_tokenizer()
+        check_template(self.tokenizer, self.template)
+        records: dict[str, list[RecordT]] = {}
+        for split, paths in self.paths.items():
+            if paths is not None:
+                records[split], self.reports[split] = self.read_records(paths)
+        if "train" in records:
+            records |= self._split(records["train"])
+        rows = {split: self._encode_split(split, some) for split, some in records.items()}
+        self._report()
+        self.rows = rows
+
+    def _load_tokenizer(self) -> Any:
+        from lit_rlhf.models.loading import load_tokenizer  # type: ignore[import-not-found,unused-ignore]
+
+        return load_tokenizer(self.tokenizer_path)
+
+    def _check_world(self) -> None:
+        world, _ = self._world()
+        if self.max_tokens is None:
+            fixed_size_batches([1] * world, batch_size=self._batch_rows(), world_size=world)
+            return
+        token_budget_batches(
+            [1] * world, max_tokens=self.max_tokens, min_rows=self.min_rows, max_rows=self.max_rows, world_size=world
+        )
+
+    def _split(self, records: Sequence[RecordT]) -> dict[str, list[RecordT]]:
+        """Held-out splits from the training records, whole groups at a time, and what is left to train on."""
+        groups: dict[Hashable, list[RecordT]] = {}
+        for record in records:
+            groups.setdefault(self.group(record), []).append(record)
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        keys = list(groups)
+        shuffled = [groups[keys[i]] for i in order]
+        out: dict[str, list[RecordT]] = {}
+        for split, fraction in self.fractions.items():
+            wanted = round(fraction * len(records))
+            held: list[RecordT] = []
+            while shuffled and len(held) < wanted:
+                held += shuffled.pop()
+            if wanted:
+                out[split] = held
+        out["train"] = [record for group in shuffled for record in group]
+        if not out["train"]:
+            raise ValueError(f"Nothing is left to train on: {len(records)} rows, {len(groups)} distinct prompts.")
+        return out
+
+    def _encode_split(self, split: str, records: Sequence[RecordT]) -> list[RowT]:
+        report = self.reports.get(split) or self.reports["train"]
+        return [row for record in records for row in self.encode(record, report)]
+
+    def _report(self) -> None:
+        """Log what became of every row, write the refused ones, and stop where the policy says so."""
+        _, rank = self._world()
+        root = self.rejects_dir or (self.trainer.default_root_dir if self.trainer is not None else None)
+        for split, report in self.reports.items():
+            if rank == 0:
+                log.info("%s data: %s", split, report.summary())
+                written = report.write_rejects(Path(root) / f"rejects-{split}.jsonl") if root else None
+                if report.rejected:
+                    log.warning("%s data: refused rows %s", split, f"are in {written}" if written else "not written")
+            report.enforce(self.on_bad_row)
+
+    def _world(self) -> tuple[int, int]:
+        if self.trainer is not None:
+            return self.trainer.world_size, self.trainer.global_rank
+        return distributed.world_size(), distributed.rank()
+
+    def _batch_rows(self) -> int:
+        assert self.batch_size is not None
+        return self.batch_size
+
+    def loader(self, split: str, *, shuffle: bool) -> StatefulLoader[BatchPlan, DeviceBatch[Any]]:
+        """The batches of a split.
+
+        Raises:
+            ValueError: There is no such data.
+        """
+        if not self.rows.get(split):
+            raise ValueError(
+                f"No {split} data: give `{split}`" + ("." if split == "train" else f" or `{split}_fraction`.")
+            )
+        rows = self.rows[split]
+        lengths = [self.length(row) for row in rows]
+        epoch: Callable[[], int] | None = None
+        if shuffle and self.trainer is not None:
+            trainer = self.trainer
+
+            def epoch() -> int:
+                return trainer.current_epoch
+
+        return StatefulLoader(
+            lambda epoch: self._plan(rows, lengths, self.seed + 2 * epoch if shuffle else None),
+            lambda plan: DeviceBatch(self.collate([rows[i] for i in plan.rows]), plan.info),
+            epoch=epoch,
+        )
+
+    def _plan(self, rows: Sequence[RowT], lengths: Sequence[int], seed: int | None) -> list[BatchPlan]:
+        world, rank = self._world()
+        plans = []
+        for batch in self._global_batches(lengths, seed, world):
+            part = partition_rows([lengths[i] for i in batch], world)[rank] if world > 1 else range(len(batch))
+            tokens = sum(self.learned_tokens(rows[i]) for i in batch)
+            plans.append(BatchPlan([batch[i] for i in part], {"global_rows": len(batch), "global_tokens": tokens}))
+        return plans
+
+    def _global_batches(self, lengths: Sequence[int], seed: int | None, world: int) -> list[list[int]]:
+        if self.max_tokens is None:
+            size = self._batch_rows()
+            return fixed_size_batches(lengths, batch_size=size, shuffle_seed=seed, world_size=world, rank=None)
+        limits = {"max_tokens": self.max_tokens, "min_rows": self.min_rows, "max_rows": self.max_rows}
+        steps = plan_steps(lengths, **limits, shuffle_seed=None if seed is None else self.seed)
+        return token_budget_batches(
+            lengths, **limits, shuffle_seed=seed, world_size=world, rank=None, num_batches=steps
+        )
+
+    def train_dataloader(self) -> StatefulLoader[BatchPlan, DeviceBatch[Any]]:
+        """Shuffled training batches, a function of (seed, epoch) alone."""
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """Validation batches in the order of the data; none where there is no validation data."""
+        return self.loader("val", shuffle=False) if self.rows.get("val") else []
+
+    def test_dataloader(self) -> StatefulLoader[BatchPlan, DeviceBatch[Any]]:
+        """Test batches in the order of the data; the validation data where there is no test data."""
+        return self.loader("test" if self.rows.get("test") or not self.rows.get("val") else "val", shuffle=False)
+
+    def predict_dataloader(self) -> StatefulLoader[BatchPlan, DeviceBatch[Any]]:
+        """The batches of :meth:`test_dataloader`."""
+        return self.test_dataloader()

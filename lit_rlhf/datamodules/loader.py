@@ -1,0 +1,77 @@
+"""The loader that every data module hands to Lightning: sized, lazy, resumable in the middle of an epoch.
+
+Not a ``DataLoader``: batches are built from rows already in memory, and Lightning neither prefetches from it nor
+replaces its sampler. ``__iter__`` may be called several times an epoch (Lightning calls it up to three times) and does
+nothing until the first batch is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+BatchT = TypeVar("BatchT")
+PlanT = TypeVar("PlanT")
+
+
+class StatefulLoader(Generic[PlanT, BatchT]):
+    """Batches as a pure function of the epoch, with a position that a checkpoint can hold.
+
+    Args:
+        plan: Epoch number to the list of what each batch is made of (say, row indices). Pure, and of the same length
+            on every rank.
+        collate: One item of the plan to the batch.
+        epoch: Where the epoch number comes from (the trainer's); None counts the passes over the loader.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[int], Sequence[PlanT]],
+        collate: Callable[[PlanT], BatchT],
+        *,
+        epoch: Callable[[], int] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._collate = collate
+        self._trainer_epoch = epoch
+        self._epoch = 0
+        self._pos = 0
+        self._resumed = False
+        self._planned: tuple[int, Sequence[PlanT]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._batches(self._next_epoch()))
+
+    def __iter__(self) -> Iterator[BatchT]:
+        return self._run()
+
+    def _run(self) -> Iterator[BatchT]:
+        epoch = self._next_epoch()
+        # a loaded position counts once, and only for the epoch it was saved in
+        start = self._pos if self._resumed and epoch == self._epoch else 0
+        self._resumed = False
+        batches = self._batches(epoch)
+        for pos in range(start, len(batches)):
+            self._epoch, self._pos = epoch, pos + 1  # before the yield: a batch handed out is a batch used
+            yield self._collate(batches[pos])
+
+    def _next_epoch(self) -> int:
+        if self._trainer_epoch is not None:
+            return self._trainer_epoch()
+        return self._epoch if self._resumed or self._pos == 0 else self._epoch + 1
+
+    def _batches(self, epoch: int) -> Sequence[PlanT]:
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = (epoch, self._plan(epoch))
+        return self._planned[1]
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and how many of its batches were handed out; a finished epoch is the next one's start."""
+        if self._pos and self._pos >= len(self._batches(self._epoch)):
+            return {"epoch": self._epoch + 1, "pos": 0}
+        return {"epoch": self._epoch, "pos": self._pos}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._epoch, self._pos = int(state["epoch"]), int(state["pos"])
+        self._resumed = True

@@ -1,0 +1,79 @@
+"""Supervised fine-tuning data: dialogues whose replies are learned, or plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.data.batching import pad_right
+from lit_rlhf.data.loading import read_sft
+from lit_rlhf.data.records import DialogueRecord, RowError, TextRecord
+from lit_rlhf.data.report import RowReport
+from lit_rlhf.data.template import encode_dialogue, encode_text
+from lit_rlhf.datamodules.base import Paths, TokenDataModule
+from lit_rlhf.types import TextBatch
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """Token ids ``(L,)`` int32, which of them are learned ``(L,)`` bool, and the raw row."""
+
+    ids: Tensor
+    learned: Tensor
+    raw: Mapping[str, Any]
+
+
+class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
+    """Dialogues (HH `chosen`, MOSS SFT, chat messages, prompt/completion columns) and ``{"text": ...}`` rows.
+
+    Yields ``DeviceBatch[TextBatch]``; its ``info`` holds ``global_rows`` and ``global_tokens`` (learned tokens) of the
+    global batch. Arguments: see :class:`~lit_rlhf.datamodules.base.TokenDataModule`; 32 rows a batch where neither
+    ``batch_size`` nor ``max_tokens`` is given.
+    """
+
+    def read_records(self, paths: Paths) -> tuple[list[DialogueRecord | TextRecord], RowReport]:
+        """Dialogues and texts alike."""
+        return read_sft(paths, format=self.format, streaming=self.streaming)
+
+    def group(self, record: DialogueRecord | TextRecord) -> Hashable:
+        """The first user turn, or the text."""
+        if isinstance(record, TextRecord):
+            return record.text
+        return next(m.content for m in record.messages if m.role == "user")
+
+    def encode(self, record: DialogueRecord | TextRecord, report: RowReport) -> list[TextRow]:
+        """One row a dialogue; a text gives as many as its length needs."""
+        if isinstance(record, TextRecord):
+            pieces = encode_text(self.tokenizer, record.text, max_length=self.max_length)
+            return [_row(ids, [i > 0 for i in range(len(ids))], record.raw) for ids in pieces]
+        try:
+            encoded = encode_dialogue(self.tokenizer, record, template=self.template, max_length=self.max_length)
+        except RowError as error:
+            report.withdraw(record, error)
+            return []
+        report.shorten(record, encoded.dropped_turns)
+        return [_row(encoded.ids, encoded.learned, record.raw)]
+
+    def length(self, row: TextRow) -> int:
+        """Tokens of the row."""
+        return len(row.ids)
+
+    def learned_tokens(self, row: TextRow) -> int:
+        """Tokens under the loss mask."""
+        return int(row.learned.sum())
+
+    def collate(self, rows: Sequence[TextRow]) -> TextBatch:
+        """Right-padded block."""
+        ids, mask = pad_right([row.ids for row in rows], self.tokenizer.pad_token_id)
+        learned, _ = pad_right([row.learned for row in rows], 0)
+        return TextBatch(
+            input_ids=ids, attention_mask=mask, loss_mask=learned.bool(), records=tuple(row.raw for row in rows)
+        )
+
+
+def _row(ids: list[int], learned: list[bool], raw: Mapping[str, Any]) -> TextRow:
+    return TextRow(torch.tensor(ids, dtype=torch.int32), torch.tensor(learned), raw)
