@@ -1,0 +1,328 @@
+"""Generation with any causal LM of the transformers library: a bare loop over a key-value cache.
+
+What it leaves out of ``model.generate`` is where the time went: logits at prompt positions, all ``B x T x V`` scores,
+padding of every prompt to the longest, and rows that have long ended. Prompts are sorted by length and split into
+batches by a budget of cache slots; each batch is prefilled in smaller pieces of similar length, then decoded together
+while finished rows drop out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.rollout.engine import RolloutEngine, assemble, check_request
+from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
+from lit_rlhf.types import PromptBatch, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TransformersEngine(RolloutEngine):
+    """Samples with a key-value cache; rows are independent of each other up to floating-point rounding.
+
+    Args:
+        max_batch_tokens: Cache slots of one batch: rows times (longest prompt + ``max_response_length``). Bounds
+            memory; one row is always taken.
+        prefill_tokens: Slots of one prefill pass. Small pieces keep activations in cache on a CPU and waste less
+            padding; a GPU wants more.
+        drop_every: Steps between looks for finished rows. 1 on a CPU; each look makes a GPU wait, so more there.
+        sampler_logprobs: Whether the rollout carries the log-probabilities (raw logits, fp32) of the drawn tokens.
+            They may be used for ``old_logprobs`` in place of a scoring pass; the two differ by rounding.
+        static_cache: Whether decode steps have fixed shapes (all columns, under a mask). For ``compile``.
+        compile: Whether decode steps go through `torch.compile`; needs ``static_cache``.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_tokens: int = 65536,
+        prefill_tokens: int = 2048,
+        drop_every: int = 1,
+        sampler_logprobs: bool = False,
+        static_cache: bool = False,
+        compile: bool = False,
+    ) -> None:
+        for name, value in (
+            ("max_batch_tokens", max_batch_tokens),
+            ("prefill_tokens", prefill_tokens),
+            ("drop_every", drop_every),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` ({value}) must be >= 1.")
+        if compile and not static_cache:
+            raise ValueError(
+                "`compile` (True) needs `static_cache` (False): a growing cache would recompile every step."
+            )
+        self.max_batch_tokens = max_batch_tokens
+        self.prefill_tokens = prefill_tokens
+        self.drop_every = drop_every
+        self.sampler_logprobs = sampler_logprobs
+        self.static_cache = static_cache
+        self.compile = compile
+        self._compiled: tuple[PreTrainedModel, Callable[..., Any]] | None = None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptBatch,
+        *,
+        sampling: SamplingConfig,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        uniforms: Tensor,
+    ) -> Rollout:
+        """See `RolloutEngine.generate`; ``model`` is in eval mode meanwhile.
+
+        Raises:
+            ValueError: If the request does not fit (see `check_request`).
+            FloatingPointError: If the logits of a row are not finite; names the prompt and the response token.
+        """
+        check_request(prompts, sampling=sampling, eos_token_ids=eos_token_ids, uniforms=uniforms)
+        out = _Responses(uniforms, pad_token_id=pad_token_id, logprobs=self.sampler_logprobs)
+        lengths = prompts.prompt_mask.sum(1)
+        with _evaluating(model):
+            for rows in _batches(lengths, extra=sampling.max_response_length, max_tokens=self.max_batch_tokens):
+                running = _Running.start(
+                    prompts,
+                    rows,
+                    uniforms,
+                    penalize_prompt=sampling.penalize_prompt,
+                    logprobs=self.sampler_logprobs,
+                )
+                _Batch(self, model, running, sampling, eos_token_ids).run(out)
+        return assemble(
+            prompts,
+            response_ids=out.ids,
+            response_lengths=out.lengths,
+            ended=out.ended,
+            sampler_logprobs=out.logprobs,
+        )
+
+    def step_function(self, model: PreTrainedModel) -> Callable[..., Any]:
+        """What runs a decode step: the model, compiled once if asked for."""
+        if not self.compile:
+            forward: Callable[..., Any] = model
+            return forward
+        if self._compiled is None or self._compiled[0] is not model:
+            mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+            compiled: Callable[..., Any] = torch.compile(model.forward, mode=mode, dynamic=False)
+            self._compiled = (model, compiled)
+        return self._compiled[1]
+
+
+class _Responses:
+    """What a generation fills in, rows in the order of the prompts."""
+
+    def __init__(self, uniforms: Tensor, *, pad_token_id: int, logprobs: bool) -> None:
+        rows = uniforms.size(0)
+        self.ids = torch.full(uniforms.shape, pad_token_id, dtype=torch.int64, device=uniforms.device)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=uniforms.device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=uniforms.device)
+        self.logprobs = torch.zeros(uniforms.shape, device=uniforms.device) if logprobs else None
+
+    def write(self, running: _Running, *, width: int) -> None:
+        """Write down the rows of ``running``, whose responses start at column ``width``."""
+        drawn = running.drawn[:, width:]
+        self.ids[running.rows] = torch.where(drawn, running.ids[:, width:], self.ids[running.rows])
+        self.lengths[running.rows] = drawn.sum(1)
+        self.ended[running.rows] = running.done
+        if self.logprobs is not None:
+            self.logprobs[running.rows] = running.logprobs.masked_fill(~drawn, 0.0)
+
+
+def _batches(lengths: Tensor, *, extra: int, max_tokens: int) -> Iterator[Tensor]:
+    """Row indices in pieces of at most ``max_tokens`` slots (rows x (longest + extra)), longest rows first."""
+    order = lengths.argsort(descending=True, stable=True)
+    start, sizes = 0, lengths[order].tolist()
+    while start < len(sizes):
+        count = max(1, max_tokens // (sizes[start] + extra))
+        yield order[start : start + count]
+        start += count
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off and gradient checkpointing (which would refuse a cache) asleep."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@dataclass
+class _Running:
+    """The rows still being generated, always the leading rows of the cache; n of them, W columns.
+
+    Attributes:
+        rows: Their indices among the prompts, ``(n,)``.
+        lengths: Tokens of their prompts, ``(n,)``.
+        uniforms: ``(n, T)`` float64.
+        ids: Prompt and response tokens, ``(n, W)``.
+        visible: True at the columns attention may see, all response columns included, ``(n, W)`` bool.
+        drawn: True at response tokens drawn before or at the row's end, ``(n, W)`` bool.
+        penalized: True at tokens the repetition penalty counts, ``(n, W)`` bool.
+        done: Whether the row's EOS has been drawn, ``(n,)`` bool.
+        broken: Whether the row had no finite largest logit while it was running, ``(n,)`` bool.
+        logprobs: Of the drawn tokens, ``(n, T)`` fp32; ``(n, 0)`` if not wanted.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    uniforms: Tensor
+    ids: Tensor
+    visible: Tensor
+    drawn: Tensor
+    penalized: Tensor
+    done: Tensor
+    broken: Tensor
+    logprobs: Tensor
+
+    @classmethod
+    def start(
+        cls, prompts: PromptBatch, rows: Tensor, uniforms: Tensor, *, penalize_prompt: bool, logprobs: bool
+    ) -> _Running:
+        """The given rows, without the columns that are padding in all of them."""
+        lengths, steps = prompts.prompt_mask[rows].sum(1), uniforms.size(1)
+        width = int(lengths.max())
+        mask, ids = prompts.prompt_mask[rows, -width:], prompts.prompt_ids[rows, -width:]
+        none = mask.new_zeros(len(rows), steps)
+        return cls(
+            rows=rows,
+            lengths=lengths,
+            uniforms=uniforms[rows],
+            ids=torch.cat([ids, none.long()], dim=1),
+            visible=torch.cat([mask, ~none], dim=1),
+            drawn=torch.cat([torch.zeros_like(mask), none], dim=1),
+            penalized=torch.cat([mask & penalize_prompt, ~none], dim=1),
+            done=torch.zeros_like(rows, dtype=torch.bool),
+            broken=torch.zeros_like(rows, dtype=torch.bool),
+            logprobs=torch.zeros(len(rows), steps if logprobs else 0, device=ids.device),
+        )
+
+    def take(self, index: Tensor) -> _Running:
+        """The rows ``index``, in that order."""
+        return _Running(**{name: value[index] for name, value in vars(self).items()})
+
+
+class _Batch:
+    """One batch from prefill to its last token."""
+
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        model: PreTrainedModel,
+        running: _Running,
+        sampling: SamplingConfig,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        from lit_rlhf.rollout.kv_cache import RowCache
+
+        self.engine, self.model, self.running, self.sampling = engine, model, running, sampling
+        self.eos_token_ids = eos_token_ids
+        self.eos = torch.tensor(list(eos_token_ids), device=running.ids.device)
+        self.steps = sampling.max_response_length
+        self.width = running.ids.size(1) - self.steps
+        self.first_column = 0
+        self.cache = RowCache(
+            layers=model.config.get_text_config().num_hidden_layers,
+            rows=len(running.rows),
+            columns=running.ids.size(1),
+            static=engine.static_cache,
+        )
+        self.accepts = inspect.signature(model.forward).parameters
+
+    def run(self, out: _Responses) -> None:
+        """Fill the batch's rows of ``out``."""
+        logits = self._prefill()
+        for step in range(self.steps):
+            self._draw(logits, step)
+            last = step + 1 == self.steps
+            if last or (step + 1) % self.engine.drop_every == 0:
+                self._check_finite(step)
+                if last or self._drop_finished(out, step):
+                    break
+            logits = self._decode(step)
+        out.write(self.running, width=self.width)
+
+    def _forward(self, run: Callable[..., Any], ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits after the last token of each row, ``(rows, V)`` fp32."""
+        extra = {"position_ids": positions, "logits_to_keep": 1}
+        known = {k: v for k, v in extra.items() if k in self.accepts}
+        output = run(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **known)
+        logits: Tensor = output.logits[:, -1]
+        return logits.float()
+
+    def _prefill(self) -> Tensor:
+        """Fill the cache with the prompts, in pieces of similar length; logits after each prompt."""
+        pieces, running = [], self.running
+        for rows in _batches(running.lengths, extra=0, max_tokens=self.engine.prefill_tokens):
+            first, stop = int(rows[0]), int(rows[-1]) + 1
+            column = self.width - int(running.lengths[first])
+            mask = running.visible[first:stop, column : self.width]
+            self.cache.aim_prefill(first_row=first, column=column)
+            positions = (mask.cumsum(1) - 1).clamp_min(0)
+            pieces.append(self._forward(self.model, running.ids[first:stop, column : self.width], mask, positions))
+        return torch.cat(pieces)
+
+    def _decode(self, step: int) -> Tensor:
+        """Run the tokens of ``step`` through the model; logits after them."""
+        running, column, first = self.running, self.width + step, self.first_column
+        position = torch.tensor([column], device=running.ids.device) if self.engine.static_cache else None
+        self.cache.aim_decode(column=column, first_column=first, position=position)
+        run = self.engine.step_function(self.model)
+        ids, mask = running.ids[:, column, None], running.visible[:, first : column + 1]
+        return self._forward(run, ids, mask, (running.lengths + step)[:, None])
+
+    def _draw(self, logits: Tensor, step: int) -> None:
+        """Draw a token for every running row and write it down."""
+        running, column = self.running, self.width + step
+        weights = token_weights(
+            logits,
+            sampling=self.sampling,
+            eos_token_ids=self.eos_token_ids,
+            position=step,
+            seen_ids=running.ids[:, :column],
+            seen_mask=running.penalized[:, :column],
+        )
+        tokens = weights.argmax(-1) if self.sampling.greedy else inverse_cdf(weights, running.uniforms[:, step])
+        running.broken |= ~logits.amax(-1).isfinite() & ~running.done
+        running.ids[:, column] = tokens
+        running.drawn[:, column] = ~running.done
+        running.done |= torch.isin(tokens, self.eos)
+        if self.engine.sampler_logprobs:
+            running.logprobs[:, step] = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+
+    def _check_finite(self, step: int) -> None:
+        if bool(self.running.broken.any()):
+            rows = self.running.rows[self.running.broken].tolist()
+            raise FloatingPointError(
+                f"The policy's logits after prompts {rows[:8]} are not finite (seen at response token {step})."
+            )
+
+    def _drop_finished(self, out: _Responses, step: int) -> bool:
+        """Take finished rows out of the batch; whether none is left."""
+        running = self.running
+        count = len(running.rows) - int(running.done.sum())
+        if count == len(running.rows):
+            return False
+        leading = torch.arange(len(running.rows), device=running.rows.device) < count
+        holes, movers = (running.done & leading).nonzero()[:, 0], (~running.done & ~leading).nonzero()[:, 0]
+        out.write(running.take(running.done.nonzero()[:, 0]), width=self.width)
+        self.cache.move_rows(movers, holes, stop=self.width + step)
+        order = torch.arange(count, device=running.rows.device)
+        order[holes] = movers
+        self.running = running.take(order)
+        if count and not self.engine.static_cache:
+            self.first_column = self.width - int(self.running.lengths.max())
+        return count == 0
