@@ -49,7 +49,10 @@ def readable(message: str, parser: Any) -> str:
     """The innermost cause of a jsonargparse message, with a suggestion for a misspelt key."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     text = " ".join(lines)
-    found = re.search(r"(?:Option|option|Key) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept .*?option '([\w.]+)'", text)
+    found = re.search(
+        r"(?:Option|option|Key) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept .*?option '([\w.]+)'",
+        text,
+    )
     if found is None:
         return text
     key = found.group(1) or found.group(2)
@@ -152,9 +155,7 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
 
 def _brings_own_checkpoints(config: dict[str, Any]) -> bool:
     strategy = config.get("strategy")
-    if isinstance(strategy, DeepSpeedStrategy) or (isinstance(strategy, str) and "deepspeed" in strategy):
-        return True
-    return False
+    return isinstance(strategy, DeepSpeedStrategy) or (isinstance(strategy, str) and "deepspeed" in strategy)
 
 
 def run(args: list[str]) -> RLHFCLI:
@@ -190,4 +191,4 @@ def quiet() -> None:
     torch.set_float32_matmul_precision("high")
 
 
-__all__ = ["LearningRateMonitor", "RLHFCLI", "run"]
+__all__ = ["RLHFCLI", "LearningRateMonitor", "run"]

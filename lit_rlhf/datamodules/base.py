@@ -40,7 +40,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
     """Reads, checks and tokenises everything in ``setup``, which Lightning runs before any model loads.
 
     Args:
-        tokenizer: Local folder or hub name of the tokenizer (normally the model's).
+        tokenizer: Local folder or hub name of the tokenizer; default: what the trained module loads.
         train: Files, folders, globs or hub names to train on.
         val: The same for validation; None to hold out ``val_fraction`` of the training data.
         test: The same for testing; None to hold out ``test_fraction`` of it.
@@ -67,8 +67,8 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
 
     def __init__(
         self,
-        tokenizer: str,
-        train: Paths | None,
+        tokenizer: str | None = None,
+        train: Paths | None = None,
         *,
         val: Paths | None = None,
         test: Paths | None = None,
@@ -147,7 +147,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         if self.rows:
             return
         self._check_world()
-        self.tokenizer = self._load_tokenizer()
+        self.tokenizer = load_module_tokenizer(self, self.tokenizer_path)
         check_template(self.tokenizer, self.template)
         records: dict[str, list[RecordT]] = {}
         for split, paths in self.paths.items():
@@ -158,11 +158,6 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         rows = {split: self._encode_split(split, some) for split, some in records.items()}
         self._report()
         self.rows = rows
-
-    def _load_tokenizer(self) -> Any:
-        from lit_rlhf.models.loading import load_tokenizer  # type: ignore[import-not-found,unused-ignore]
-
-        return load_tokenizer(self.tokenizer_path)
 
     def _check_world(self) -> None:
         world, _ = self._world()
@@ -199,16 +194,8 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         return [row for record in records for row in self.encode(record, report)]
 
     def _report(self) -> None:
-        """Log what became of every row, write the refused ones, and stop where the policy says so."""
-        _, rank = self._world()
-        root = self.rejects_dir or (self.trainer.default_root_dir if self.trainer is not None else None)
         for split, report in self.reports.items():
-            if rank == 0:
-                log.info("%s data: %s", split, report.summary())
-                written = report.write_rejects(Path(root) / f"rejects-{split}.jsonl") if root else None
-                if report.rejected:
-                    log.warning("%s data: refused rows %s", split, f"are in {written}" if written else "not written")
-            report.enforce(self.on_bad_row)
+            write_report(self, split, report, self.on_bad_row, self.rejects_dir)
 
     def _world(self) -> tuple[int, int]:
         if self.trainer is not None:
@@ -278,3 +265,36 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
     def predict_dataloader(self) -> StatefulLoader[BatchPlan, DeviceBatch[Any]]:
         """The batches of :meth:`test_dataloader`."""
         return self.test_dataloader()
+
+
+def load_module_tokenizer(data: L.LightningDataModule, path: str | None) -> Any:
+    """The tokenizer at ``path``, or the one of the module that the trainer runs, with that module's options.
+
+    Raises:
+        ValueError: No path, and no module to ask.
+    """
+    from lit_rlhf.models.loading import load_tokenizer
+
+    module = None if data.trainer is None else data.trainer.lightning_module
+    options = getattr(module, "model_config", None)
+    if path is None:
+        if module is None or not hasattr(module, "sources"):
+            raise ValueError("`tokenizer` must name a folder or hub name: the module that is trained does not.")
+        path = module.sources()["tokenizer"]
+    if options is None:
+        return load_tokenizer(path)
+    return load_tokenizer(path, pad_token=options.pad_token, trust_remote_code=options.trust_remote_code)
+
+
+def write_report(
+    data: L.LightningDataModule, split: str, report: RowReport, on_bad_row: OnBadRow, folder: str | None = None
+) -> None:
+    """Log what became of every row, write the refused ones (rank 0), and stop where the policy says so."""
+    root = folder or (data.trainer.default_root_dir if data.trainer is not None else None)
+    rank = data.trainer.global_rank if data.trainer is not None else distributed.rank()
+    if rank == 0:
+        log.info("%s data: %s", split, report.summary())
+        written = report.write_rejects(Path(root) / f"rejects-{split}.jsonl") if root else None
+        if report.rejected:
+            log.warning("%s data: refused rows %s", split, f"are in {written}" if written else "not written")
+    report.enforce(on_bad_row)

@@ -2,76 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from lit_rlhf.data.batching import pad_left
 from lit_rlhf.data.loading import read_prompts
-from lit_rlhf.data.template import encode_prompt
+from lit_rlhf.data.records import PromptRecord, RowError
+from lit_rlhf.data.report import OnBadRow, RowReport
+from lit_rlhf.data.template import check_template, fit_prompt
+from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
+from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.modules.config import require
 from lit_rlhf.rollout.loader import ExperienceSource, RolloutLoader
 from lit_rlhf.rollout.minibatch import Minibatch, minibatches
 from lit_rlhf.rollout.plan import BatchingConfig, generator_for, global_rows
-from lit_rlhf.types import ROW_KEY, DeviceBatch, Experience, PromptBatch, Record
+from lit_rlhf.types import Experience, PromptBatch
 
 if TYPE_CHECKING:
     from lit_rlhf.modules.ppo import PPOModule
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedPrompt:
-    """One prompt as token ids, with the raw row it came from."""
-
-    ids: tuple[int, ...]
-    record: Record
-
-
-class PromptLoader:
-    """Evaluation prompts in file order, this rank's share, ``samples`` times each.
-
-    Each row's record carries ``{"row": index, "sample": k}`` under ``"lit_rlhf"``, from which its random numbers are
-    drawn: what is sampled for a prompt depends on neither batch size nor number of ranks.
-    """
-
-    def __init__(self, prompts: Sequence[EncodedPrompt], batch_size: int, pad_token_id: int, samples: int) -> None:
-        jobs = [(row, sample) for sample in range(samples) for row in range(len(prompts))]
-        self._jobs = jobs[rank() :: world_size()]
-        self._prompts = prompts
-        self._batch_size = batch_size
-        self._pad_token_id = pad_token_id
-
-    def __len__(self) -> int:
-        return -(-len(self._jobs) // self._batch_size)
-
-    def __iter__(self) -> Iterator[DeviceBatch[PromptBatch]]:
-        for start in range(0, len(self._jobs), self._batch_size):
-            picked = self._jobs[start : start + self._batch_size]
-            prompts = [
-                replace(
-                    self._prompts[row], record={**self._prompts[row].record, ROW_KEY: {"row": row, "sample": sample}}
-                )
-                for row, sample in picked
-            ]
-            yield DeviceBatch(prompt_batch(prompts, self._pad_token_id))
-
-
-def prompt_batch(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> PromptBatch:
-    """Left-pad encoded prompts."""
-    ids, mask = pad_left([list(p.ids) for p in prompts], pad_token_id)
-    return PromptBatch(prompt_ids=ids, prompt_mask=mask, records=tuple(p.record for p in prompts))
 
 
 class RolloutDataModule(L.LightningDataModule, ExperienceSource):
     """Reads prompts; each training epoch is one PPO iteration on freshly generated experience.
 
     Args:
-        tokenizer: Folder or hub name; the CLI links it to the policy.
+        tokenizer: Folder or hub name; default: what the trained module loads.
         train: Prompt files, folders or hub names.
         val: The same for validation.
         test: The same for testing.
@@ -88,8 +48,6 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         eval_limit: Use only the first so many validation and test prompts.
         seed: Seed of prompt order, sampling and shuffles.
         on_bad_row: `skip` or `error`.
-        pad_token: See ``ModelConfig``.
-        trust_remote_code: See ``ModelConfig``.
 
     Raises:
         ValueError: If sizes do not fit each other.
@@ -97,7 +55,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | None = None,
         train: list[str] | str | None = None,
         val: list[str] | str | None = None,
         test: list[str] | str | None = None,
@@ -113,9 +71,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         eval_samples: int = 1,
         eval_limit: int | None = None,
         seed: int = 0,
-        on_bad_row: str = "skip",
-        pad_token: str | None = None,
-        trust_remote_code: bool = False,  # noqa: FBT001, FBT002
+        on_bad_row: OnBadRow = "skip",
     ) -> None:
         super().__init__()
         self.batching = BatchingConfig(
@@ -137,7 +93,6 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         self.max_prompt_length = max_prompt_length
         self.eval_batch_size, self.eval_samples, self.eval_limit = eval_batch_size, eval_samples, eval_limit
         self.seed = seed
-        self.pad_token, self.trust_remote_code = pad_token, trust_remote_code
         self._prompts: dict[str, list[EncodedPrompt]] = {}
         self._order: tuple[int, list[int]] = (-1, [])
         self._loader: RolloutLoader | None = None
@@ -154,31 +109,29 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             self._check_training()
 
     def _read(self, split: str) -> list[EncodedPrompt]:
-        from lit_rlhf.models.loading import load_tokenizer
-
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(
-                self.tokenizer_path, pad_token=self.pad_token, trust_remote_code=self.trust_remote_code
-            )
+            self._tokenizer = load_module_tokenizer(self, self.tokenizer_path)
+            check_template(self._tokenizer, self.template)
         files = self.files[split]
         assert files is not None
-        records, report = read_prompts(files, format=self.format, on_bad_row=self.on_bad_row)
-        if report.rejected and rank() == 0:
-            print(report)  # noqa: T201
-        if not records:
-            raise ValueError(f"`data.{split}` ({files}) holds no usable prompt.")
+        records, report = read_prompts(files, format=self.format)
         limit = None if split in ("train", "predict") else self.eval_limit
-        return [
-            EncodedPrompt(
-                ids=tuple(
-                    encode_prompt(
-                        self._tokenizer, record.prompt, template=self.template, max_length=self.max_prompt_length
-                    )
-                ),
-                record=dict(record.raw),
+        prompts = [row for record in records[:limit] for row in self._encode(record, report)]
+        write_report(self, split, report, self.on_bad_row)
+        if not prompts:
+            raise ValueError(f"`data.{split}` ({files}) holds no usable prompt: {report.summary()}")
+        return prompts
+
+    def _encode(self, record: PromptRecord, report: RowReport) -> list[EncodedPrompt]:
+        try:
+            encoded = fit_prompt(
+                self._tokenizer, record.prompt, template=self.template, max_length=self.max_prompt_length
             )
-            for record in records[:limit]
-        ]
+        except RowError as error:
+            report.withdraw(record, error)
+            return []
+        report.shorten(record, encoded.dropped_turns)
+        return [EncodedPrompt(ids=tuple(encoded.ids), record=dict(record.raw))]
 
     def _check_training(self) -> None:
         prompts = self._prompts.get("train")
@@ -216,7 +169,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         return self._order[1][offset]
 
     def uniforms(self, iteration: int, width: int) -> Tensor:
-        """The rollout's random numbers, ``(rows of this rank, width)`` float64: the same rows on any number of ranks."""
+        """The rollout's random numbers, ``(own rows, width)`` float64: the same rows on any number of ranks."""
         total = self.batching.rollout_batch_size
         generator = generator_for(self.seed, 3, iteration)
         drawn = torch.rand(total, width, generator=generator, dtype=torch.float64)

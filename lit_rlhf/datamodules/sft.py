@@ -15,6 +15,7 @@ from lit_rlhf.data.records import DialogueRecord, RowError, TextRecord
 from lit_rlhf.data.report import RowReport
 from lit_rlhf.data.template import encode_dialogue, encode_text
 from lit_rlhf.datamodules.base import Paths, TokenDataModule
+from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader
 from lit_rlhf.types import TextBatch
 
 
@@ -73,6 +74,25 @@ class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
         return TextBatch(
             input_ids=ids, attention_mask=mask, loss_mask=learned.bool(), records=tuple(row.raw for row in rows)
         )
+
+    def predict_dataloader(self) -> PromptLoader:  # type: ignore[override]
+        """The test dialogues without their last reply: prompts for the model to answer.
+
+        Raises:
+            ValueError: Plain text has no prompts, or there is no data.
+        """
+        rows = self.rows.get("test") or self.rows.get("val") or []
+        prompts = [prompt for row in rows for prompt in _prompt(row)]
+        if not prompts:
+            raise ValueError("`predict` answers the prompts of `test` dialogues, and there are none.")
+        return PromptLoader(prompts, self.batch_size or 32, self.tokenizer.pad_token_id, 1)
+
+
+def _prompt(row: TextRow) -> list[EncodedPrompt]:
+    """What stands before the last learned run of tokens; nothing for rows that are learned from the start."""
+    learned = row.learned.tolist()
+    start = len(learned) - next((i for i, x in enumerate(reversed(learned)) if not x), len(learned))
+    return [EncodedPrompt(ids=tuple(row.ids[:start].tolist()), record=row.raw)] if start > 1 else []
 
 
 def _row(ids: list[int], learned: list[bool], raw: Mapping[str, Any]) -> TextRow:

@@ -1,8 +1,8 @@
 """What SFT, reward model and PPO share: one AdamW with named groups, one schedule, one way to step.
 
 Optimization is manual. One ``training_step`` is one minibatch is one ``optimizer.step()``, so that ``global_step``,
-``max_steps``, ModelCheckpoint and progress bars mean what users expect. A minibatch may be cut into micro-batches; their
-losses are normalized by the token count of the whole global minibatch, so neither the cut nor the number of ranks
+``max_steps``, ModelCheckpoint and progress bars mean what users expect. A minibatch may be cut into micro-batches;
+their losses are normalized by the token count of the whole global minibatch, so neither the cut nor the number of ranks
 changes the result.
 """
 

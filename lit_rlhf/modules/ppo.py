@@ -1,9 +1,9 @@
 """PPO for language models: four models, one optimizer, one Lightning epoch an iteration.
 
-The life of an iteration, and the method to override for each stage of it::
+The life of an iteration, and the method to override for each stage::
 
     prompts -> generate -> score_rollout -> shape_rewards -> estimate_advantages   (collect, no gradient)
-            -> policy_loss + critic_loss + ptx_loss -> one optimizer step          (training_step, a minibatch at a time)
+            -> policy_loss + critic_loss + ptx_loss -> one optimizer step          (training_step, one minibatch)
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class PPOModule(EvaluationMixin, BaseModule):
             for extra in self.eval_rewards.values():
                 extra.setup(device=self.device, tokenizer=self.tokenizer)
         if training and self.ptx is not None:
-            self._ptx_text = PTXText(self.ptx, self.tokenizer)
+            self._ptx_text = PTXText(self.ptx, self.policy_path)
 
     def build_reference(self) -> FrozenModel[nn.Module]:
         """The frozen reference; override to bring your own."""
@@ -239,7 +239,7 @@ class PPOModule(EvaluationMixin, BaseModule):
         )
 
     def score_rollout(self, rollout: Rollout, micro_batches: list[Tensor]) -> tuple[ScoredRollout, Tensor]:
-        """What policy, reference, critic and reward say of the responses; and the policy's token entropies ``(B, T)``."""
+        """What the four models say of the responses, and the policy's token entropies ``(B, T)``."""
         shape = rollout.response_mask.shape
         old, entropy, values, ref = (torch.zeros(shape, device=self.device) for _ in range(4))
         with self.reference.on(self.device) as reference:

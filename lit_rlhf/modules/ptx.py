@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.modules.ppo_config import PTXConfig
 from lit_rlhf.rollout.plan import BatchingConfig, generator_for
@@ -17,34 +16,34 @@ class PTXText:
 
     Args:
         config: Files, sizes and templates.
-        tokenizer: The policy's.
+        tokenizer_path: The policy's.
 
     Raises:
         ValueError: If the files hold no usable row.
     """
 
-    def __init__(self, config: PTXConfig, tokenizer: Any) -> None:
-        from lit_rlhf.datamodules.sft import encode_files
-
+    def __init__(self, config: PTXConfig, tokenizer_path: str) -> None:
         self._config = config
-        self._pad = tokenizer.pad_token_id
-        self._rows = encode_files(
-            config.data, tokenizer, format=config.format, template=config.template, max_length=config.max_length
+        self._data = SFTDataModule(
+            tokenizer_path,
+            config.data,
+            format=config.format,
+            template=config.template,
+            max_length=config.max_length,
         )
+        self._data.setup()
+        self._rows = self._data.rows["train"]
         if not self._rows:
             raise ValueError(f"`ptx.data` ({config.data}) holds no usable row.")
 
     def batches(self, batching: BatchingConfig, iteration: int) -> list[tuple[TextBatch, float]]:
         """This rank's rows beside each update, with the learned tokens of the *global* batch of text."""
-        from lit_rlhf.datamodules.sft import text_batch
-
         size = max(1, round(self._config.batch_ratio * batching.minibatch_size / world_size())) * world_size()
         out = []
         for step in range(batching.steps_per_iteration):
             generator = generator_for(batching.seed, 4, iteration, step)
             picks = torch.randint(len(self._rows), (size,), generator=generator).tolist()
-            tokens = float(sum(self._rows[i].num_learned for i in picks))
-            out.append(
-                (text_batch([self._rows[i] for i in picks[rank() :: world_size()]], self._pad), max(1.0, tokens))
-            )
+            tokens = float(sum(self._data.learned_tokens(self._rows[i]) for i in picks))
+            own = [self._rows[i] for i in picks[rank() :: world_size()]]
+            out.append((self._data.collate(own), max(1.0, tokens)))
         return out

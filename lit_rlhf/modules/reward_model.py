@@ -54,8 +54,8 @@ class RewardModelModule(BaseModule):
         require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
         if head == "load" and lm_coef > 0:
             raise ValueError(
-                f"`lm_coef` ({lm_coef}) needs the LM head of a language model; `head: load` starts from a reward model, "
-                "which has none: set it to 0."
+                f"`lm_coef` ({lm_coef}) needs the LM head of a language model; `head: load` starts from a reward "
+                "model, which has none: set it to 0."
             )
         self.model_path = model_path
         self.head: Literal["fresh", "load"] = head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from lit_rlhf.rollout.plan import BatchingConfig, minibatch_rows, split_rows
 from lit_rlhf.types import Experience, Rollout, TextBatch
 
 UpdatePlan = list[list[list[Tensor]]]
-"""Rows of each micro-batch: ``plan[epoch * num_minibatches + minibatch][micro_batch]``, indices into the rank's rows."""
+"""Rows of each micro-batch, ``plan[epoch * num_minibatches + minibatch][micro_batch]``: indices of the rank's rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def minibatches(
         text, text_tokens = ptx[position] if ptx else (None, 0.0)
         yield Minibatch(
             experience=experience.rows(rows),
-            micro_batches=tuple(torch.arange(a, b) for a, b in zip(starts, starts[1:], strict=False)),
+            micro_batches=tuple(torch.arange(a, b) for a, b in pairwise(starts)),
             num_tokens=max(1.0, stats.count),
             advantage_mean=stats.mean,
             advantage_std=(stats.m2 / max(1.0, stats.count)) ** 0.5,

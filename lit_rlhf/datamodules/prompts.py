@@ -1,0 +1,53 @@
+"""Prompts as token ids, and the loader that evaluation and prediction read them from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lit_rlhf.data.batching import pad_left
+from lit_rlhf.distributed import rank, world_size
+from lit_rlhf.types import ROW_KEY, DeviceBatch, PromptBatch, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompt:
+    """One prompt as token ids, with the raw row it came from."""
+
+    ids: tuple[int, ...]
+    record: Record
+
+
+class PromptLoader:
+    """Evaluation prompts in file order, this rank's share, ``samples`` times each.
+
+    Each row's record carries ``{"row": index, "sample": k}`` under ``"lit_rlhf"``, from which its random numbers are
+    drawn: what is sampled for a prompt depends on neither batch size nor number of ranks.
+    """
+
+    def __init__(self, prompts: Sequence[EncodedPrompt], batch_size: int, pad_token_id: int, samples: int) -> None:
+        jobs = [(row, sample) for sample in range(samples) for row in range(len(prompts))]
+        self._jobs = jobs[rank() :: world_size()]
+        self._prompts = prompts
+        self._batch_size = batch_size
+        self._pad_token_id = pad_token_id
+
+    def __len__(self) -> int:
+        return -(-len(self._jobs) // self._batch_size)
+
+    def __iter__(self) -> Iterator[DeviceBatch[PromptBatch]]:
+        for start in range(0, len(self._jobs), self._batch_size):
+            picked = self._jobs[start : start + self._batch_size]
+            prompts = [
+                replace(
+                    self._prompts[row], record={**self._prompts[row].record, ROW_KEY: {"row": row, "sample": sample}}
+                )
+                for row, sample in picked
+            ]
+            yield DeviceBatch(prompt_batch(prompts, self._pad_token_id))
+
+
+def prompt_batch(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> PromptBatch:
+    """Left-pad encoded prompts."""
+    ids, mask = pad_left([list(p.ids) for p in prompts], pad_token_id)
+    return PromptBatch(prompt_ids=ids, prompt_mask=mask, records=tuple(p.record for p in prompts))
