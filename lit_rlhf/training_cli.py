@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lit_rlhf.callbacks.export import ExportCallback
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
-from lit_rlhf.callbacks.progress import RLHFProgressBar
+from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
 from lit_rlhf.cli import fail
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO
 from lit_rlhf.strategies.register import register_strategies

@@ -280,7 +280,7 @@ def load_module_tokenizer(data: L.LightningDataModule, path: str | None) -> Any:
     if path is None:
         if module is None or not hasattr(module, "sources"):
             raise ValueError("`tokenizer` must name a folder or hub name: the module that is trained does not.")
-        path = module.sources()["tokenizer"]
+        path = str(module.sources()["tokenizer"])  # type: ignore[operator]
     if options is None:
         return load_tokenizer(path)
     return load_tokenizer(path, pad_token=options.pad_token, trust_remote_code=options.trust_remote_code)

@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -79,7 +80,7 @@ class BaseModule(L.LightningModule):
 
     # ---------------------------------------------------------------- optimizer
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One AdamW with named groups and one LambdaLR: the same under one device, DDP and ZeRO-2."""
         config = self.optimizer_config
         configure_clipping(self.trainer, config.max_grad_norm)
@@ -121,7 +122,8 @@ class BaseModule(L.LightningModule):
         for name, value in (("loss", total), ("gradient norm", norm)):
             if not bool(torch.isfinite(value)):
                 optimizer.zero_grad()
-                return self._refuse_update(name)
+                self._refuse_update(name)
+                return None
         clip_gradients(self.trainer, optimizer, self.optimizer_config.max_grad_norm)
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]

@@ -24,7 +24,6 @@ from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.modules.answers import eos_token_ids, reward_request
-from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.config import ModelConfig, ScheduleConfig
 from lit_rlhf.modules.ppo_config import (
     CriticConfig,
@@ -48,10 +47,19 @@ from lit_rlhf.rollout.plan import BatchingConfig
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.scoring import response_logprobs, response_values, text_logprobs
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
-from lit_rlhf.types import DeviceBatch, Experience, PromptBatch, RewardRequest, Rollout, ScoredRollout, TextBatch
+from lit_rlhf.types import (
+    DeviceBatch,
+    Experience,
+    PromptBatch,
+    RewardOutput,
+    RewardRequest,
+    Rollout,
+    ScoredRollout,
+    TextBatch,
+)
 
 
-class PPOModule(EvaluationMixin, BaseModule):
+class PPOModule(EvaluationMixin):
     """PPO with every detail of the paper's Figure 5 as an option (docs/ppo.md).
 
     Args:
@@ -125,7 +133,7 @@ class PPOModule(EvaluationMixin, BaseModule):
         self._ptx_text: PTXText | None = None
         self._rollout_metrics: dict[str, float] = {}
         self._timings: dict[str, float] = {}
-        self._kl_exceeded = False
+        self._left_out = False
 
     def _check_options(self) -> None:
         loss, needs_critic = self.loss_config, self.estimator.needs_critic
@@ -203,7 +211,7 @@ class PPOModule(EvaluationMixin, BaseModule):
             iteration: Iteration number.
         """
         self.iteration = iteration
-        self._kl_exceeded = False
+        self._left_out = False
         self._timings = {}
         self.policy.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -256,7 +264,7 @@ class PPOModule(EvaluationMixin, BaseModule):
             if rollout.sampler_logprobs is None:
                 raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
             old = rollout.sampler_logprobs
-        output = self.reward(self.reward_request(rollout))
+        output = self.score_responses(rollout)
         token_scores = output.token_scores
         scored = ScoredRollout(
             **rollout.as_dict(),
@@ -267,6 +275,21 @@ class PPOModule(EvaluationMixin, BaseModule):
             token_scores=torch.zeros(shape, device=self.device) if token_scores is None else token_scores,
         )
         return scored, entropy
+
+    def score_responses(self, rollout: Rollout) -> RewardOutput:
+        """The reward's scores; one that is not finite stops all ranks, naming the prompt, or skips the iteration."""
+        output, problem = None, None
+        try:
+            output = self.reward(self.reward_request(rollout))
+        except ValueError as error:
+            problem = str(error)
+        problems = [p for p in all_gather_object(problem) if p]
+        if not problems and output is not None:
+            return output
+        if self.on_non_finite == "stop":
+            self.fail_non_finite("score", f"{problems[0]} ")
+        self._left_out = True
+        return RewardOutput(scores=torch.zeros(len(rollout), device=self.device))
 
     def reward_request(self, rollout: Rollout) -> RewardRequest:
         """The responses as rewards see them."""
@@ -322,8 +345,9 @@ class PPOModule(EvaluationMixin, BaseModule):
         started = time.perf_counter()
         if minibatch.position == 0:
             self.log_values(self._rollout_metrics, prog_bar=("rollout/score", "rollout/kl"))
-        if self._kl_exceeded:
-            self.log_values({"update/skipped_by_target_kl": 1.0})
+        if self._left_out:
+            self.skipped_updates += 1
+            self.log_values({"update/skipped": float(self.skipped_updates)})
             return
         sums = UpdateSums(self.device)
         result = self.optimize(
@@ -333,9 +357,8 @@ class PPOModule(EvaluationMixin, BaseModule):
             ]
         )
         metrics = sums.means(minibatch)
-        self._kl_exceeded = (
-            self.loss_config.target_kl is not None and metrics["update/approx_kl"] > self.loss_config.target_kl
-        )
+        limit = self.loss_config.target_kl
+        self._left_out = limit is not None and metrics["update/approx_kl"] > limit
         if result is None:
             self.log_values({"update/skipped": float(self.skipped_updates)})
             return
@@ -449,12 +472,12 @@ class PPOModule(EvaluationMixin, BaseModule):
         return f"iteration {self.iteration}, step {self.global_step}"
 
     def extra_state(self) -> dict[str, Any]:
-        """Running moments, KL controller, iteration, and the target-KL decision of a half-used iteration."""
+        """Running moments, KL controller, iteration, and whether a half-used iteration is left out."""
         return {
             "moments": self.moments.state_dict(),
             "kl_controller": self.kl_controller.state_dict(),
             "iteration": self.iteration,
-            "kl_exceeded": self._kl_exceeded,
+            "left_out": self._left_out,
             "rollout_metrics": dict(self._rollout_metrics),
         }
 
@@ -463,7 +486,7 @@ class PPOModule(EvaluationMixin, BaseModule):
         self.moments = RunningMoments.from_state(state["moments"])
         self.kl_controller.load_state_dict(dict(state["kl_controller"]))
         self.iteration = state["iteration"]
-        self._kl_exceeded = state["kl_exceeded"]
+        self._left_out = state["left_out"]
         self._rollout_metrics = dict(state["rollout_metrics"])
 
     def _set_phase(self, phase: str) -> None:

@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_gather_object, rank
+from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.modules.answers import eval_uniforms, response_rows
-from lit_rlhf.modules.base import run_directory
+from lit_rlhf.modules.base import BaseModule, run_directory
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.compact import compact_rows
+from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.scoring import response_logprobs
-from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, Rollout
-
-if TYPE_CHECKING:
-    from lit_rlhf.modules.ppo import PPOModule
-
-    _Base = PPOModule
-else:
-    _Base = object
+from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, RewardRequest, Rollout
 
 EVAL_TOKENS = 16384
 
 
-class EvaluationMixin(_Base):
-    """Validation, test and prediction steps of ``PPOModule``."""
+class EvaluationMixin(BaseModule):
+    """Validation, test and prediction steps of ``PPOModule``, which has what is declared here."""
 
     _eval_rows: list[dict[str, Any]]
+    policy: Any
+    reward: Reward
+    eval_rewards: dict[str, Reward]
+    eval_sampling: SamplingConfig
+
+    @property
+    @abstractmethod
+    def reference(self) -> FrozenModel[nn.Module]:
+        """The frozen reference policy."""
+
+    @abstractmethod
+    def generate(self, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig) -> Rollout:
+        """Responses to ``prompts`` by the current policy."""
+
+    @abstractmethod
+    def reward_request(self, rollout: Rollout) -> RewardRequest:
+        """The responses as rewards see them."""
 
     # ---------------------------------------------------------------- steps
 

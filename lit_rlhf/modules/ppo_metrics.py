@@ -71,8 +71,8 @@ def _std(mean: dict[str, float], name: str) -> float:
 def _named(mean: dict[str, float], tokens: float, module: PPOModule) -> dict[str, float]:
     times: dict[str, float] = module._timings
     spent = sum(times.values())
-    plain = ("score", "score_normalized", "reward", "reward_total", "kl", "kl_k3", "kl_sequence", "response_length")
-    plain += ("eos_rate", "entropy", "value", "return", "advantage")
+    plain = ["score", "score_normalized", "reward", "reward_total", "kl", "kl_k3", "kl_sequence", "response_length"]
+    plain += ["eos_rate", "entropy", "value", "return", "advantage"]
     return {
         **{f"rollout/{name}": mean[name] for name in plain},
         **{f"rollout/{name}_std": _std(mean, name) for name in ("score", "value", "return", "advantage")},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ def load_critic(module: PPOModule) -> nn.Module:
         ValueError: If the critic is to come from a reward that is not a model, or its vocabulary is not the policy's.
     """
     init, config = module.critic_config.init, module.model_config
+    head: Literal["load", "fresh"] = "load"
     if init == "reward":
         path = getattr(module.reward, "path", None)
         if path is None:
@@ -44,11 +45,10 @@ def load_critic(module: PPOModule) -> nn.Module:
                 f"`critic.init: reward` needs a reward that is a model; {type(module.reward).__name__} is not. "
                 "Use `policy`, or name a folder."
             )
-        head = "load"
     elif init == "policy":
         path, head = module.policy_path, "fresh"
     else:
-        path, head = init, "load"
+        path = init
     critic = load_scalar_model(
         path,
         head=head,

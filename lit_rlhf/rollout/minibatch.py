@@ -14,7 +14,7 @@ from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.rollout.plan import BatchingConfig, minibatch_rows, split_rows
 from lit_rlhf.types import Experience, Rollout, TextBatch
 
-UpdatePlan = list[list[list[Tensor]]]
+UpdatePlan = list[list[Tensor]]
 """Rows of each micro-batch, ``plan[epoch * num_minibatches + minibatch][micro_batch]``: indices of the rank's rows."""
 
 
@@ -85,7 +85,7 @@ def _token_moments(experience: Experience, rows: Tensor) -> RunningMoments:
 
 def global_token_moments(experience: Experience, plan: UpdatePlan) -> list[RunningMoments]:
     """Count, mean and M2 of the advantages of each global minibatch, merged over ranks in rank order."""
-    own = [_token_moments(experience, torch.cat(list(micro))) for micro in plan]
+    own = [_token_moments(experience, torch.cat(micro)) for micro in plan]
     gathered = all_gather_object([(m.count, m.mean, m.m2) for m in own])
     merged = []
     for per_rank in zip(*gathered, strict=True):
@@ -110,7 +110,7 @@ def minibatches(
     plan = plan_updates(experience, config, iteration)
     moments = global_token_moments(experience, plan)
     for position, (micro, stats) in enumerate(zip(plan, moments, strict=True)):
-        rows = torch.cat(list(micro))
+        rows = torch.cat(micro)
         starts = torch.tensor([0, *[len(m) for m in micro]]).cumsum(0).tolist()
         text, text_tokens = ptx[position] if ptx else (None, 0.0)
         yield Minibatch(

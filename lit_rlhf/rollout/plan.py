@@ -104,16 +104,13 @@ def minibatch_rows(config: BatchingConfig, iteration: int, epoch: int, rank: int
     unit = math.gcd(groups, UNIT)
     if unit % world_size:
         unit = world_size
-    unit_rows = unit * config.group_size
+    unit_rows, size = unit * config.group_size, config.minibatch_size
     num_units = config.rollout_batch_size // unit_rows
     order = torch.randperm(num_units, generator=generator_for(config.seed, 1, iteration, epoch))
     rows = (order[:, None] * unit_rows + torch.arange(unit_rows)).flatten()
     owner = (rows // config.group_size) % world_size
     local = (rows // (config.group_size * world_size)) * config.group_size + rows % config.group_size
-    return [
-        part[own == rank]
-        for part, own in zip(local.split(config.minibatch_size), owner.split(config.minibatch_size), strict=True)
-    ]
+    return [part[own == rank] for part, own in zip(local.view(-1, size), owner.view(-1, size), strict=True)]
 
 
 def split_rows(lengths: Sequence[int], rows: Tensor, max_tokens: int, num_parts: int | None = None) -> list[Tensor]:

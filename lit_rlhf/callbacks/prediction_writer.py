@@ -1,0 +1,42 @@
+"""Predictions as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from lit_rlhf.distributed import all_gather_object
+
+
+class JSONLWriter(BasePredictionWriter):
+    """Writes the rows (dicts) that ``predict_step`` returns to one file, all ranks together, in prompt order.
+
+    Args:
+        path: The file; rank 0 writes it when prediction ends.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(write_interval="epoch")
+        self.path = Path(path)
+
+    def write_on_epoch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Gather and write."""
+        own = [row for batch in predictions for row in batch if isinstance(row, dict)]
+        rows = [row for part in all_gather_object(own) for row in part]
+        rows.sort(key=lambda row: (row.get("sample", 0), row.get("row", 0)))
+        if trainer.is_global_zero and rows:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self.path.write_text("".join(lines), encoding="utf-8")
+            print(f"{len(rows)} predictions: {self.path}")  # noqa: T201
