@@ -1,0 +1,102 @@
+"""A reward model's fingerprint: a few texts, their token ids and their scores, written at export, re-checked at load.
+
+It catches what no key list can: a head that was initialised anew, weights of another training run, a tokenizer that was
+swapped, a library version that computes something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.models.scalar import score_rows
+
+FILE_NAME = "fingerprint.json"
+TEXTS = (
+    "Hello! How can I help you today?",
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "I am sorry, but I cannot help with that. Is there anything else?",
+    "1 + 1 = 2; 12 * 12 = 144.",
+    "今天天气很好",
+)
+# Relative to the largest score: rounding differs between machines and kernels, a wrong model is off by far more.
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def write_fingerprint(
+    out: str | Path, model: Callable[[Tensor], Tensor], tokenizer: Any, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Score the fixed texts and write ``fingerprint.json`` into ``out``.
+
+    Args:
+        out: An exported reward-model folder.
+        model: Token ids ``(B, L)`` to scores ``(B, L)``.
+        tokenizer: The one saved in the folder.
+        dtype: Of the model that scores; it sets the tolerance.
+        device: Where the model is.
+    """
+    rows = [encode(tokenizer, text) for text in TEXTS]
+    scores = score_rows(model, rows, pad_token_id=tokenizer.pad_token_id, device=device).tolist()
+    cases = [{"text": t, "ids": r, "score": s} for t, r, s in zip(TEXTS, rows, scores, strict=True)]
+    content = {"dtype": str(dtype).removeprefix("torch."), "tolerance": TOLERANCES[dtype], "cases": cases}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    (Path(out) / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def check_fingerprint(
+    folder: Path, model: Callable[[Tensor], Tensor], *, dtype: torch.dtype, tokenizer: Any | None = None
+) -> bool:
+    """Score the stored token ids again and compare.
+
+    Args:
+        folder: A reward-model folder.
+        model: The model as loaded from it, on the CPU.
+        dtype: Of the loaded model: the tolerance is the wider of its own and the stored one.
+        tokenizer: The folder's tokenizer; when given, the stored texts must give the stored ids too.
+
+    Returns:
+        False when the folder has no fingerprint (a third-party model), True when it holds.
+
+    Raises:
+        ValueError: Scores or ids differ; says by how much, and on which text.
+    """
+    file = folder / FILE_NAME
+    if not file.is_file():
+        return False
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    tolerance = max(float(stored["tolerance"]), TOLERANCES[dtype])
+    cases = stored["cases"]
+    if tokenizer is not None:
+        _check_ids(file, tokenizer, cases)
+    wanted = torch.tensor([float(case["score"]) for case in cases])
+    scores = score_rows(model, [case["ids"] for case in cases], pad_token_id=0)
+    errors = (scores - wanted).abs()
+    worst = int(errors.argmax())
+    # `not <=` so that a NaN score fails as well.
+    if not float(errors.max()) <= tolerance * float(wanted.abs().max()):
+        raise ValueError(
+            f"'{folder}' does not give the scores it was exported with: {scores[worst]:.6g} instead of "
+            f"{wanted[worst]:.6g} for '{cases[worst]['text']}' (tolerance {tolerance:g} of the largest score). The "
+            f"weights are not those of the export. To use them all the same, delete '{FILE_NAME}'."
+        )
+    return True
+
+
+def _check_ids(file: Path, tokenizer: Any, cases: list[dict[str, Any]]) -> None:
+    for case in cases:
+        if encode(tokenizer, case["text"]) != case["ids"]:
+            raise ValueError(
+                f"The tokenizer beside '{file}' does not encode '{case['text']}' as it did at export: it is not the "
+                "tokenizer the reward model was trained with."
+            )
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a whole text as the tokenizer makes them, one EOS at the end."""
+    ids: list[int] = list(tokenizer(text)["input_ids"])
+    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]

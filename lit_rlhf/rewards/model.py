@@ -1,0 +1,130 @@
+"""Reward from a reward model: a folder with a scalar head, on the device or offloaded between phases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.models.frozen import FrozenModel, Placement
+from lit_rlhf.models.loading import as_dtype, load_scalar_model, load_tokenizer, same_vocabulary
+from lit_rlhf.models.scalar import ScalarModel, score_rows
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.types import RewardOutput, RewardRequest, Rollout
+
+
+class ModelReward(Reward):
+    """Score of a reward model at the last token of prompt + response.
+
+    With the policy's own tokenizer the very token ids are scored. With another one, prompt and response are encoded
+    again, each on its own as in training, with the policy's BOS and EOS in the prompt text exchanged for the reward
+    model's, and its EOS after a response that has ended. A response the length limit cut is scored without an EOS.
+
+    Args:
+        path: Local folder or hub name of a sequence-classification model with one label, or of the MOSS-RLHF layout.
+        dtype: Of its weights.
+        placement: ``"device"``, or ``"cpu"`` to bring it to the device for scoring only.
+        max_batch_tokens: Most tokens, padding included, of one forward pass.
+        trust_remote_code: Run Python files that come with the model.
+        name: Used in metrics and messages.
+
+    Attributes:
+        device: The rank's device, after :meth:`setup`.
+        shares_vocabulary: Whether the policy's token ids mean the same to this model, after :meth:`setup`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str = "float32",
+        placement: Placement = "device",
+        max_batch_tokens: int = 16384,
+        trust_remote_code: bool = False,
+        name: str = "reward_model",
+    ) -> None:
+        as_dtype(dtype)
+        if placement not in ("device", "cpu"):
+            raise ValueError(f"`placement` must be 'device' or 'cpu', not '{placement}'.")
+        if max_batch_tokens < 1:
+            raise ValueError(f"`max_batch_tokens` ({max_batch_tokens}) must be at least 1.")
+        self.path, self.dtype, self.placement, self.max_batch_tokens = path, dtype, placement, max_batch_tokens
+        self.trust_remote_code, self.name = trust_remote_code, name
+        self.shares_vocabulary = False
+        self.device = torch.device("cpu")
+        self._model: FrozenModel[ScalarModel] | None = None
+        self._tokenizer: Any = None
+        self._policy_tokenizer: Any = None
+
+    def setup(self, *, device: torch.device, tokenizer: Any) -> None:
+        """Load the model and its tokenizer.
+
+        Raises:
+            FileNotFoundError: No such folder or hub name.
+            ValueError: It is not a reward model (see ``load_scalar_model``), or its tokenizer cannot be used.
+        """
+        self._policy_tokenizer, self.device = tokenizer, device
+        self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
+        self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
+        scalar = load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        self._model = FrozenModel(scalar, placement=self.placement).to(device)
+
+    @property
+    def model(self) -> FrozenModel[ScalarModel] | None:
+        """The model, for a caller that scores the policy's token ids itself; None where it cannot (other tokenizer)."""
+        return self._model if self.shares_vocabulary else None
+
+    def score(self, request: RewardRequest) -> RewardOutput:
+        """Score prompt + response at the last token, in packs of rows of similar length.
+
+        Raises:
+            ValueError: :meth:`setup` was not called.
+        """
+        if self._model is None:
+            raise ValueError(f"Reward '{self.name}' has no model yet: call `setup` first.")
+        rows = id_rows(request.rollout) if self.shares_vocabulary else self._encoded_rows(request)
+        with self._model.on(self.device) as model:
+            scores: Tensor = score_rows(
+                model, rows, pad_token_id=self._tokenizer.eos_token_id,
+                max_batch_tokens=self.max_batch_tokens, device=self.device,
+            )  # fmt: skip
+        return RewardOutput(scores=scores)
+
+    def _encoded_rows(self, request: RewardRequest) -> list[list[int]]:
+        texts = zip(request.prompts, request.responses, request.ended, strict=True)
+        return [
+            encode_pair(
+                self._tokenizer, translate_special(prompt, self._policy_tokenizer, self._tokenizer), reply, ended
+            )
+            for prompt, reply, ended in texts
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Name, type, path and dtype."""
+        return {**super().describe(), "path": self.path, "dtype": self.dtype, "placement": self.placement}
+
+
+def id_rows(rollout: Rollout) -> list[list[int]]:
+    """The real tokens of each row, padding on either side dropped."""
+    ids, mask = rollout.input_ids.cpu(), rollout.attention_mask.cpu().bool()
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def translate_special(text: str, source: Any, target: Any) -> str:
+    """``text`` with the BOS and EOS of tokenizer ``source`` exchanged for those of ``target``.
+
+    A leading BOS is dropped, because encoding a whole text puts the target's own in front where it has one.
+    """
+    if source.bos_token:
+        text = text.removeprefix(source.bos_token)
+    return text.replace(source.eos_token, target.eos_token)
+
+
+def encode_pair(tokenizer: Any, prompt: str, response: str, ended: bool) -> list[int]:  # noqa: FBT001
+    """Token ids of prompt + response, encoded apart so that the boundary is exact, with one EOS where it has ended."""
+    ids: list[int] = list(tokenizer(prompt)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+        ids.pop()  # a tokenizer that closes every text with EOS
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id] if ended or not ids else ids

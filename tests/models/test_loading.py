@@ -1,0 +1,217 @@
+"""Loading: what is read is what the checkpoint holds, and everything else is an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lit_rlhf.models.loading import (
+    as_dtype,
+    check_context,
+    check_embeddings,
+    check_vocabulary,
+    load_causal_lm,
+    load_scalar_model,
+    load_tokenizer,
+    without_dropout,
+)
+from tests.models.tiny import CHARACTERS, make_tokenizer, tiny_config
+
+
+class TestTokenizer:
+    def test_loads(self, tmp_path, tokenizer):
+        tokenizer.save_pretrained(tmp_path)
+        loaded = load_tokenizer(tmp_path)
+        assert loaded("ab")["input_ids"] == tokenizer("ab")["input_ids"]
+
+    def test_no_pad_is_refused_and_the_fix_is_named(self, tmp_path):
+        make_tokenizer(pad=None).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"has no pad token.*`pad_token`.*<unk>"):
+            load_tokenizer(tmp_path)
+        assert load_tokenizer(tmp_path, pad_token="<unk>").pad_token_id == 2
+
+    def test_pad_equal_to_eos_is_refused(self, tmp_path):
+        make_tokenizer(pad="<eos>").save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"pads with its EOS token.*`pad_token`"):
+            load_tokenizer(tmp_path)
+
+    def test_pad_token_must_exist(self, tmp_path, tokenizer):
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"`pad_token` \('<nope>'\) is not in the vocabulary"):
+            load_tokenizer(tmp_path, pad_token="<nope>")
+
+    def test_no_eos_is_refused(self, tmp_path, tokenizer):
+        tokenizer.eos_token = None
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="has no EOS token"):
+            load_tokenizer(tmp_path)
+
+    def test_vocabularies(self, tokenizer):
+        check_vocabulary(tokenizer, make_tokenizer())
+        with pytest.raises(ValueError, match=r"token 'a' is 4 for one and 5 for the other"):
+            check_vocabulary(tokenizer, make_tokenizer("ba" + CHARACTERS[2:]))
+
+
+@pytest.mark.parametrize("path", ["/no/such/model", "./missing", "runs/sft/hf", "~/nothing-here-at-all"])
+def test_missing_local_path_is_one_line(path):
+    for load in (load_tokenizer, load_causal_lm):
+        with pytest.raises(FileNotFoundError, match="No model folder at") as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_unknown_hub_name_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor a model the hub gives") as caught:
+        load_causal_lm("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+class TestCausal:
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+    def test_equal_to_transformers(self, causal_folder, architecture):
+        from transformers import AutoModelForCausalLM
+
+        folder = causal_folder(architecture)
+        ids = torch.arange(4, 16).unsqueeze(0)
+        expected = AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=ids).logits
+        assert torch.equal(load_causal_lm(folder)(input_ids=ids).logits, expected)
+
+    def test_dropout_is_off_in_train_mode(self, causal_folder):
+        folder = causal_folder("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+        model = load_causal_lm(folder).train()
+        ids = torch.arange(4, 16).unsqueeze(0)
+        assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+        assert model.config.resid_pdrop == 0.0
+
+    def test_dtype_casts_weights_and_keeps_rotary_frequencies(self, causal_folder):
+        model = load_causal_lm(causal_folder(), dtype="bfloat16")
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+    def test_gradient_checkpointing_gives_the_same_gradient(self, causal_folder):
+        folder = causal_folder()
+        grads = []
+        for option in (False, True):
+            model = load_causal_lm(folder, gradient_checkpointing=option).train()
+            assert model.is_gradient_checkpointing is option
+            model(input_ids=torch.arange(4, 16).unsqueeze(0)).logits.square().mean().backward()
+            grads.append(model.model.embed_tokens.weight.grad)
+        torch.testing.assert_close(*grads)
+
+    def test_missing_weight_is_an_error(self, reward_folder):
+        with pytest.raises(ValueError, match=r"does not hold these weights of LlamaForCausalLM: lm_head\.weight"):
+            load_causal_lm(reward_folder())
+
+    def test_unused_weights_are_reported(self, causal_folder):
+        folder = causal_folder()
+        weights = load_file(folder / "model.safetensors")
+        save_file({**weights, "extra.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
+        with pytest.warns(UserWarning, match=r"1 weights that are not used: extra\.weight"):
+            load_causal_lm(folder)
+
+    def test_wrong_shape_is_an_error(self, causal_folder):
+        folder = causal_folder()
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] = torch.ones(7)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises((ValueError, RuntimeError), match=r"model\.norm\.weight|mismatch"):
+            load_causal_lm(folder)
+
+    def test_remote_code_is_off_unless_asked(self, causal_folder):
+        folder = causal_folder()
+        config = json.loads((folder / "config.json").read_text())
+        marker = folder / "ran"
+        config |= {"model_type": "custom", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "code.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load_causal_lm(folder)
+        assert not marker.exists()
+
+    def test_unknown_dtype(self):
+        assert as_dtype("bfloat16") is as_dtype(torch.bfloat16) is torch.bfloat16
+        with pytest.raises(ValueError, match="`dtype` must be one of float32, bfloat16, float16, not 'int8'"):
+            as_dtype("int8")
+
+    def test_without_dropout_leaves_the_original(self):
+        config = tiny_config("gpt2", 10, resid_pdrop=0.5)
+        assert without_dropout(config).resid_pdrop == 0.0
+        assert config.resid_pdrop == 0.5
+
+
+class _AsksForCode:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+class TestPickles:
+    def _as_bin(self, folder: Path) -> dict[str, torch.Tensor]:
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+        return weights
+
+    def test_plain_bin_loads(self, causal_folder):
+        folder = causal_folder()
+        expected = self._as_bin(folder)["lm_head.weight"]
+        assert torch.equal(load_causal_lm(folder).lm_head.weight, expected)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_pickle_with_code_is_refused_and_not_run(self, causal_folder, tmp_path, legacy):
+        folder, marker = causal_folder(), tmp_path / "ran"
+        (folder / "model.safetensors").unlink()
+        torch.save(
+            {"lm_head.weight": _AsksForCode(marker)},
+            folder / "pytorch_model.bin",
+            _use_new_zipfile_serialization=not legacy,
+        )
+        for load in (load_causal_lm, lambda path: load_scalar_model(path, head="load")):
+            with pytest.raises(ValueError, match=r"Refused to open .*pytorch_model\.bin.*could run code.*system"):
+                load(folder)
+        assert not marker.exists()
+
+    def test_safetensors_are_preferred(self, causal_folder, tmp_path):
+        folder, marker = causal_folder(), tmp_path / "ran"
+        torch.save({"lm_head.weight": _AsksForCode(marker)}, folder / "pytorch_model.bin")
+        load_causal_lm(folder)
+        assert not marker.exists()
+
+    def test_shard_outside_the_folder_is_refused(self, causal_folder):
+        folder = causal_folder()
+        shutil.move(folder / "model.safetensors", folder.parent / "model.safetensors")
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="names a shard outside its own folder"):
+            load_causal_lm(folder)
+
+    def test_truncated_safetensors(self, reward_folder):
+        file = reward_folder() / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(ValueError, match="is not a whole safetensors file"):
+            load_scalar_model(file.parent, head="load")
+
+    def test_no_weights_at_all(self, causal_folder):
+        folder = causal_folder()
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match=r"No model\.safetensors or pytorch_model\.bin"):
+            load_causal_lm(folder)
+
+
+def test_context_and_embeddings(tokenizer):
+    config = tiny_config("gpt2", len(tokenizer))
+    check_context(config, 128)
+    with pytest.raises(ValueError, match=r"together \(129 tokens\) must fit the model's context \(128 tokens\)"):
+        check_context(config, 129)
+    check_embeddings(config, tokenizer)
+    with pytest.raises(ValueError, match=r"largest id \(\d+\) must be below the model's vocabulary size \(10\)"):
+        check_embeddings(tiny_config("llama", 10), tokenizer)

@@ -1,0 +1,130 @@
+"""The reward model as a source of reward: ids with the policy's tokenizer, text with another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.scalar import score_rows
+from lit_rlhf.rewards.model import ModelReward, encode_pair, translate_special
+from tests.models.tiny import CHARACTERS, make_tokenizer
+from tests.rewards.requests import make_request
+
+PROMPTS, RESPONSES = ["Hi there. ", "What is 12?", "a"], ["Hello!", "A number, of course.", ""]
+CPU = torch.device("cpu")
+
+
+def _transformers_scores(folder, tokenizer, texts):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return torch.stack([model(**tokenizer(text, return_tensors="pt")).logits[0, 0] for text in texts])
+
+
+@pytest.mark.parametrize("placement", ["device", "cpu"])
+@pytest.mark.parametrize("budget", [1, 50, 16384])
+def test_same_tokenizer_scores_the_ids(reward_folder, tokenizer, placement, budget):
+    folder = reward_folder()
+    reward = ModelReward(str(folder), placement=placement, max_batch_tokens=budget)
+    reward.setup(device=CPU, tokenizer=tokenizer)
+    expected = _transformers_scores(
+        folder, tokenizer, [f"{p}{r}<eos>" for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    )
+    assert expected.std() > 1e-2
+    for padding in (0, 7):
+        scores = reward(make_request(tokenizer, PROMPTS, RESPONSES, extra_padding=padding)).scores
+        torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+    assert reward.model is not None
+
+
+def test_cut_response_is_scored_without_eos(reward_folder, tokenizer):
+    folder = reward_folder()
+    reward = ModelReward(str(folder))
+    reward.setup(device=CPU, tokenizer=tokenizer)
+    scores = reward(make_request(tokenizer, PROMPTS[:1], RESPONSES[:1], ended=[False])).scores
+    torch.testing.assert_close(
+        scores, _transformers_scores(folder, tokenizer, [PROMPTS[0] + RESPONSES[0]]), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_other_tokenizer_scores_equal_scoring_the_text(reward_folder, tokenizer):
+    """Policy with other ids, another EOS string and a BOS; the reward model reads as its own tokenizer does."""
+    folder = reward_folder()
+    policy = make_tokenizer(CHARACTERS[::-1], bos=True)
+    policy.add_special_tokens({"eos_token": "<stop>"})
+    prompts = ["Hi.<stop>Yes? ", "What is 12?", "a"]
+    request = make_request(policy, prompts, RESPONSES, ended=[True, False, True])
+    assert request.prompts[0].startswith("<bos>")
+    reward = ModelReward(str(folder), max_batch_tokens=40)
+    reward.setup(device=CPU, tokenizer=policy)
+    assert reward.model is None
+    texts = ["Hi.<eos>Yes? Hello!<eos>", "What is 12?A number, of course.", "a<eos>"]
+    expected = _transformers_scores(folder, tokenizer, texts)
+    torch.testing.assert_close(reward(request).scores, expected, rtol=1e-5, atol=1e-5)
+
+
+class TestEncoding:
+    def test_special_tokens_are_exchanged(self):
+        source, target = make_tokenizer(bos=True), make_tokenizer()
+        target.add_special_tokens({"eos_token": "<stop>"})
+        assert translate_special("<bos>a<eos>b", source, target) == "a<stop>b"
+
+    def test_exactly_one_bos_and_eos(self):
+        tokenizer = make_tokenizer(bos=True)
+        assert encode_pair(tokenizer, "ab", "c", ended=True) == [3, 4, 5, 6, 1]
+        assert encode_pair(tokenizer, "ab", "c", ended=False) == [3, 4, 5, 6]
+
+    def test_closing_eos_of_a_tokenizer_is_dropped_from_the_prompt(self):
+        from tokenizers import processors
+
+        tokenizer = make_tokenizer()
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <eos>", special_tokens=[("<eos>", 1)]
+        )
+        assert encode_pair(tokenizer, "ab", "c", ended=True) == [4, 5, 6, 1]
+
+
+def test_before_setup(tokenizer):
+    reward = ModelReward("somewhere")
+    assert reward.model is None
+    with pytest.raises(ValueError, match="call `setup` first"):
+        reward(make_request(tokenizer, PROMPTS, RESPONSES))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "`dtype` must be one of"),
+        ({"placement": "gpu"}, "`placement` must be"),
+        ({"max_batch_tokens": 0}, "`max_batch_tokens` \\(0\\) must be at least 1"),
+    ],
+)
+def test_options_are_checked_before_anything_loads(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelReward("nowhere", **options)
+
+
+def test_a_causal_lm_is_no_reward_model(causal_folder, tokenizer):
+    reward = ModelReward(str(causal_folder()))
+    with pytest.raises(ValueError, match="has no scalar head"):
+        reward.setup(device=CPU, tokenizer=tokenizer)
+
+
+def test_pad_equal_to_eos_does_not_matter_here(reward_folder, tokenizer):
+    folder = reward_folder()
+    make_tokenizer(pad="<eos>").save_pretrained(folder)
+    reward = ModelReward(str(folder))
+    reward.setup(device=CPU, tokenizer=tokenizer)
+    rows = [tokenizer(p + r)["input_ids"] + [1] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    expected = score_rows(load_scalar_model(folder, head="load").eval(), rows, pad_token_id=0)
+    torch.testing.assert_close(
+        reward(make_request(tokenizer, PROMPTS, RESPONSES)).scores, expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_describe(tmp_path):
+    assert ModelReward("org/rm", name="rm").describe() == {
+        "name": "rm", "type": "ModelReward", "path": "org/rm", "dtype": "float32", "placement": "device",
+    }  # fmt: skip
