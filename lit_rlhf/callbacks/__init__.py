@@ -1,1 +1,39 @@
-"""Monitors and gates, one file each; they plug into any Lightning trainer."""
+"""Monitors and gates, one file each; they plug into any Lightning trainer.
+
+The public names are loaded on first use, so that importing one does not import them all.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "BestPolicy": "best_policy",
+    "CriticWarmup": "critic_warmup",
+    "ExperienceLike": "seam",
+    "ExportCallback": "export",
+    "KLMonitor": "kl_monitor",
+    "PerplexityMonitor": "perplexity_monitor",
+    "RLHFProgressBar": "progress_bar",
+    "RepetitionMonitor": "repetition_monitor",
+    "ResponseLengthMonitor": "length_monitor",
+    "RewardDistributionMonitor": "reward_distribution",
+    "RolloutMonitor": "monitor",
+    "SampleLogger": "sample_logger",
+    "emit_phase": "seam",
+    "emit_rollout": "seam",
+    "emit_validation": "seam",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_EXPORTS)

@@ -1,0 +1,148 @@
+"""Responses one can read, with what the models say of every token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_rlhf.callbacks.seam import ExperienceLike, iteration_of
+
+FILENAME = "samples.jsonl"
+
+
+class SampleLogger(L.Callback):
+    """Writes responses with score and KL to ``samples.jsonl`` and, where such a logger is attached, TensorBoard text.
+
+    *Fixed* samples are the first ``fixed`` rows of each validation
+    (:func:`~lit_rlhf.callbacks.seam.emit_validation`): the same prompts every time, those of the sanity check before
+    training being the SFT model's. *Random* samples are drawn from the training rollout by ``(seed, iteration)``. Both
+    come from rank zero's rows.
+
+    One line a response: ``iteration, step, kind ("fixed" | "random"), index, prompt, response, score, kl`` (mean a
+    token, nats), ``kl_sequence, ended, tokens`` (texts) and ``columns``: one list a column of
+    ``logprob, ref_logprob, kl``, and ``advantage, value, reward`` where the experience has them; as long as ``tokens``.
+
+    Args:
+        fixed: Held-out prompts to follow.
+        random: Responses of the training rollout, a time.
+        every_n_iterations: Rollouts between two random draws.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If a count is negative or ``every_n_iterations`` is under 1.
+    """
+
+    def __init__(self, fixed: int = 8, random: int = 4, every_n_iterations: int = 10, seed: int = 0) -> None:
+        if fixed < 0 or random < 0:
+            raise ValueError(f"`fixed` ({fixed}) and `random` ({random}) must not be negative.")
+        if every_n_iterations < 1:
+            raise ValueError(f"`every_n_iterations` ({every_n_iterations}) must be at least 1.")
+        self.fixed = fixed
+        self.random = random
+        self.every_n_iterations = every_n_iterations
+        self.seed = seed
+        self._rollouts = 0
+        self._validated = 0
+
+    def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
+        """Draw random rows and write them."""
+        due = self._rollouts % self.every_n_iterations == 0
+        self._rollouts += 1
+        if due and trainer.is_global_zero:
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self._rollouts)
+            rows = torch.randperm(len(experience.scores), generator=draw)[: self.random].tolist()
+            self._write(trainer, [_sample(trainer, pl_module, experience, "random", row, row) for row in rows])
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count the held-out rows."""
+        self._validated = 0
+
+    def on_validation_rollout(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike
+    ) -> None:
+        """Write the rows that belong to the fixed prompts."""
+        before, self._validated = self._validated, self._validated + len(experience.scores)
+        rows = range(min(self.fixed, self._validated) - before)
+        if trainer.is_global_zero:
+            self._write(trainer, [_sample(trainer, pl_module, experience, "fixed", k, before + k) for k in rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rollouts seen."""
+        return {"rollouts": self._rollouts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same draws."""
+        self._rollouts = state_dict["rollouts"]
+
+    def _write(self, trainer: L.Trainer, samples: list[dict[str, Any]]) -> None:
+        path = Path(trainer.default_root_dir) / FILENAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        for logger in trainer.loggers:
+            add = getattr(getattr(logger, "experiment", None), "add_text", None)
+            if add is None:
+                continue
+            for sample in samples:
+                add(f"samples/{sample['kind']}/{sample['index']}", _markdown(sample), trainer.global_step)
+
+
+def _sample(
+    trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike, kind: str, row: int, index: int
+) -> dict[str, Any]:
+    """One response as primitives; ``row`` is its place in ``experience``, ``index`` its name."""
+    mask = experience.response_mask[row]
+    ids = experience.response_ids[row][mask].tolist()
+    drift = experience.old_logprobs[row] - experience.ref_logprobs[row]
+    columns = {"logprob": experience.old_logprobs[row], "ref_logprob": experience.ref_logprobs[row], "kl": drift}
+    for name, source in (("advantage", "advantages"), ("value", "old_values"), ("reward", "rewards")):
+        column = getattr(experience, source, None)
+        if column is not None:
+            columns[name] = column[row]
+    kept = {name: _floats(column[mask]) for name, column in columns.items()}
+    ended = getattr(experience, "ended", None)
+    return {
+        "iteration": iteration_of(trainer, pl_module),
+        "step": trainer.global_step,
+        "kind": kind,
+        "index": index,
+        "prompt": _prompt(pl_module, experience, row),
+        "response": _decode(pl_module, ids),
+        "score": float(experience.scores[row]),
+        "kl": float(drift[mask].mean()) if ids else 0.0,
+        "kl_sequence": float(drift[mask].sum()),
+        "ended": None if ended is None else bool(ended[row]),
+        "tokens": [_decode(pl_module, [token], skip_special_tokens=False) for token in ids],
+        "columns": kept,
+    }
+
+
+def _prompt(pl_module: L.LightningModule, experience: ExperienceLike, row: int) -> str:
+    ids, mask = getattr(experience, "prompt_ids", None), getattr(experience, "prompt_mask", None)
+    if ids is None:
+        return ""
+    kept = ids[row] if mask is None else ids[row][mask[row]]
+    return _decode(pl_module, kept.tolist(), skip_special_tokens=False)
+
+
+def _decode(pl_module: L.LightningModule, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+    tokenizer: Any = getattr(pl_module, "tokenizer", None)
+    if tokenizer is None:
+        return " ".join(f"<{token}>" for token in ids)
+    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+
+def _floats(column: Tensor) -> list[float]:
+    return [round(x, 5) for x in column.detach().double().tolist()]
+
+
+def _markdown(sample: dict[str, Any]) -> str:
+    facts = f"score {sample['score']:.3f}, KL {sample['kl']:.4f} a token, {len(sample['tokens'])} tokens"
+    # Indented blocks: TensorBoard renders markdown, and a response must not be able to.
+    blocks = ["    " + sample[key].replace("\n", "\n    ") for key in ("prompt", "response")]
+    return f"**{facts}**\n\nPrompt\n\n{blocks[0]}\n\nResponse\n\n{blocks[1]}"

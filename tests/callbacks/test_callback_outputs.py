@@ -1,0 +1,155 @@
+"""Samples, progress, best policy, export: what a run leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from stand_in import StandIn, fit, made_up
+
+from lit_rlhf.callbacks import BestPolicy, ExportCallback, RLHFProgressBar, SampleLogger
+
+
+class Words:
+    """A tokenizer of one method."""
+
+    def decode(self, ids, *, skip_special_tokens=True):
+        return "".join(f"w{i} " for i in ids)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_samples_hold_the_columns_of_their_tokens(tmp_path):
+    module = StandIn()
+    module.tokenizer = Words()
+    fit(module, [SampleLogger(fixed=0, random=2, every_n_iterations=2)], tmp_path, epochs=4)
+    samples = read(tmp_path / "samples.jsonl")
+    assert [(s["step"], s["kind"]) for s in samples] == [(0, "random")] * 2 + [(4, "random")] * 2
+    for sample in samples:
+        x = made_up(seed=10 * (sample["step"] // 2))
+        row, mask = sample["index"], x.response_mask[sample["index"]]
+        ids = x.response_ids[row][mask].tolist()
+        drift = (x.old_logprobs - x.ref_logprobs)[row][mask]
+        assert sample["tokens"] == [f"w{i} " for i in ids]
+        assert sample["response"] == "".join(sample["tokens"])
+        assert sample["columns"]["kl"] == pytest.approx(drift.tolist(), abs=1e-4)
+        assert sample["columns"]["advantage"] == pytest.approx(x.advantages[row][mask].tolist(), abs=1e-4)
+        assert sample["columns"]["value"] == pytest.approx(x.old_values[row][mask].tolist(), abs=1e-4)
+        assert sample["kl"] == pytest.approx(float(drift.mean()), abs=1e-5)
+        assert sample["kl_sequence"] == pytest.approx(float(drift.sum()), abs=1e-5)
+        assert sample["score"] == pytest.approx(float(x.scores[row]))
+
+
+def test_fixed_samples_are_the_first_held_out_rows_from_the_sanity_check_on(tmp_path):
+    run = {"limit_val_batches": 2, "num_sanity_val_steps": 2}
+    fit(StandIn(), [SampleLogger(fixed=4, random=0)], tmp_path, epochs=2, **run)
+    samples = read(tmp_path / "samples.jsonl")
+    assert [(s["step"], s["index"]) for s in samples] == [(step, k) for step in (0, 2, 4) for k in range(4)]
+    assert samples[3]["score"] == samples[7]["score"] == pytest.approx(float(made_up(rows=3, seed=1).scores[0]))
+
+
+def test_sample_draws_resume(tmp_path):
+    fit(StandIn(), [SampleLogger(every_n_iterations=1)], tmp_path / "a", epochs=4)
+    half = fit(StandIn(), [SampleLogger(every_n_iterations=1)], tmp_path / "b", epochs=2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    fit(StandIn(), [SampleLogger(every_n_iterations=1)], tmp_path / "b", epochs=4, ckpt=str(tmp_path / "half.ckpt"))
+    assert read(tmp_path / "a/samples.jsonl") == read(tmp_path / "b/samples.jsonl")
+
+
+class Scripted(StandIn):
+    """Held-out score and KL by epoch."""
+
+    script = ((1.0, 0.02), (3.0, 0.30), (2.0, 0.05), (2.5, float("nan")), (1.5, 0.01))
+
+    def on_validation_epoch_start(self):
+        self.val_score, self.val_kl = self.script[self.trainer.current_epoch]
+
+
+def test_best_policy_is_the_best_under_the_bound(tmp_path):
+    best, export = BestPolicy(kl_bound=0.1, dirpath=str(tmp_path / "ckpt")), ExportCallback(best=True)
+    module = Scripted()
+    run = {"enable_checkpointing": True, "limit_val_batches": 1}
+    fit(module, [best, export], tmp_path, epochs=5, **run)
+    assert float(best.best_model_score) == 2.0
+    assert [p.name for p in (tmp_path / "ckpt").iterdir()] == ["best-epoch=2-step=6.ckpt"]
+    assert module.exports == ["best", "best", "final"]
+
+
+def test_export_happens_before_the_best_weights_move(tmp_path):
+    class Keeping(Scripted):
+        script = ((1.0, 0.0), (2.0, 0.0), (0.0, 0.0))
+
+        def export(self, path):
+            super().export(path)
+            self.kept = {k: v.clone() for k, v in self.state_dict().items()}
+
+    module, best = Keeping(), BestPolicy(dirpath=str(tmp_path / "ckpt"))
+    run = {"enable_checkpointing": True, "limit_val_batches": 1}
+    fit(module, [best, ExportCallback(best=True, final=False)], tmp_path, epochs=3, **run)
+    saved = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[k], module.kept[k]) for k in saved)
+
+
+def test_best_policy_and_export_refuse_what_they_cannot_do(tmp_path):
+    with pytest.raises(ValueError, match=r"`kl_bound` \(0\)"):
+        BestPolicy(kl_bound=0)
+    run = {"enable_checkpointing": True, "limit_val_batches": 1}
+    with pytest.raises(ValueError, match=r"'val/kll'.*'val/kl'"):
+        fit(Scripted(), [BestPolicy(kl_name="val/kll")], tmp_path, **run)
+    with pytest.raises(ValueError, match="needs a `BestPolicy`"):
+        fit(StandIn(), [ExportCallback(best=True)], tmp_path)
+    module = StandIn()
+    module.export = None
+    with pytest.raises(ValueError, match=r"needs `StandIn.export\(path\)`"):
+        fit(module, [ExportCallback()], tmp_path)
+
+
+class Shown(StandIn):
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+        self.log_dict({"rollout/score": 0.5, "rollout/kl": 0.04, "time/tokens_per_second": 1234.0})
+        self.log("accuracy", 0.75, prog_bar=True)
+
+
+def test_plain_lines_one_an_epoch_when_not_a_terminal(tmp_path, capsys):
+    fit(Shown(), [RLHFProgressBar()], tmp_path, epochs=3, enable_progress_bar=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fit ")]
+    assert len(lines) == 3
+    assert lines[1].startswith("fit epoch 2/3 step 4/6 score 0.5 kl 0.04 accuracy 0.75 1234 tok/s 0:0")
+    assert lines[1].endswith(" left")
+
+
+def test_live_line_shows_the_phases(tmp_path, monkeypatch):
+    from rich.console import Console
+
+    from lit_rlhf.callbacks import progress_bar
+
+    out = io.StringIO()
+    monkeypatch.setattr(
+        progress_bar, "_console", lambda: Console(file=out, force_terminal=True, width=120, color_system=None)
+    )
+    seen = []
+
+    class Bar(RLHFProgressBar):
+        def _refresh(self, trainer):
+            super()._refresh(trainer)
+            if self._progress:
+                seen.append((self._phase, self._progress.tasks[0].completed, self._progress.tasks[0].fields["facts"]))
+
+    fit(Shown(), [Bar()], tmp_path, epochs=2, enable_progress_bar=True)
+    phases = [phase for phase, *_ in seen]
+    assert phases[:4] == ["rollout", "scoring", "update", "update"]
+    assert seen[-1][1] == 4
+    assert "score 0.5 kl 0.04" in seen[-1][2]
+    assert "score 0.5" in out.getvalue()
+
+
+def test_disabled_bar_is_silent(tmp_path, capsys):
+    bar = RLHFProgressBar()
+    bar.disable()
+    fit(Shown(), [bar], tmp_path, epochs=1, enable_progress_bar=True)
+    assert "fit epoch" not in capsys.readouterr().out
