@@ -87,48 +87,53 @@ def penalize_repetition(logits: Tensor, seen_ids: Tensor, seen_mask: Tensor, *, 
     return padded.scatter(1, seen_ids.masked_fill(~seen_mask, spare), scaled)[:, :spare]
 
 
-def keep_top_k(logits: Tensor, *, k: int) -> Tensor:
-    """Logits ``(B, V)`` with all but the ``k`` largest of each row (and their ties) at -inf."""
-    if not 0 < k < logits.size(-1):
-        return logits
-    smallest_kept = logits.topk(k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < smallest_kept, -math.inf)
+def _at_least(weights: Tensor, threshold: Tensor, *, scratch: Tensor | None = None) -> Tensor:
+    """``weights`` (B, V) where they reach ``threshold`` (B, 1), zero elsewhere."""
+    # A comparison into floats and a product: ten times faster on a CPU than `where` or `masked_fill`.
+    return torch.ge(weights, threshold, out=torch.empty_like(weights) if scratch is None else scratch).mul_(weights)
 
 
-def keep_top_p(probs: Tensor, *, p: float, first_look: int = 64) -> Tensor:
-    """Probabilities outside each row's nucleus set to zero; what is left is not renormalized.
+def keep_top_k(weights: Tensor, *, k: int) -> Tensor:
+    """Weights ``(B, V)`` with all but the ``k`` largest of each row (and their ties) set to zero."""
+    if not 0 < k < weights.size(-1):
+        return weights
+    return _at_least(weights, weights.topk(k, dim=-1).values[..., -1:])
 
-    The nucleus is the smallest set of most likely tokens with total probability >= ``p``, and their ties (Holtzman et
-    al. 2020, arXiv 1904.09751). The ``first_look`` likeliest tokens usually contain it; when some row's do not, the
-    threshold is searched for by bisection instead of sorting the vocabulary.
+
+def keep_top_p(weights: Tensor, *, p: float, first_look: int = 64) -> Tensor:
+    """Weights outside each row's nucleus set to zero; what is left is not renormalized.
+
+    The nucleus is the smallest set of most likely tokens with a share >= ``p`` of the row's total, and their ties
+    (Holtzman et al. 2020, arXiv 1904.09751). The ``first_look`` likeliest tokens usually contain it; when some row's do
+    not, the threshold is searched for by bisection instead of sorting the vocabulary.
 
     Args:
-        probs: ``(B, V)`` fp32, rows sum to 1.
+        weights: Non-negative, ``(B, V)`` fp32.
         p: In (0, 1].
         first_look: Tokens sorted at the first attempt; does not change the result.
     """
     if p >= 1:
-        return probs
-    largest = probs.topk(min(first_look, probs.size(-1)), dim=-1).values
+        return weights
+    target = p * weights.sum(-1, keepdim=True)
+    largest = weights.topk(min(first_look, weights.size(-1)), dim=-1).values
     cumulative = largest.cumsum(-1)
-    if bool((cumulative[:, -1] >= p).all()):
-        threshold = largest.gather(-1, (cumulative < p).sum(-1, keepdim=True))
-    else:
-        threshold = _bisect_threshold(probs, p=p)
-    return probs.masked_fill(probs < threshold, 0.0)
+    if bool((cumulative[:, -1:] >= target).all()):
+        return _at_least(weights, largest.gather(-1, (cumulative < target).sum(-1, keepdim=True)))
+    return _at_least(weights, _bisect_threshold(weights, target=target))
 
 
-def _bisect_threshold(probs: Tensor, *, p: float) -> Tensor:
-    """The largest value t of each row, ``(B, 1)``, for which entries >= t sum to at least ``p`` (0 if none do).
+def _bisect_threshold(weights: Tensor, *, target: Tensor) -> Tensor:
+    """The largest value t of each row, ``(B, 1)``, for which entries >= t sum to at least ``target`` (0 if none do).
 
     Non-negative fp32 numbers are ordered as their bit patterns are, so 31 halvings find the value exactly.
     """
-    low = torch.zeros(probs.size(0), 1, dtype=torch.int32, device=probs.device)
-    high = probs.amax(-1, keepdim=True).view(torch.int32) + 1
+    low = torch.zeros(weights.size(0), 1, dtype=torch.int32, device=weights.device)
+    high = weights.amax(-1, keepdim=True).view(torch.int32) + 1
+    scratch = torch.empty_like(weights)
     for _ in range(31):
         middle = low + (high - low) // 2
-        mass = torch.where(probs >= middle.view(torch.float32), probs, 0.0).sum(-1, keepdim=True)
-        low, high = torch.where(mass >= p, middle, low), torch.where(mass >= p, high, middle)
+        enough = _at_least(weights, middle.view(torch.float32), scratch=scratch).sum(-1, keepdim=True) >= target
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     return low.view(torch.float32)
 
 
@@ -156,6 +161,8 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """
     rows, vocabulary = weights.shape
     block = 2 ** max(0, round(math.log2(vocabulary) / 2))
+    while vocabulary % block and block > 32:  # a divisor saves a padded copy
+        block //= 2
     if vocabulary % block:
         weights = torch.nn.functional.pad(weights, (0, block - vocabulary % block))
     blocks = weights.view(rows, -1, block)
@@ -198,4 +205,4 @@ def token_weights(
         return logits
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
-    return keep_top_p(keep_top_k(logits, k=sampling.top_k).softmax(-1), p=sampling.top_p)
+    return keep_top_p(keep_top_k(logits.softmax(-1), k=sampling.top_k), p=sampling.top_p)
