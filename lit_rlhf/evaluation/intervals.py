@@ -103,8 +103,6 @@ def cluster_bootstrap(
         ValueError: If the lengths differ, there are no values, one is not finite, or an option is out of range.
     """
     _check_confidence(confidence)
-    if len(values) != len(clusters):
-        raise ValueError(f"`values` ({len(values)}) and `clusters` ({len(clusters)}) must have the same length.")
     if num_samples < 1:
         raise ValueError(f"`num_samples` ({num_samples}) must be at least 1.")
     sums, sizes = _cluster_sums(values, clusters)
@@ -117,8 +115,37 @@ def cluster_bootstrap(
     return Interval(low, mean, high)
 
 
+def proportion_interval(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of a rate whose trials may share clusters: Wilson's if they do not, the cluster bootstrap if they do.
+
+    Where every cluster has the same rate there is nothing to resample and the bootstrap would claim certainty;
+    Wilson's interval with one trial a cluster stands in.
+
+    Args:
+        values: Outcomes in [0, 1]: 1 success, 0 failure, 0.5 a tie. None at all gives an interval of NaN.
+        clusters: What each outcome belongs to; None when the outcomes are independent.
+        confidence: Coverage aimed at, in (0, 1).
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: As :func:`wilson_interval` and :func:`cluster_bootstrap`.
+    """
+    names: Sequence[Hashable] = range(len(values)) if clusters is None else clusters
+    if len(values) == 0 or len(set(names)) == len(values):
+        return wilson_interval(sum(values), len(values), confidence=confidence)
+    sums, sizes = _cluster_sums(values, names)
+    rates = sums / sizes
+    if bool((rates == rates[0]).all()):
+        return wilson_interval(float(rates.sum()), len(rates), confidence=confidence)
+    return cluster_bootstrap(values, names, confidence=confidence, seed=seed)
+
+
 def _cluster_sums(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
     """Sum and size of each cluster, both ``(K,)`` fp64, in order of first appearance."""
+    if len(values) != len(clusters):
+        raise ValueError(f"`values` ({len(values)}) and `clusters` ({len(clusters)}) must have the same length.")
     if len(values) == 0:
         raise ValueError("`values` must hold at least one number.")
     x = torch.as_tensor(values, dtype=torch.float64)

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 
 from lit_rlhf.evaluation import intervals
-from lit_rlhf.evaluation.intervals import Interval, bootstrap, cluster_bootstrap, wilson_interval
+from lit_rlhf.evaluation.intervals import Interval, bootstrap, cluster_bootstrap, proportion_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (517, 1000)])
@@ -130,3 +130,17 @@ def test_a_single_cluster_has_no_interval():
 def test_errors_name_the_argument(values, clusters, options, message):
     with pytest.raises(ValueError, match=message):
         cluster_bootstrap(values, clusters, **options)
+
+
+def test_proportion_picks_the_interval_that_fits():
+    wins = [1, 0, 1, 1, 0.5, 0]
+    assert proportion_interval(wins) == wilson_interval(3.5, 6)
+    assert proportion_interval(wins, list("abcdef")) == wilson_interval(3.5, 6)
+    assert proportion_interval(wins, list("aabbcc")) == cluster_bootstrap(wins, list("aabbcc"))
+    assert not proportion_interval([]).is_defined
+
+
+def test_proportion_never_claims_certainty():
+    assert proportion_interval([1.0] * 6, list("aabbcc")) == wilson_interval(3, 3)
+    assert proportion_interval([1.0, 0.0] * 3, list("aabbcc")) == wilson_interval(1.5, 3)
+    assert proportion_interval([1.0, 1.0], ["a", "a"]) == wilson_interval(1, 1)
