@@ -228,7 +228,7 @@ def ranking_metrics(rows: Sequence[dict[str, Any]], stage: str) -> dict[str, flo
 
 def pair_lengths(pairs: PreferenceBatch) -> list[int]:
     """Tokens of both rows of each pair together."""
-    return (pairs.chosen_mask.sum(1) + pairs.rejected_mask.sum(1)).tolist()  # type: ignore[no-any-return]
+    return (pairs.chosen_mask.sum(1) + pairs.rejected_mask.sum(1)).tolist()
 
 
 def reply_tokens(pairs: PreferenceBatch) -> Tensor:
