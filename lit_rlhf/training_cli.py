@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import pkgutil
 import re
 import warnings
 from importlib import import_module
@@ -24,14 +26,12 @@ from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO
 from lit_rlhf.strategies.register import register_strategies
 
 NAMED_IN_YAML = (
-    "lit_rlhf.modules.sft",
-    "lit_rlhf.modules.reward_model",
-    "lit_rlhf.modules.ppo",
-    "lit_rlhf.datamodules.sft",
-    "lit_rlhf.datamodules.preference",
-    "lit_rlhf.datamodules.rollout",
+    "lit_rlhf.modules",
+    "lit_rlhf.datamodules",
     "lit_rlhf.rewards",
     "lit_rlhf.callbacks",
+    "lit_rlhf.strategies",
+    "lit_rlhf.rollout",
 )
 """Imported first, so that YAML can say `class_path: PPOModule` without the module path."""
 
@@ -162,8 +162,10 @@ def run(args: list[str]) -> RLHFCLI:
     """Parse ``args`` and run the subcommand they start with."""
     quiet()
     register_strategies()
-    for module in NAMED_IN_YAML:
-        import_module(module)
+    for name in NAMED_IN_YAML:
+        package = import_module(name)
+        for found in pkgutil.iter_modules(package.__path__):
+            import_module(f"{name}.{found.name}")
     return RLHFCLI(
         L.LightningModule,
         L.LightningDataModule,
@@ -171,7 +173,12 @@ def run(args: list[str]) -> RLHFCLI:
         subclass_mode_data=True,
         save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"log_every_n_steps": 1, "logger": True, "use_distributed_sampler": False},
+        trainer_defaults={
+            "log_every_n_steps": 1,
+            "logger": True,
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,
+        },
         seed_everything_default=0,
         parser_kwargs={"default_env": True, "env_prefix": "LIT_RLHF"},
         args=args,
@@ -186,8 +193,15 @@ def quiet() -> None:
         ".*no pre-optimization state was saved.*",
         ".*Found .* modules? in eval mode.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*LightningCLI's args parameter is intended.*",
     ):
         warnings.filterwarnings("ignore", text)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")
 
 
