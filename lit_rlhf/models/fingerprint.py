@@ -7,6 +7,7 @@ swapped, a library version that computes something else.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,16 @@ def write_fingerprint(
         out: An exported reward-model folder.
         model: Token ids ``(B, L)`` to scores ``(B, L)``.
         tokenizer: The one saved in the folder.
-        dtype: Of the model that scores; it sets the tolerance.
+        dtype: Of the saved weights; it sets the tolerance.
         device: Where the model is.
+
+    Raises:
+        ValueError: A score is not finite.
     """
     rows = [encode(tokenizer, text) for text in TEXTS]
     scores = score_rows(model, rows, pad_token_id=tokenizer.pad_token_id, device=device).tolist()
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(f"The reward model gives a score that is not finite ({scores}); nothing was exported.")
     cases = [{"text": t, "ids": r, "score": s} for t, r, s in zip(TEXTS, rows, scores, strict=True)]
     content = {"dtype": str(dtype).removeprefix("torch."), "tolerance": TOLERANCES[dtype], "cases": cases}
     text = json.dumps(content, indent=1, ensure_ascii=False)

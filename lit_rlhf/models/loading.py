@@ -275,13 +275,13 @@ def _load(
 
     use_safetensors = check_weights_are_plain(folder)
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    with _quiet():
+    with quiet():
         model, info = auto_class.from_pretrained(
             str(folder), config=without_dropout(config), dtype=as_dtype(dtype), use_safetensors=use_safetensors,
             attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, output_loading_info=True,
             weights_only=True,
         )  # fmt: skip
-    _check_loaded(folder, model, info)
+    check_loaded(f"'{folder}'", model, info)
     if gradient_checkpointing:
         # The second name is the first one's in transformers before 5.20.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -289,16 +289,31 @@ def _load(
     return model
 
 
-def _check_loaded(folder: Path, model: nn.Module, info: dict[str, Any]) -> None:
+def check_loaded(source: str, model: nn.Module, info: dict[str, Any], *, strict: bool = False) -> None:
+    """Turn transformers' loading report into an error for what is missing, and a warning for what is left over.
+
+    Args:
+        source: Where the weights come from, for the message.
+        model: What they were loaded into.
+        info: The report of ``from_pretrained(..., output_loading_info=True)``.
+        strict: What is left over is an error too.
+
+    Raises:
+        ValueError: A weight is missing, or has another shape.
+    """
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing or info["error_msgs"]:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ValueError(
-            f"'{folder}' does not hold these weights of {type(model).__name__}: {shown or info['error_msgs']}."
-        )
+        shown = _listed(missing) if missing else str(info["error_msgs"])
+        raise ValueError(f"{source} does not hold these weights of {type(model).__name__}: {shown}.")
     unused = sorted(key for key in info["unexpected_keys"] if key not in (*_HEAD_KEYS, "lm_head.weight"))
+    if unused and strict:
+        raise ValueError(f"{source} holds weights that {type(model).__name__} does not have: {_listed(unused)}.")
     if unused:
-        warnings.warn(f"'{folder}' has {len(unused)} weights that are not used: {', '.join(unused[:5])}.", stacklevel=4)
+        warnings.warn(f"{source} has {len(unused)} weights that are not used: {_listed(unused)}.", stacklevel=4)
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def without_dropout(config: Any) -> Any:
@@ -312,7 +327,7 @@ def without_dropout(config: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No load report from transformers: what it would say is checked here, and its 'unexpected' heads are expected."""
     from transformers.utils import logging
 

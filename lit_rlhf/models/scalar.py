@@ -7,6 +7,7 @@ forward pass, so one class serves both, and a critic can start from a reward mod
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -110,6 +111,16 @@ class ScalarModel(nn.Module):
         weights[HEAD_KEY] = self.head.weight
         shell.save_pretrained(out, state_dict=host_copy(weights, dtype))
         tokenizer.save_pretrained(out)
+        declare_dtype(Path(out), dtype)
+
+
+def declare_dtype(folder: Path, dtype: torch.dtype | None) -> None:
+    """Say in ``config.json`` which dtype the weights were saved in, so that readers with dtype "auto" take it."""
+    if dtype is None:
+        return
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def host_copy(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -1,0 +1,198 @@
+"""Trained weights out as plain Hugging Face folders, from live models or from a checkpoint's state dict.
+
+A folder is written beside its target and takes its place when it is whole; an error or a kill while writing leaves what
+was there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlhf.models.checkpoint import load_pickle, resolve_folder
+from lit_rlhf.models.fingerprint import write_fingerprint
+from lit_rlhf.models.loading import check_loaded, quiet, without_dropout
+from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare_dtype, host_copy, merged
+
+_HEAD = "head.weight"
+
+
+def export_policy(
+    model: nn.Module, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True
+) -> Path:
+    """Write a causal LM (an adapter is merged into a copy) and its tokenizer with the chat template.
+
+    Args:
+        model: A Hugging Face causal LM, PEFT-wrapped or not, on any device.
+        tokenizer: Saved beside it.
+        out: Folder to make.
+        dtype: Of the saved weights; None keeps the model's.
+        overwrite: Replace an earlier export at ``out``.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is no model folder, or may not be replaced.
+    """
+    whole = merged(model)
+    with _written_whole(Path(out), overwrite=overwrite) as folder, quiet():
+        whole.save_pretrained(folder, state_dict=host_copy(whole.state_dict(), dtype))
+        tokenizer.save_pretrained(folder)
+        declare_dtype(folder, dtype)
+    return Path(out)
+
+
+def export_scalar(
+    model: ScalarModel, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True
+) -> Path:
+    """Write a reward model or critic that ``AutoModelForSequenceClassification`` loads, with its fingerprint.
+
+    Args:
+        model: On any device; its LM head, if it has one, is not written.
+        tokenizer: Saved beside it.
+        out: Folder to make.
+        dtype: Of the saved weights; None keeps the model's.
+        overwrite: Replace an earlier export at ``out``.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is no model folder, or may not be replaced.
+        ValueError: The model gives a score that is not finite.
+    """
+    own = next(model.trunk.parameters())
+    with _written_whole(Path(out), overwrite=overwrite) as folder, quiet(), _in_eval(model):
+        model.save_pretrained(folder, tokenizer, dtype=dtype)
+        write_fingerprint(folder, model, tokenizer, dtype=dtype or own.dtype, device=own.device)
+    return Path(out)
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place when the block ends without an error."""
+    if out.exists() and not (overwrite and _is_replaceable(out)):
+        reason = "is not a model folder" if overwrite else "exists already"
+        raise FileExistsError(f"Nothing was exported: '{out}' {reason}.")
+    # The process id keeps two writers apart.
+    partial, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_replaceable(out: Path) -> bool:
+    return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a single-file Lightning checkpoint, on the CPU, tensors and primitives only.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A folder (a sharded checkpoint), a file that asks for code, or one without a state dict.
+    """
+    if Path(path).is_dir():
+        raise ValueError(f"'{path}' is a folder: consolidate the sharded checkpoint into one file first.")
+    content = load_pickle(path)
+    state = content.get("state_dict")
+    if not isinstance(state, dict):
+        raise ValueError(f"'{path}' has no `state_dict`; its keys are {', '.join(map(str, list(content)[:8]))}.")
+    return state
+
+
+def extract_submodule_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one sub-module, without its prefix.
+
+    Args:
+        state: Weights of a whole LightningModule.
+        prefix: Attribute name of the sub-module, such as ``policy``, without the final dot.
+
+    Raises:
+        ValueError: There are none; lists the sub-modules there are.
+    """
+    start = prefix + "."
+    found = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+    if not found:
+        names = sorted({key.split(".", 1)[0] for key in state})
+        raise ValueError(f"The checkpoint has no `{prefix}`; it has {', '.join(names) or 'nothing'}.")
+    return found
+
+
+def causal_lm_from_state(path: str | Path, state: dict[str, Tensor], *, trust_remote_code: bool = False) -> Any:
+    """A causal LM with the configuration of ``path`` and the weights of ``state``; none of ``path``'s are read.
+
+    Raises:
+        FileNotFoundError: No such folder or hub name.
+        ValueError: A weight is missing, left over, or has another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _from_state(AutoModelForCausalLM, path, state, trust_remote_code=trust_remote_code)
+
+
+def scalar_model_from_state(
+    path: str | Path, state: dict[str, Tensor], *, trust_remote_code: bool = False
+) -> ScalarModel:
+    """A reward model or critic with the configuration of ``path`` and the weights of ``state``, without an LM head.
+
+    Args:
+        path: What the model was loaded from: a causal LM or a reward model.
+        state: State dict of a :class:`ScalarModel`.
+        trust_remote_code: Run Python files that come with ``path``.
+
+    Raises:
+        FileNotFoundError: No such folder or hub name.
+        ValueError: A weight is missing, left over, or has another shape.
+    """
+    from transformers import AutoModel
+
+    if _HEAD not in state:
+        raise ValueError(f"These are not the weights of a scalar model: no `{_HEAD}`.")
+    weights = extract_submodule_state(state, "trunk")
+    trunk = _from_state(AutoModel, path, weights, trust_remote_code=trust_remote_code)
+    head = ScalarHead(state[_HEAD].size(1))
+    head.weight = nn.Parameter(state[_HEAD].float())
+    return ScalarModel(trunk, head)
+
+
+def _from_state(auto_class: Any, path: str | Path, state: dict[str, Tensor], *, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    dtype = next(value.dtype for value in state.values() if value.is_floating_point())
+    with quiet():
+        with torch.device("meta"):
+            model_class = type(auto_class.from_config(config, trust_remote_code=trust_remote_code))
+        model, info = model_class.from_pretrained(
+            None, config=without_dropout(config), state_dict=state, dtype=dtype, output_loading_info=True
+        )
+    check_loaded("The state dict", model, info, strict=True)
+    return model

@@ -1,0 +1,246 @@
+"""Export: round trips, from live models and from checkpoints, and nothing half-written or lost."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from lit_rlhf.models.export import (
+    causal_lm_from_state,
+    export_policy,
+    export_scalar,
+    extract_submodule_state,
+    load_state,
+    scalar_model_from_state,
+)
+from lit_rlhf.models.fingerprint import FILE_NAME
+from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+
+IDS = torch.arange(4, 20).unsqueeze(0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"), [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("gpt2", {})]
+)
+def test_policy_round_trip(causal_folder, tokenizer, tmp_path, architecture, options):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = load_causal_lm(causal_folder(architecture, **options))
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    out = export_policy(model, tokenizer, tmp_path / "out")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
+    assert load_tokenizer(out).pad_token_id == 0
+    assert (out / "model.safetensors").is_file()
+
+
+def test_policy_in_bf16(causal_folder, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = load_causal_lm(causal_folder())
+    out = export_policy(model, tokenizer, tmp_path / "out", dtype=torch.bfloat16)
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+
+
+def test_adapter_is_merged_into_a_copy(causal_folder, tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = load_causal_lm(causal_folder())
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    out = export_policy(model, tokenizer, tmp_path / "out")
+    torch.testing.assert_close(
+        load_causal_lm(out)(input_ids=IDS).logits, model(input_ids=IDS).logits, rtol=1e-4, atol=1e-4
+    )
+    assert any("lora" in name for name, _ in model.named_parameters())
+
+
+class TestScalar:
+    @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+    def test_round_trip_with_fingerprint(self, causal_folder, tokenizer, tmp_path, dtype):
+        model = load_scalar_model(causal_folder(), head="fresh", lm_head=True)
+        model.head.train()
+        out = export_scalar(model, tokenizer, tmp_path / "out", dtype=dtype)
+        assert model.head.training
+        assert not model.trunk.training
+        assert (out / FILE_NAME).is_file()
+        for loaded in ("float32", "bfloat16"):
+            again = load_scalar_model(out, head="load", dtype=loaded)
+        if dtype is None:
+            again = load_scalar_model(out, head="load")
+            torch.testing.assert_close(again(IDS), model(IDS), rtol=0, atol=0)
+
+    def test_adapter(self, causal_folder, tokenizer, tmp_path):
+        peft = pytest.importorskip("peft")
+        model = load_scalar_model(causal_folder(), head="fresh")
+        model.trunk = peft.get_peft_model(
+            model.trunk, peft.LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.5)
+        )
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter)
+        model.train()
+        out = export_scalar(model, tokenizer, tmp_path / "out")
+        torch.testing.assert_close(load_scalar_model(out, head="load")(IDS), model.eval()(IDS), rtol=1e-4, atol=1e-4)
+
+    def test_not_finite_is_refused_and_nothing_is_left(self, causal_folder, tokenizer, tmp_path):
+        model = load_scalar_model(causal_folder(), head="fresh")
+        model.head.weight.data[0, 0] = float("nan")
+        with pytest.raises(ValueError, match="not finite"):
+            export_scalar(model, tokenizer, tmp_path / "new" / "out")
+        assert list((tmp_path / "new").iterdir()) == []
+
+
+class TestTarget:
+    @pytest.fixture
+    def model(self, causal_folder):
+        return load_causal_lm(causal_folder())
+
+    def test_earlier_export_is_replaced(self, model, tokenizer, tmp_path):
+        out = tmp_path / "runs" / "out"
+        export_policy(model, tokenizer, out)
+        (out / "stale").touch()
+        model.lm_head.weight.data.zero_()
+        export_policy(model, tokenizer, out)
+        assert not (out / "stale").exists()
+        assert load_causal_lm(out).lm_head.weight.abs().sum() == 0
+        assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+    def test_unless_told_not_to(self, model, tokenizer, tmp_path):
+        export_policy(model, tokenizer, tmp_path / "out")
+        with pytest.raises(FileExistsError, match="exists already"):
+            export_policy(model, tokenizer, tmp_path / "out", overwrite=False)
+
+    def test_a_folder_that_is_no_model_is_not_touched(self, model, tokenizer, tmp_path):
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis" / "final.tex").write_text("years of work")
+        with pytest.raises(FileExistsError, match="is not a model folder"):
+            export_policy(model, tokenizer, tmp_path / "thesis")
+        assert (tmp_path / "thesis" / "final.tex").read_text() == "years of work"
+
+    def test_a_failed_write_keeps_the_earlier_export(self, model, tokenizer, tmp_path, monkeypatch):
+        out = export_policy(model, tokenizer, tmp_path / "runs" / "out")
+        before = (out / "model.safetensors").read_bytes()
+        model.lm_head.weight.data.zero_()
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(type(tokenizer), "save_pretrained", full)
+        with pytest.raises(OSError, match="No space left"):
+            export_policy(model, tokenizer, out)
+        assert (out / "model.safetensors").read_bytes() == before
+        assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+class _Module(nn.Module):
+    """Stands for a LightningModule with a policy and a critic."""
+
+    def __init__(self, policy, critic):
+        super().__init__()
+        self.policy, self.critic = policy, critic
+
+
+class TestFromCheckpoint:
+    @pytest.fixture
+    def trained(self, causal_folder, tmp_path):
+        folder = causal_folder(tie_word_embeddings=True)
+        policy, critic = load_causal_lm(folder), load_scalar_model(folder, head="fresh", lm_head=True)
+        for parameter in [*policy.parameters(), *critic.parameters()]:
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        torch.save({"state_dict": _Module(policy, critic).state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
+        return folder, policy, critic, tmp_path / "last.ckpt"
+
+    def test_policy(self, trained):
+        folder, policy, _, checkpoint = trained
+        model = causal_lm_from_state(folder, extract_submodule_state(load_state(checkpoint), "policy"))
+        assert torch.equal(model(input_ids=IDS).logits, policy(input_ids=IDS).logits)
+        assert model.model.rotary_emb.inv_freq.device.type == "cpu"
+        assert not any(p.is_meta for p in model.parameters())
+
+    def test_critic(self, trained, tokenizer, tmp_path):
+        folder, _, critic, checkpoint = trained
+        model = scalar_model_from_state(folder, extract_submodule_state(load_state(checkpoint), "critic"))
+        assert torch.equal(model(IDS), critic(IDS))
+        out = export_scalar(model, tokenizer, tmp_path / "out")
+        assert torch.equal(load_scalar_model(out, head="load")(IDS), critic(IDS))
+
+    def test_reward_model_configuration_serves_too(self, reward_folder):
+        folder = reward_folder()
+        model = load_scalar_model(folder, head="load")
+        again = scalar_model_from_state(folder, model.state_dict())
+        assert torch.equal(again(IDS), model(IDS))
+
+    def test_only_the_configuration_of_the_path_is_needed(self, trained):
+        folder, policy, _, checkpoint = trained
+        (folder / "model.safetensors").unlink()
+        model = causal_lm_from_state(folder, extract_submodule_state(load_state(checkpoint), "policy"))
+        assert torch.equal(model(input_ids=IDS).logits, policy(input_ids=IDS).logits)
+
+    def test_missing_and_left_over_weights(self, trained):
+        folder, _, _, checkpoint = trained
+        state = extract_submodule_state(load_state(checkpoint), "policy")
+        with pytest.raises(
+            ValueError, match=r"state dict holds weights that LlamaForCausalLM does not have: extra\.weight"
+        ):
+            causal_lm_from_state(folder, {**state, "extra.weight": torch.ones(1)})
+        del state["model.norm.weight"]
+        with pytest.raises(
+            ValueError, match=r"state dict does not hold these weights of LlamaForCausalLM: model\.norm"
+        ):
+            causal_lm_from_state(folder, state)
+        with pytest.raises(ValueError, match=r"not the weights of a scalar model: no `head\.weight`"):
+            scalar_model_from_state(folder, state)
+
+    def test_unknown_part(self, trained):
+        with pytest.raises(ValueError, match="has no `reward`; it has critic, policy"):
+            extract_submodule_state(load_state(trained[3]), "reward")
+
+    def test_prefix_is_a_whole_name(self):
+        state = {"policy_old.w": torch.ones(1), "policy.w": torch.zeros(1)}
+        assert list(extract_submodule_state(state, "policy")) == ["w"]
+
+
+class TestLoadState:
+    def test_code_is_refused(self, tmp_path):
+        class AsksForCode:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "ran"),)
+
+        torch.save({"state_dict": {}, "callbacks": AsksForCode()}, tmp_path / "bad.ckpt")
+        with pytest.raises(ValueError, match=r"Refused to open .*bad\.ckpt.*could run code.*mkdir"):
+            load_state(tmp_path / "bad.ckpt")
+        assert not (tmp_path / "ran").exists()
+
+    def test_damaged(self, tmp_path):
+        torch.save({"state_dict": {"w": torch.ones(1000)}}, tmp_path / "cut.ckpt")
+        data = (tmp_path / "cut.ckpt").read_bytes()
+        for end in (0, 10, len(data) // 2):
+            (tmp_path / "cut.ckpt").write_bytes(data[:end])
+            with pytest.raises(ValueError, match=r"cut\.ckpt"):
+                load_state(tmp_path / "cut.ckpt")
+
+    def test_other_files(self, tmp_path):
+        with pytest.raises(ValueError, match="is a folder: consolidate"):
+            load_state(tmp_path)
+        with pytest.raises(FileNotFoundError, match="No checkpoint file at"):
+            load_state(tmp_path / "none.ckpt")
+        torch.save({"weights": 1}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match="has no `state_dict`; its keys are weights"):
+            load_state(tmp_path / "a.pt")
+        torch.save([1], tmp_path / "b.pt")
+        with pytest.raises(ValueError, match="must hold a dict of tensors, not a list"):
+            load_state(tmp_path / "b.pt")
+
+
+def test_saved_config_names_the_classes(causal_folder, tokenizer, tmp_path):
+    out = export_scalar(load_scalar_model(causal_folder(), head="fresh"), tokenizer, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["pad_token_id"] == tokenizer.pad_token_id
