@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.evaluation.responses import evaluation_means
 from lit_rlhf.evaluation.table import PolicyEvaluation, ResultTable
 from lit_rlhf.evaluation.win_rate import WinRate, win_rates_by
 
@@ -76,8 +77,6 @@ def _cluster(row: Row) -> str:
 
 def evaluate_policy(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None, *, judge: str) -> PolicyEvaluation:
     """One row of the result table; without a baseline the baseline's own row."""
-    from lit_rlhf.modules.ppo_evaluation import evaluation_means
-
     means = evaluation_means([dict(row) for row in rows], ["score", judge])
     return PolicyEvaluation(
         name=name,
@@ -108,9 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         baseline=name,
         judge=args.judge,
     )
-    table.print()
+    from rich.console import Console
+
+    Console().print(table.to_rich())
     if args.out is not None:
-        table.write(args.out)
+        table.write(args.out.with_suffix(".json"))
+        args.out.with_suffix(".md").write_text(table.to_markdown(), encoding="utf-8")
 
 
 def _named(argument: str) -> tuple[str, list[Row]]:

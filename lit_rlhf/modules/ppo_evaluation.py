@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_gather_object, rank
+from lit_rlhf.evaluation.responses import evaluation_means, write_rows
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.modules.answers import eval_uniforms, response_rows
 from lit_rlhf.modules.base import BaseModule, run_directory
@@ -132,31 +129,3 @@ class EvaluationMixin(BaseModule):
         if rank() == 0 and not self.trainer.sanity_checking:
             folder = run_directory(self.trainer) / "evaluations"
             write_rows(folder / f"{stage}-step{self.global_step:06d}.jsonl", rows)
-
-
-def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str]) -> dict[str, float]:
-    """Means over responses, and over response tokens for KL (k1, nats a token) and perplexity.
-
-    Args:
-        rows: Rows of ``evaluate_prompts``, all ranks together.
-        score_names: Which keys of the rows to average.
-    """
-    tokens = max(1, sum(row["tokens"] for row in rows))
-    total = len(rows)
-    logprob, ref = (sum(row[name] for row in rows) for name in ("logprob", "ref_logprob"))
-    return {
-        **{name: sum(row[name] for row in rows) / total for name in score_names},
-        "kl": (logprob - ref) / tokens,
-        "kl_sequence": (logprob - ref) / total,
-        "perplexity": math.exp(min(700.0, -logprob / tokens)),
-        "response_length": tokens / total,
-        "eos_rate": sum(row["ended"] for row in rows) / total,
-    }
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as JSON lines, in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
