@@ -89,7 +89,7 @@ class BaseModule(L.LightningModule):
             for name, (parameters, lr) in self.parameter_groups().items()
         ]
         optimizer = AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
-        total = self.trainer.estimated_stepping_batches
+        total = total_steps(self.trainer)
         schedule = LambdaLR(optimizer, [lambda step: self.schedule_config.factor(step, total)] * len(groups))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -220,6 +220,21 @@ class BaseModule(L.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         return {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+
+
+def total_steps(trainer: L.Trainer) -> float:
+    """Optimizer steps of the whole fit, infinite when unbounded.
+
+    Not ``trainer.estimated_stepping_batches``: that sets the loaders up before a checkpoint's loader state is at hand,
+    and the state would then be dropped without a word (a resumed run would start at its first rollout again).
+    """
+    steps = float("inf")
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        batches = len(trainer.fit_loop._data_source.dataloader())
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+        steps = float(trainer.max_epochs * batches)
+    return min(steps, float(trainer.max_steps)) if trainer.max_steps >= 0 else steps
 
 
 def run_directory(trainer: L.Trainer) -> Path:

@@ -22,6 +22,7 @@ from lit_rlhf.functional.losses import clipped_policy_loss, entropy_term, kl_pen
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
+from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.modules.answers import eos_token_ids, reward_request
 from lit_rlhf.modules.config import ModelConfig, ScheduleConfig
@@ -194,8 +195,7 @@ class PPOModule(EvaluationMixin):
     def export(self, path: str | Path) -> None:
         """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
-            self.policy.save_pretrained(path)
-            self.tokenizer.save_pretrained(path)
+            export_policy(self.policy, self.tokenizer, path)
 
     # ---------------------------------------------------------------- collecting experience
 

@@ -13,6 +13,7 @@ from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
+from lit_rlhf.models.export import export_scalar
 from lit_rlhf.models.loading import load_scalar_model
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
@@ -234,8 +235,3 @@ def pair_lengths(pairs: PreferenceBatch) -> list[int]:
 def reply_tokens(pairs: PreferenceBatch) -> Tensor:
     """Tokens of each chosen reply, ``(B,)`` int64."""
     return pairs.chosen_mask.sum(1) - pairs.prompt_length
-
-
-def export_scalar(model: Any, tokenizer: Any, path: str | Path) -> None:
-    """Write a scalar model with its fingerprint."""
-    model.save_pretrained(path, tokenizer)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.distributed import all_reduce_sum, rank
 from lit_rlhf.functional.losses import lm_loss
+from lit_rlhf.models.export import export_policy
 from lit_rlhf.modules.answers import eos_token_ids, eval_uniforms, response_rows, reward_request
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
@@ -71,8 +72,7 @@ class SFTModule(BaseModule):
     def export(self, path: str | Path) -> None:
         """Write the model and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
-            self.policy.save_pretrained(path)
-            self.tokenizer.save_pretrained(path)
+            export_policy(self.policy, self.tokenizer, path)
 
     def training_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
         """One global batch, one optimizer step."""

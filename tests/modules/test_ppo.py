@@ -1,0 +1,291 @@
+"""PPOModule against the invariants of docs/architecture.md, one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_rlhf.callbacks import CriticWarmup
+from lit_rlhf.functional.moments import RunningMoments
+from lit_rlhf.modules.base import NonFiniteError
+from lit_rlhf.modules.config import ScheduleConfig
+from lit_rlhf.modules.ppo_config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rollout.estimators import GAE, GroupNormalized, LeaveOneOut
+from lit_rlhf.rollout.kl_controller import AdaptiveKL, FixedKL
+from lit_rlhf.types import RewardOutput
+from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
+
+
+def fit(world: Path, root: Path, *, module=None, data=None, **options):
+    recorder = Recorder()
+    module = module or make_ppo(world)
+    trainer = make_trainer(root, callbacks=[recorder, *options.pop("callbacks", [])], **options)
+    trainer.fit(module, data or make_data(world))
+    return module, trainer, recorder
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("budget", [24, 64, 100_000])
+def test_first_ratio_of_every_iteration_is_exactly_one(world, tmp_path, precision, budget) -> None:
+    data = make_data(world, micro_batch_tokens=budget)
+    _, _, recorder = fit(world, tmp_path, data=data, precision=precision, max_epochs=3)
+    drifts = [m["update/ratio_drift"] for m in recorder.metrics[::2]]
+    assert drifts == [0.0, 0.0, 0.0]
+    assert any(m["update/approx_kl"] > 0 for m in recorder.metrics), "no update moved the policy"
+
+
+def test_one_epoch_is_one_rollout_and_its_updates(world, tmp_path) -> None:
+    data = make_data(world, ppo_epochs=2)
+    module, trainer, recorder = fit(world, tmp_path, data=data, max_epochs=3)
+    assert len(recorder.experiences) == 3
+    assert trainer.global_step == 3 * 4
+    assert module.iteration == 2
+    assert all(len(e) == 16 for e in recorder.experiences)
+
+
+def test_micro_batching_does_not_change_the_update(world, tmp_path) -> None:
+    results = [
+        weights(fit(world, tmp_path, data=make_data(world, micro_batch_tokens=budget), max_epochs=1)[0])
+        for budget in (24, 100_000)
+    ]
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("stop", [2, 3], ids=["between iterations", "in the middle of an iteration"])
+def test_resume_is_bit_for_bit(world, tmp_path, stop) -> None:
+    def options():
+        return {"module": make_ppo(world, kl_controller=AdaptiveKL(0.1, target=0.5, horizon=50)), "max_epochs": 3}
+
+    straight, _, _ = fit(world, tmp_path / "a", **options())
+    half = options()
+    saver = ModelCheckpoint(tmp_path, filename="half", every_n_train_steps=stop)
+    first, _, _ = fit(world, tmp_path / "b", max_steps=stop, enable_checkpointing=True, callbacks=[saver], **half)
+    resumed = options()["module"]
+    make_trainer(tmp_path / "b", max_epochs=3).fit(
+        resumed, make_data(world), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True
+    )
+    assert not same(weights(first), weights(straight))
+    assert same(weights(resumed), weights(straight))
+    assert resumed.kl_controller.value == straight.kl_controller.value
+    assert resumed.moments == straight.moments
+
+
+def test_checkpoint_holds_no_frozen_weight_and_loads_without_code(world, tmp_path) -> None:
+    module, trainer, _ = fit(world, tmp_path, max_epochs=1)
+    before = [p.clone() for p in module.reference.model.parameters()]
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert {key.split(".")[0] for key in state["state_dict"]} == {"policy", "critic"}
+    assert not module.reference.model.training
+    assert all(not p.requires_grad for p in module.reference.model.parameters())
+    moved = [not torch.equal(p, q) for p, q in zip(module.policy.parameters(), before, strict=True)]
+    assert any(moved), "the policy did not train"
+    fresh = make_ppo(world)
+    fresh.configure_model()
+    for a, b in zip(fresh.reference.model.parameters(), before, strict=True):
+        assert torch.equal(a, b), "the reference moved"
+
+
+def test_moments_include_the_current_batch(world, tmp_path) -> None:
+    module, _, recorder = fit(world, tmp_path, max_epochs=2)
+    expected = RunningMoments()
+    for experience in recorder.experiences:
+        expected = expected.update_from(experience.scores)
+    assert module.moments.count == expected.count == 32
+    assert module.moments.mean == pytest.approx(expected.mean, rel=1e-12)
+    first = recorder.experiences[0]
+    own = RunningMoments().update_from(first.scores)
+    shaped = ((first.scores - own.mean) / own.std).clamp(-0.8, 0.8)
+    last = first.response_mask.sum(1) - 1
+    # At step 0 the policy is the reference, so the last token's reward is the shaped score alone.
+    got = first.rewards[torch.arange(16), last]
+    torch.testing.assert_close(got, shaped, rtol=0, atol=1e-6)
+
+
+def test_kl_penalty_pulls_towards_the_reference(world, tmp_path) -> None:
+    kls = {}
+    for coef in (0.0, 1.0):
+        module = make_ppo(world, kl_controller=FixedKL(coef), optimizer=PPOOptimizerConfig(lr=5e-3, critic_lr=5e-3))
+        _, _, recorder = fit(world, tmp_path / str(coef), module=module, max_epochs=12)
+        kls[coef] = recorder.metrics[-1]["rollout/kl_k3"]
+    assert kls[1.0] < 0.7 * kls[0.0]
+
+
+def test_ppo_learns_to_say_the_rewarded_letter(world, tmp_path) -> None:
+    class CountsA(Reward):
+        def score(self, request):
+            shares = [text.count("a") / max(1, len(text)) for text in request.responses]
+            return RewardOutput(scores=torch.tensor(shares))
+
+    module = make_ppo(
+        world,
+        reward=CountsA(),
+        critic=CriticConfig(init="policy"),
+        kl_controller=FixedKL(0.0),
+        optimizer=PPOOptimizerConfig(lr=5e-3, critic_lr=5e-3),
+    )
+    _, _, recorder = fit(world, tmp_path, module=module, data=make_data(world, rollout_batch_size=32), max_epochs=25)
+    scores = [m["rollout/score"] for m in recorder.metrics]
+    assert scores[-1] > scores[0] + 0.3, scores
+
+
+def test_critic_warmup_leaves_the_policy_bitwise_unchanged(world, tmp_path) -> None:
+    fresh = make_ppo(world)
+    fresh.configure_model()
+    before = weights(fresh)
+    module, _, _ = fit(world, tmp_path, max_epochs=2, callbacks=[CriticWarmup(iterations=2)])
+    after = weights(module)
+    assert all(torch.equal(after[k], before[k]) for k in before if k.startswith("policy."))
+    assert any(not torch.equal(after[k], before[k]) for k in before if k.startswith("critic."))
+
+
+@pytest.mark.parametrize("estimator", [GroupNormalized(4), LeaveOneOut(4)])
+def test_critic_free_estimators_load_no_critic(world, tmp_path, estimator) -> None:
+    module = make_ppo(world, estimator=estimator, loss=LossConfig(value_clip_range=None))
+    module, _, recorder = fit(world, tmp_path, module=module, max_epochs=2)
+    assert module.critic is None
+    assert not any("critic" in key for key in module.state_dict())
+    experience = recorder.experiences[0]
+    groups = [tuple(map(bytes, experience.prompt_ids[i : i + 4].numpy())) for i in range(0, 16, 4)]
+    assert all(len(set(group)) == 1 for group in groups), "a group holds different prompts"
+    assert recorder.metrics[-1]["update/grad_norm"] > 0
+
+
+def test_every_switch_of_figure_5_changes_the_update(world, tmp_path) -> None:
+    variants = {
+        "base": {},
+        "importance sampling": {"loss": LossConfig(old_logprobs="reference")},
+        "entropy": {"loss": LossConfig(entropy_coef=0.05)},
+        "entropy clip": {"loss": LossConfig(entropy_coef=0.05, entropy_clip=1.0)},
+        "scaling": {"shaping": ShapingConfig(normalize=False, scale=True, clip=None)},
+        "score clip": {"shaping": ShapingConfig(clip=0.1)},
+        "whitening": {"loss": LossConfig(whiten_advantages=True)},
+        "advantage clip": {"loss": LossConfig(advantage_clip=0.05)},
+        "no value clip": {"loss": LossConfig(value_clip_range=None)},
+        "kl objective": {"loss": LossConfig(objective="kl_penalty", kl_penalty_coef=5.0)},
+        "no surrogate clip": {"loss": LossConfig(objective="none")},
+        "lambda": {"estimator": GAE(gae_lambda=0.0)},
+        "gamma": {"estimator": GAE(gamma=0.5)},
+        "kl": {"kl_controller": FixedKL(0.5)},
+        "grad clip": {"optimizer": PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2, max_grad_norm=1e-3)},
+        "missing eos": {"shaping": ShapingConfig(missing_eos_score=-5.0)},
+        "ptx": {"ptx": PTXConfig(data=[str(world / "texts.jsonl")])},
+    }
+    results = {}
+    for name, options in variants.items():
+        optimizer = {"optimizer": PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2)}
+        module = make_ppo(world, **{**optimizer, **options})
+        data = make_data(world, ppo_epochs=2)
+        results[name] = weights(fit(world, tmp_path, module=module, data=data, max_epochs=2)[0])
+    equal = [name for name, state in results.items() if name != "base" and same(state, results["base"])]
+    assert not equal, f"no effect: {equal}"
+
+
+def test_target_kl_leaves_out_the_rest_of_an_iteration(world, tmp_path) -> None:
+    module = make_ppo(world, loss=LossConfig(target_kl=1e-6), optimizer=PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2))
+    module, trainer, recorder = fit(world, tmp_path, module=module, data=make_data(world, ppo_epochs=3), max_epochs=2)
+    assert 4 <= trainer.global_step < 12
+    assert recorder.metrics[-1]["update/skipped"] == 12 - trainer.global_step
+
+
+def test_validation_logs_and_saves_every_answer(world, tmp_path) -> None:
+    import json
+
+    class Zero(Reward):
+        def score(self, request):
+            return RewardOutput(scores=torch.tensor([float(r["id"]) for r in request.records]))
+
+    module = make_ppo(world, eval_rewards={"gold": Zero()})
+    trainer = make_trainer(tmp_path)
+    results = trainer.validate(module, make_data(world, eval_samples=3, eval_batch_size=5), verbose=False)[0]
+    assert results["val/gold"] == pytest.approx((0 + 1 + 2 + 3) / 4)
+    assert results["val/kl"] == pytest.approx(0.0, abs=1e-5)
+    rows = [json.loads(line) for line in next((tmp_path / "evaluations").glob("val-*.jsonl")).open()]
+    assert [(r["sample"], r["row"]) for r in rows] == [(s, i) for s in range(3) for i in range(4)]
+    assert {"prompt", "response", "tokens", "ended", "score", "gold", "logprob", "ref_logprob"} <= rows[0].keys()
+    again = make_trainer(tmp_path / "b").validate(
+        make_ppo(world), make_data(world, eval_samples=3, eval_batch_size=64), verbose=False
+    )[0]
+    assert again["val/score"] == pytest.approx(results["val/score"], abs=1e-6), "answers depend on the batch size"
+
+
+def test_predict_gives_rows(world, tmp_path) -> None:
+    data = make_data(world, predict=str(world / "prompts.jsonl"))
+    batches = make_trainer(tmp_path).predict(make_ppo(world), data)
+    rows = [row for batch in batches for row in batch]
+    assert len(rows) == 32
+    assert isinstance(rows[0]["response"], str)
+
+
+class Bad(Reward):
+    """NaN in the second iteration."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def score(self, request):
+        self.calls += 1
+        scores = torch.zeros(len(request.prompts))
+        if self.calls == 2:
+            scores[3] = float("nan")
+        return RewardOutput(scores=scores)
+
+
+def test_a_score_that_is_not_finite_stops_and_keeps_the_last_good_state(world, tmp_path) -> None:
+    module = make_ppo(world, reward=Bad(), critic=CriticConfig(init="policy"))
+    with pytest.raises(NonFiniteError, match=r"iteration 1, step 2: score is not finite.*prompt"):
+        fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=4)
+    state = torch.load(tmp_path / "checkpoints" / "last_good.ckpt", weights_only=True)
+    assert state["global_step"] == 2
+
+
+def test_or_leaves_the_iteration_out(world, tmp_path) -> None:
+    module = make_ppo(world, reward=Bad(), critic=CriticConfig(init="policy"), on_non_finite="skip")
+    module, trainer, _ = fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=4)
+    assert trainer.global_step == 6
+    assert module.skipped_updates == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": GroupNormalized(2)}, "needs a critic"),
+        ({"loss": LossConfig(old_logprobs="reference", target_kl=0.1)}, "target_kl"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_at_construction(world, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_ppo(world, **options)
+
+
+def test_config_groups_name_argument_rule_and_value() -> None:
+    with pytest.raises(ValueError, match=r"`clip` \(-1\) must be positive or null"):
+        ShapingConfig(clip=-1)
+    with pytest.raises(ValueError, match="excludes `normalize`"):
+        ShapingConfig(normalize=True, scale=True)
+    with pytest.raises(ValueError, match="needs `entropy_coef`"):
+        LossConfig(entropy_clip=30.0)
+    with pytest.raises(ValueError, match=r"ptx.data.*must name at least one file"):
+        PTXConfig(data=[])
+    with pytest.raises(ValueError, match="fraction, which needs a bounded number of steps"):
+        ScheduleConfig(warmup=0.1).factor(0, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rollout_batch_size": 10, "minibatch_size": 4}, r"`rollout_batch_size` \(10\) must be a multiple of"),
+        ({"rollout_batch_size": 64, "minibatch_size": 8}, "needs 64 distinct prompts"),
+        ({"train": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ],
+)
+def test_bad_data_options_are_refused_before_models_load(world, tmp_path, options, message) -> None:
+    module = make_ppo(world)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_trainer(tmp_path).fit(module, make_data(world, **options))
+    assert module.policy is None
