@@ -31,7 +31,6 @@ class ModelReward(Reward):
         name: Used in metrics and messages.
 
     Attributes:
-        device: The rank's device, after :meth:`setup`.
         shares_vocabulary: Whether the policy's token ids mean the same to this model, after :meth:`setup`.
     """
 
@@ -53,7 +52,6 @@ class ModelReward(Reward):
         self.path, self.dtype, self.placement, self.max_batch_tokens = path, dtype, placement, max_batch_tokens
         self.trust_remote_code, self.name = trust_remote_code, name
         self.shares_vocabulary = False
-        self.device = torch.device("cpu")
         self._model: FrozenModel[ScalarModel] | None = None
         self._tokenizer: Any = None
         self._policy_tokenizer: Any = None
@@ -65,7 +63,7 @@ class ModelReward(Reward):
             FileNotFoundError: No such folder or hub name.
             ValueError: It is not a reward model (see ``load_scalar_model``), or its tokenizer cannot be used.
         """
-        self._policy_tokenizer, self.device = tokenizer, device
+        self._policy_tokenizer = tokenizer
         self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
         scalar = load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code)
@@ -77,7 +75,7 @@ class ModelReward(Reward):
         return self._model if self.shares_vocabulary else None
 
     def score(self, request: RewardRequest) -> RewardOutput:
-        """Score prompt + response at the last token, in packs of rows of similar length.
+        """Score prompt + response at the last token, in packs of rows of similar length, on the rollout's device.
 
         Raises:
             ValueError: :meth:`setup` was not called.
@@ -85,10 +83,12 @@ class ModelReward(Reward):
         if self._model is None:
             raise ValueError(f"Reward '{self.name}' has no model yet: call `setup` first.")
         rows = id_rows(request.rollout) if self.shares_vocabulary else self._encoded_rows(request)
-        with self._model.on(self.device) as model:
+        # Not the device of `setup`: a LightningModule that loads its models early is still on the CPU then.
+        device = request.rollout.input_ids.device
+        with self._model.on(device) as model:
             scores: Tensor = score_rows(
                 model, rows, pad_token_id=self._tokenizer.eos_token_id,
-                max_batch_tokens=self.max_batch_tokens, device=self.device,
+                max_batch_tokens=self.max_batch_tokens, device=device,
             )  # fmt: skip
         return RewardOutput(scores=scores)
 
