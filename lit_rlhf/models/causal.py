@@ -129,9 +129,16 @@ def _candidate_scales(config: Any) -> list[float]:
 
 @torch.no_grad()
 def _find_transform(model: Any, head: nn.Module) -> tuple[float, float | None]:
+    device = next(head.parameters()).device
+    # Autocast keeps the weights it casts until its block ends: cast here, without a graph, they would get no gradient
+    # from a training step that runs around this check.
+    with torch.autocast(device.type, enabled=False):
+        return _matching_transform(model, head, device)
+
+
+def _matching_transform(model: Any, head: nn.Module, device: torch.device) -> tuple[float, float | None]:
     config = model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
-    device = next(head.parameters()).device
     ids = (torch.arange(8, device=device) % config.vocab_size).unsqueeze(0)
     hidden, wanted = trunk_hidden(model, ids), model(input_ids=ids, use_cache=False).logits.float()
     tolerance = 1e-4 if wanted.dtype == hidden.dtype else 3e-2

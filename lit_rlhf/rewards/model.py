@@ -19,7 +19,8 @@ class ModelReward(Reward):
 
     With the policy's own tokenizer the very token ids are scored. With another one, prompt and response are encoded
     again, each on its own as in training, with the policy's BOS and EOS in the prompt text exchanged for the reward
-    model's, and its EOS after a response that has ended. A response the length limit cut is scored without an EOS.
+    model's, and its EOS after a response that has ended. The prompt stays in the policy's template: both models must
+    have been trained with the same one. A response the length limit cut is scored without an EOS.
 
     Args:
         path: Local folder or hub name of a sequence-classification model with one label, or of the MOSS-RLHF layout.
@@ -30,7 +31,6 @@ class ModelReward(Reward):
         name: Used in metrics and messages.
 
     Attributes:
-        device: The rank's device, after :meth:`setup`.
         shares_vocabulary: Whether the policy's token ids mean the same to this model, after :meth:`setup`.
     """
 
@@ -52,7 +52,6 @@ class ModelReward(Reward):
         self.path, self.dtype, self.placement, self.max_batch_tokens = path, dtype, placement, max_batch_tokens
         self.trust_remote_code, self.name = trust_remote_code, name
         self.shares_vocabulary = False
-        self.device = torch.device("cpu")
         self._model: FrozenModel[ScalarModel] | None = None
         self._tokenizer: Any = None
         self._policy_tokenizer: Any = None
@@ -64,7 +63,7 @@ class ModelReward(Reward):
             FileNotFoundError: No such folder or hub name.
             ValueError: It is not a reward model (see ``load_scalar_model``), or its tokenizer cannot be used.
         """
-        self._policy_tokenizer, self.device = tokenizer, device
+        self._policy_tokenizer = tokenizer
         self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
         scalar = load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code)
@@ -76,7 +75,7 @@ class ModelReward(Reward):
         return self._model if self.shares_vocabulary else None
 
     def score(self, request: RewardRequest) -> RewardOutput:
-        """Score prompt + response at the last token, in packs of rows of similar length.
+        """Score prompt + response at the last token, in packs of rows of similar length, on the rollout's device.
 
         Raises:
             ValueError: :meth:`setup` was not called.
@@ -84,10 +83,12 @@ class ModelReward(Reward):
         if self._model is None:
             raise ValueError(f"Reward '{self.name}' has no model yet: call `setup` first.")
         rows = id_rows(request.rollout) if self.shares_vocabulary else self._encoded_rows(request)
-        with self._model.on(self.device) as model:
+        # Not the device of `setup`: a LightningModule that loads its models early is still on the CPU then.
+        device = request.rollout.input_ids.device
+        with self._model.on(device) as model:
             scores: Tensor = score_rows(
                 model, rows, pad_token_id=self._tokenizer.eos_token_id,
-                max_batch_tokens=self.max_batch_tokens, device=self.device,
+                max_batch_tokens=self.max_batch_tokens, device=device,
             )  # fmt: skip
         return RewardOutput(scores=scores)
 
@@ -112,19 +113,32 @@ def id_rows(rollout: Rollout) -> list[list[int]]:
 
 
 def translate_special(text: str, source: Any, target: Any) -> str:
-    """``text`` with the BOS and EOS of tokenizer ``source`` exchanged for those of ``target``.
-
-    A leading BOS is dropped, because encoding a whole text puts the target's own in front where it has one.
-    """
+    """``text`` with the EOS of tokenizer ``source`` exchanged for that of ``target``, and a leading BOS dropped."""
     if source.bos_token:
         text = text.removeprefix(source.bos_token)
     return text.replace(source.eos_token, target.eos_token)
 
 
 def encode_pair(tokenizer: Any, prompt: str, response: str, ended: bool) -> list[int]:  # noqa: FBT001
-    """Token ids of prompt + response, encoded apart so that the boundary is exact, with one EOS where it has ended."""
-    ids: list[int] = list(tokenizer(prompt)["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
-        ids.pop()  # a tokenizer that closes every text with EOS
-    ids += tokenizer(response, add_special_tokens=False)["input_ids"]
+    """Token ids of prompt + response as in training, encoded apart so that the boundary is exact.
+
+    One BOS in front where the tokenizer has one of its own, one EOS behind where the response has ended. Special tokens
+    count in the prompt; written in the response they are read as plain text.
+    """
+    bos = [] if tokenizer.bos_token_id in (None, tokenizer.eos_token_id) else [tokenizer.bos_token_id]
+    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    while bos and ids[:1] == bos:
+        ids.pop(0)
+    ids = [*bos, *ids, *_piece(tokenizer, response)]
     return [*ids, tokenizer.eos_token_id] if ended or not ids else ids
+
+
+def _piece(tokenizer: Any, text: str) -> list[int]:
+    """Ids of ``text`` in the middle of a row: behind an anchor no tokenizer puts a space of its own in front."""
+
+    def plain(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    anchor = plain("\n")
+    anchored = plain("\n" + text)
+    return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else plain(text)

@@ -108,6 +108,15 @@ def test_bf16_and_autocast(causal_folder):
         assert projector(model).softcap == 3.0
 
 
+def test_check_inside_a_training_step_costs_no_gradient(causal_folder):
+    """Autocast caches casts: made without a graph inside the block, they would take the weights' gradient away."""
+    model = load_causal_lm(causal_folder()).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        projection = projector(model)
+        projection(trunk_hidden(model, _ids())).float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
 class TestAdapters:
     def test_lora(self, causal_folder):
         peft = pytest.importorskip("peft")

@@ -136,7 +136,8 @@ def test_lm_head_gives_the_causal_models_logits(causal_folder):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_export_round_trip(causal_folder, tokenizer, tmp_path, architecture):
-    model = load_scalar_model(causal_folder(architecture), head="fresh", lm_head=architecture == "llama")
+    folder = causal_folder(architecture, pad_token_id=None)
+    model = load_scalar_model(folder, head="fresh", lm_head=architecture == "llama")
     before = _our_scores(model, tokenizer)
     out = tmp_path / "out"
     model.save_pretrained(out, tokenizer)
@@ -178,6 +179,18 @@ class TestPositions:
         for budget, pad in ((1, 0), (40, 5), (10_000, 7)):
             packed = score_rows(model, rows, pad_token_id=pad, max_batch_tokens=budget)
             torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+    def test_packs_stay_within_the_budget(self):
+        sizes = []
+
+        def model(ids):
+            sizes.append(ids.numel())
+            return ids.float()
+
+        rows = [[n] * n for n in (5, 1, 8, 3, 3, 2, 20)]
+        assert score_rows(model, rows, pad_token_id=0, max_batch_tokens=12).tolist() == [5, 1, 8, 3, 3, 2, 20]
+        assert max(s for s in sizes if s != 20) <= 12
+        assert len(sizes) == 4
 
     def test_empty_row(self, reward_folder):
         model = load_scalar_model(reward_folder(), head="load")

@@ -60,7 +60,7 @@ def test_other_tokenizer_scores_equal_scoring_the_text(reward_folder, tokenizer)
     reward = ModelReward(str(folder), max_batch_tokens=40)
     reward.setup(device=CPU, tokenizer=policy)
     assert reward.model is None
-    texts = ["Hi.<eos>Yes? Hello!<eos>", "What is 12?A number, of course.", "a<eos>"]
+    texts = ["<bos>Hi.<eos>Yes? Hello!<eos>", "<bos>What is 12?A number, of course.", "<bos>a<eos>"]
     expected = _transformers_scores(folder, tokenizer, texts)
     torch.testing.assert_close(reward(request).scores, expected, rtol=1e-5, atol=1e-5)
 
@@ -71,19 +71,38 @@ class TestEncoding:
         target.add_special_tokens({"eos_token": "<stop>"})
         assert translate_special("<bos>a<eos>b", source, target) == "a<stop>b"
 
-    def test_exactly_one_bos_and_eos(self):
-        tokenizer = make_tokenizer(bos=True)
-        assert encode_pair(tokenizer, "ab", "c", ended=True) == [3, 4, 5, 6, 1]
-        assert encode_pair(tokenizer, "ab", "c", ended=False) == [3, 4, 5, 6]
+    @pytest.mark.parametrize("adds_bos", [False, True])
+    @pytest.mark.parametrize("prompt", ["ab", "<bos>ab"])
+    def test_exactly_one_bos_and_eos(self, adds_bos, prompt):
+        tokenizer = make_tokenizer(bos=adds_bos)
+        assert encode_pair(tokenizer, prompt, "c", ended=True) == [3, 4, 5, 6, 1]
+        assert encode_pair(tokenizer, prompt, "c", ended=False) == [3, 4, 5, 6]
 
-    def test_closing_eos_of_a_tokenizer_is_dropped_from_the_prompt(self):
-        from tokenizers import processors
-
+    def test_no_bos_of_its_own(self):
         tokenizer = make_tokenizer()
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A <eos>", special_tokens=[("<eos>", 1)]
-        )
+        tokenizer.bos_token = "<eos>"
         assert encode_pair(tokenizer, "ab", "c", ended=True) == [4, 5, 6, 1]
+        assert encode_pair(tokenizer, "", "", ended=False) == [1]
+
+    def test_special_tokens_count_in_the_prompt_only(self):
+        tokenizer = make_tokenizer(CHARACTERS + "<>")
+        ids = encode_pair(tokenizer, "a<eos>b", "c<eos>", ended=True)
+        assert ids[:5] == [3, 4, 1, 5, 6]
+        assert ids[5:-1] == tokenizer("<")["input_ids"] + tokenizer("eos")["input_ids"] + tokenizer(">")["input_ids"]
+        assert ids[-1] == 1
+
+    def test_no_space_in_front_of_a_response(self):
+        """Llama 2's tokenizer puts one before whatever it is given; in the middle of a row there is none."""
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = {"<eos>": 0, "<unk>": 1, "\u2581": 2, "\n": 3, "a": 4, "b": 5}
+        backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+        assert tokenizer("b", add_special_tokens=False)["input_ids"] == [2, 5]
+        assert encode_pair(tokenizer, "a", "b", ended=True) == [2, 4, 5, 0]
 
 
 def test_before_setup(tokenizer):
