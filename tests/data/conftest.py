@@ -20,7 +20,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(chat_template: str | None = None, merges: list[tuple[str, str]] | None = None, **special: Any) -> Any:
+def make_tokenizer(
+    chat_template: str | None = None, merges: list[tuple[str, str]] | None = None, **special: Any
+) -> Any:
     """Bytes as tokens, with the merges asked for (a merge over a seam is what exact boundaries must survive)."""
     merges = merges or []
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
