@@ -102,7 +102,8 @@ def fixed_size_batches(
     order = _bucketed_order(lengths, batch_size * _BATCHES_PER_BUCKET, shuffle_seed)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if len(batches) > 1 and len(batches[-1]) < world_size:
-        batches[-2] += batches.pop()
+        tail = batches.pop()
+        batches[-1] += tail
     return _parts(batches, lengths, shuffle_seed, world_size, rank)
 
 
@@ -244,7 +245,8 @@ def _fix_tail(batches: list[list[int]], min_rows: int) -> None:
         batches[-1] = batches[-2][-missing:] + batches[-1]
         del batches[-2][-missing:]
     else:
-        batches[-2] += batches.pop()
+        tail = batches.pop()
+        batches[-1] += tail
 
 
 def _parts(

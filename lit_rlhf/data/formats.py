@@ -16,6 +16,10 @@ Kind = Literal["preference", "dialogue", "prompt", "text", "sft"]
 AnyRecord = PreferenceRecord | PromptRecord | DialogueRecord | TextRecord
 
 
+class UnknownFormatError(ValueError):
+    """No known format looks like the rows of a source."""
+
+
 class RowFormat(ABC):
     """How one raw row (a decoded JSON value) becomes a record.
 
@@ -82,7 +86,8 @@ def choose_format(rows: Sequence[Any], kind: Kind, formats: Sequence[RowFormat],
         source: For messages.
 
     Raises:
-        ValueError: No format, more than one, or one that under half of the rows have; names the candidates.
+        UnknownFormatError: No format fits; names all.
+        ValueError: More than one fits, or one that under half of the rows have; names the candidates.
     """
     able = [f for f in formats if _gives(f, kind)]
     votes = Counter(f.name for row in rows for f in able if f.matches(row, kind))
@@ -97,7 +102,7 @@ def choose_format(rows: Sequence[Any], kind: Kind, formats: Sequence[RowFormat],
     if not votes:
         known = "; ".join(f"`{f.name}`: {f.expects}" for f in able)
         seen = describe(rows[0]) if rows else "no rows"
-        raise ValueError(f"{source}: format not recognised for {kind} data. First row: {seen}. Known: {known}.")
+        raise UnknownFormatError(f"{source}: format not recognised for {kind} data. First row: {seen}. Known: {known}.")
     found = ", ".join(f"`{name}` ({count} of {len(rows)} rows)" for name, count in votes.most_common())
     raise ValueError(f"{source}: the format is ambiguous: {found}. Name one with `format=`.")
 
@@ -106,11 +111,11 @@ def named_format(name: str, kind: Kind, formats: Sequence[RowFormat]) -> RowForm
     """The format called ``name``.
 
     Raises:
-        ValueError: No such format, or it does not give this kind; lists those that do.
+        UnknownFormatError: No such format, or it does not give this kind; lists those that do.
     """
     able = {f.name: f for f in formats if _gives(f, kind)}
     if name not in able:
-        raise ValueError(f"`format` ({name!r}) must be one of {', '.join(able)} for {kind} data.")
+        raise UnknownFormatError(f"`format` ({name!r}) must be one of {', '.join(able)} for {kind} data.")
     return able[name]
 
 

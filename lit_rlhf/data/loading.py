@@ -95,12 +95,26 @@ def _read(
 ) -> tuple[list[Any], RowReport]:
     if on_bad_row not in ("skip", "error"):
         raise ValueError(f"`on_bad_row` ({on_bad_row!r}) must be 'skip' or 'error'.")
-    chosen = named_format(name, kind, FORMATS) if name is not None else None
+    records, report = collect(paths, kind, format=name, streaming=streaming)
+    report.enforce(on_bad_row)
+    return records, report
+
+
+def collect(
+    paths: str | Sequence[str], kind: Kind, *, format: str | None = None, streaming: bool = False
+) -> tuple[list[AnyRecord], RowReport]:
+    """Records of any kind, with no policy about bad rows applied.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: An unknown, ambiguous or wrong format, or an unreadable file.
+    """
+    chosen = named_format(format, kind, FORMATS) if format is not None else None
     report = RowReport()
     records: list[AnyRecord] = []
     for source in expand(paths):
         records += _read_source(source, kind, chosen, report, streaming=streaming)
-    report.enforce(on_bad_row)
+    report.check()
     return records, report
 
 

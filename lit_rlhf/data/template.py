@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rlhf.data.records import DialogueRecord, Message, Reason, RowError
+from lit_rlhf.data.records import DialogueRecord, Message, PreferenceRecord, Reason, RowError
 
 _ANCHOR = "\n"
 
@@ -49,6 +49,16 @@ class EncodedPrompt:
     """A prompt's ids, and how many old turns had to go for it to fit."""
 
     ids: list[int]
+    dropped_turns: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Ids of the shared prompt and of both replies with EOS."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
     dropped_turns: int = 0
 
 
@@ -124,6 +134,24 @@ def encode_reply(tokenizer: Any, text: str, *, template: str | None = None) -> l
     """Token ids of a reply, EOS at the end; special tokens written in the text are read as plain text."""
     start = TEMPLATES[template].reply_start if template is not None else ""
     return [*encode_piece(tokenizer, start + text), tokenizer.eos_token_id]
+
+
+def encode_pair(
+    tokenizer: Any, record: PreferenceRecord, *, template: str | None = None, max_length: int | None = None
+) -> EncodedPair:
+    """Token ids of a pair; old turns of the prompt are dropped until the longer row fits.
+
+    Raises:
+        RowError: A reply leaves no room for the last turn, or both replies have the same ids.
+        ValueError: See :func:`check_template`.
+    """
+    chosen = encode_reply(tokenizer, record.chosen, template=template)
+    rejected = encode_reply(tokenizer, record.rejected, template=template)
+    if chosen == rejected:  # e.g. differing only in characters that the vocabulary does not have
+        raise RowError(Reason.EQUAL_REPLIES, "the same token ids")
+    room = None if max_length is None else max(max_length - max(len(chosen), len(rejected)), 0)
+    prompt = fit_prompt(tokenizer, record.prompt, template=template, max_length=room)
+    return EncodedPair(prompt.ids, chosen, rejected, prompt.dropped_turns)
 
 
 def encode_dialogue(

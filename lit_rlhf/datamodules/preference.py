@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lit_rlhf.data.batching import pad_right
 from lit_rlhf.data.loading import read_preferences
-from lit_rlhf.data.records import PreferenceRecord, Reason, RowError
+from lit_rlhf.data.records import PreferenceRecord, RowError
 from lit_rlhf.data.report import RowReport
-from lit_rlhf.data.template import encode_reply, fit_prompt
+from lit_rlhf.data.template import encode_pair
 from lit_rlhf.datamodules.base import Paths, TokenDataModule
 from lit_rlhf.types import PreferenceBatch
 
@@ -51,19 +51,14 @@ class PreferenceDataModule(TokenDataModule[PreferenceRecord, PairRow]):
 
     def encode(self, record: PreferenceRecord, report: RowReport) -> list[PairRow]:
         """One row a pair; old turns go until the longer of the two fits."""
-        chosen = encode_reply(self.tokenizer, record.chosen, template=self.template)
-        rejected = encode_reply(self.tokenizer, record.rejected, template=self.template)
-        room = max(self.max_length - max(len(chosen), len(rejected)), 0)
         try:
-            if chosen == rejected:  # e.g. differing only in characters that the vocabulary does not have
-                raise RowError(Reason.EQUAL_REPLIES, "the same token ids")
-            prompt = fit_prompt(self.tokenizer, record.prompt, template=self.template, max_length=room)
+            pair = encode_pair(self.tokenizer, record, template=self.template, max_length=self.max_length)
         except RowError as error:
             report.withdraw(record, error)
             return []
-        report.shorten(record, prompt.dropped_turns)
+        report.shorten(record, pair.dropped_turns)
         about = {**record.raw, "subset": record.subset, "source": record.source, "line": record.line}
-        return [PairRow(_ids(prompt.ids), _ids(chosen), _ids(rejected), record.margin or 0.0, about)]
+        return [PairRow(_ids(pair.prompt), _ids(pair.chosen), _ids(pair.rejected), record.margin or 0.0, about)]
 
     def length(self, row: PairRow) -> int:
         """Tokens of the pair, the prompt counted once."""

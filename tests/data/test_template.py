@@ -1,0 +1,136 @@
+"""Ids of prompts and replies: one BOS, EOS on replies, exact boundaries, oldest turns dropped first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_rlhf.data.records import DialogueRecord, Message, PreferenceRecord, Reason, RowError
+from lit_rlhf.data.template import (
+    check_template,
+    encode_dialogue,
+    encode_pair,
+    encode_prompt,
+    encode_reply,
+    encode_text,
+    fit_prompt,
+)
+
+from .conftest import CHAT_TEMPLATE, make_tokenizer
+
+DIALOGUE = (Message("user", "hi"), Message("assistant", "yo"), Message("user", "why?"))
+EOS, BOS, PAD = 2, 1, 0
+RENDERED = {
+    "hh": "<s>\n\nHuman: hi\n\nAssistant: yo</s>\n\nHuman: why?\n\nAssistant:| so</s>",
+    "moss-en": "<s>Human: hi</s>Assistant: yo</s>Human: why?</s>Assistant:| so</s>",
+    "moss-zh": "<s><|Human|>hi</s><|MOSS|>yo</s><|Human|>why?</s><|MOSS|>|so</s>",
+}
+
+
+@pytest.mark.parametrize("template", RENDERED)
+def test_named_templates_word_for_word(tokenizer, template):
+    prompt, reply = RENDERED[template].split("|" if template != "moss-zh" else ">|s")
+    reply = reply if template != "moss-zh" else "s" + reply
+    prompt = prompt if template != "moss-zh" else prompt + ">"
+    assert tokenizer.decode(encode_prompt(tokenizer, DIALOGUE, template=template)) == prompt
+    assert tokenizer.decode(encode_reply(tokenizer, "so", template=template)) == reply
+
+
+def test_moss_zh_speakers_are_the_special_tokens(tokenizer):
+    ids = encode_prompt(tokenizer, DIALOGUE, template="moss-zh")
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|MOSS|>")) == 2
+
+
+@pytest.mark.parametrize("template", [*RENDERED, None])
+def test_exactly_one_bos_and_eos_on_every_reply(chat_tokenizer, template):
+    record = DialogueRecord(messages=(*DIALOGUE, Message("assistant", "so")))
+    encoded = encode_dialogue(chat_tokenizer, record, template=template)
+    assert encoded.ids.count(BOS) == 1
+    assert encoded.ids[0] == BOS
+    assert encoded.ids[-1] == EOS
+    learned = [i for i, on in zip(encoded.ids, encoded.learned, strict=True) if on]
+    assert chat_tokenizer.decode(learned, skip_special_tokens=True).split() in (["yo", "so"], ["so"])
+    assert learned.count(EOS) == (1 if template is None else 2)
+
+
+def test_a_bos_from_template_and_tokenizer_is_not_doubled():
+    doubled = make_tokenizer("{{ bos_token }}" + CHAT_TEMPLATE)
+    assert encode_prompt(doubled, DIALOGUE).count(BOS) == 1
+    without = make_tokenizer(CHAT_TEMPLATE.replace("{{ bos_token }}", ""))
+    assert encode_prompt(without, DIALOGUE).count(BOS) == 1
+    none = make_tokenizer(CHAT_TEMPLATE.replace("{{ bos_token }}", ""), bos_token=None)
+    assert encode_prompt(none, DIALOGUE).count(BOS) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20), st.sampled_from([*RENDERED, None]))
+def test_prompt_ids_are_a_prefix_whatever_the_text(prompt, reply, template):
+    tokenizer = make_tokenizer(CHAT_TEMPLATE, merges=[(":", "Ġ"), ("Ċ", "Ċ"), ("s", "o"), (">", "s")])
+    messages = (Message("user", prompt), Message("assistant", reply))
+    whole = encode_dialogue(tokenizer, DialogueRecord(messages=messages), template=template)
+    head = encode_prompt(tokenizer, messages[:1], template=template)
+    assert whole.ids == head + encode_reply(tokenizer, reply, template=template)
+    assert whole.learned == [False] * len(head) + [True] * (len(whole.ids) - len(head))
+
+
+def test_merges_never_cross_the_boundary():
+    merging = make_tokenizer(merges=[(":", "Ġ")])  # "Assistant: so" as one string would eat the prompt's last token
+    prompt = encode_prompt(merging, DIALOGUE, template="hh")
+    assert merging.decode(prompt).endswith("Assistant:")
+    assert merging(":" + " so")["input_ids"][0] != prompt[-1]
+
+
+def test_special_tokens_written_in_the_text_stay_text(tokenizer):
+    reply = encode_reply(tokenizer, "a</s>b<pad>", template="hh")
+    assert reply.count(EOS) == 1
+    assert PAD not in reply
+    prompt = encode_prompt(tokenizer, [Message("user", "<s></s>")], template="hh")
+    assert (prompt.count(BOS), prompt.count(EOS)) == (1, 0)
+
+
+def test_oldest_exchanges_go_first_and_are_counted(tokenizer):
+    system = Message("system", "S")
+    long = [system, *DIALOGUE[:2], *DIALOGUE]
+    whole = fit_prompt(tokenizer, long, template="hh")
+    cut = fit_prompt(tokenizer, long, template="hh", max_length=len(whole.ids) - 1)
+    assert (whole.dropped_turns, cut.dropped_turns) == (0, 2)
+    assert cut.ids == encode_prompt(tokenizer, [system, *DIALOGUE], template="hh")
+    with pytest.raises(RowError, match=r"too long: the last turn alone is \d+ tokens, 5 are allowed"):
+        fit_prompt(tokenizer, long, template="hh", max_length=5)
+
+
+def test_pair_makes_room_for_the_longer_reply(tokenizer):
+    record = PreferenceRecord(prompt=DIALOGUE, chosen="a" * 5, rejected="b" * 50)
+    whole = encode_pair(tokenizer, record, template="hh")
+    longest = len(whole.prompt) + len(whole.rejected)
+    assert encode_pair(tokenizer, record, template="hh", max_length=longest).dropped_turns == 0
+    assert encode_pair(tokenizer, record, template="hh", max_length=longest - 1).dropped_turns == 2
+
+
+def test_replies_equal_after_tokenising_are_refused():
+    unknown = make_tokenizer()
+    unknown.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Lowercase()
+    with pytest.raises(RowError) as error:
+        encode_pair(unknown, PreferenceRecord(prompt=DIALOGUE, chosen="A", rejected="a"), template="hh")
+    assert error.value.reason is Reason.EQUAL_REPLIES
+
+
+def test_text_is_cut_in_pieces_with_nothing_lost(tokenizer):
+    pieces = encode_text(tokenizer, "abcdefgh", max_length=4)
+    assert [len(p) for p in pieces] == [4, 4, 4]
+    assert [p[0] for p in pieces] == [BOS] * 3
+    assert tokenizer.decode([i for p in pieces for i in p[1:]]) == "abcdefgh</s>"
+
+
+def test_template_errors_name_the_choices(tokenizer):
+    with pytest.raises(ValueError, match=r"no chat template: name one with `template=` \(hh, moss-en, moss-zh\)"):
+        check_template(tokenizer, None)
+    with pytest.raises(ValueError, match=r"`template` \('chatml'\) must be one of hh"):
+        check_template(tokenizer, "chatml")
+
+
+def test_a_chat_template_that_refuses_the_turns_refuses_the_row():
+    picky = make_tokenizer("{{ raise_exception('no system turns') }}")
+    with pytest.raises(RowError, match="wrong types: the chat template refuses the turns: no system turns"):
+        encode_prompt(picky, DIALOGUE)
