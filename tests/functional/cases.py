@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+# the same examples on every machine, and no deadline: this is about values, not about time
+settings.register_profile("values", deadline=None, derandomize=True, database=None)
+settings.load_profile("values")
 
 GARBAGE = (math.nan, math.inf, -math.inf, 3.0e38)
 garbage = pytest.mark.parametrize("junk", GARBAGE)
@@ -45,7 +50,7 @@ def spoil(x: Tensor, mask: Tensor, junk: float) -> Tensor:
 def kept_floats(mask: Tensor, *tensors: Tensor) -> list[tuple[float, ...]]:
     """The kept elements of all tensors as tuples of Python floats, row by row."""
     where = [(b, t) for b in range(mask.size(0)) for t in range(mask.size(1)) if bool(mask[b, t])]
-    return [tuple(float(x[b, t]) for x in tensors) for b, t in where]
+    return [tuple(float(x.detach()[b, t]) for x in tensors) for b, t in where]
 
 
 def close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
