@@ -68,7 +68,8 @@ class Flag:
     def describe(self) -> str:
         """One line for people."""
         known = {name: f"{name} {r.value:.3g} (was {r.baseline:.3g})" for name, r in self.readings.items()}
-        return f"{', '.join(known.get(name, name) for name in self.fired)}; index {self.index:.3g} since iteration {self.since}"
+        signals = ", ".join(known.get(name, name) for name in self.fired)
+        return f"{signals}; index {self.index:.3g} since iteration {self.since}"
 
     def as_dict(self) -> dict[str, Any]:
         """Primitives, for the event log."""
