@@ -10,6 +10,7 @@ from typing import Any
 
 _EXPORTS = {
     "BestPolicy": "best_policy",
+    "CollapseDetector": "collapse_detector",
     "CriticWarmup": "critic_warmup",
     "ExperienceLike": "seam",
     "ExportCallback": "export",
@@ -20,6 +21,7 @@ _EXPORTS = {
     "ResponseLengthMonitor": "length_monitor",
     "RewardDistributionMonitor": "reward_distribution",
     "RolloutMonitor": "monitor",
+    "RuleConfig": "collapse_rule",
     "SampleLogger": "sample_logger",
     "emit_phase": "seam",
     "emit_rollout": "seam",

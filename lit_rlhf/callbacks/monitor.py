@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 from torchmetrics import Metric
 
 from lit_rlhf.callbacks.seam import ExperienceLike
@@ -49,11 +50,15 @@ class RolloutMonitor(L.Callback, ABC):
             metric.reset()
         return self.derive(values)
 
+    def place(self, device: torch.device) -> None:
+        """Put the metrics on ``device``: where the collectives run."""
+        for metric in self._metrics.values():
+            metric.to(device)
+
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
         """Measure, and keep the values for the next training batch."""
-        for metric in self._metrics.values():
-            metric.to(pl_module.device)
-        self._pending = {f"monitor/{self.name}/{k}": v for k, v in self.measure(experience).items()}
+        self.place(pl_module.device)
+        self._pending = {f"monitor/{self.name}/{key}": value for key, value in self.measure(experience).items()}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Log what the rollout before this batch gave."""

@@ -1,0 +1,167 @@
+"""The joint rule on synthetic series, and on series modelled on the pocket world's measured curves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+
+from lit_rlhf.callbacks.collapse_rule import CollapseRule, RuleConfig
+
+QUIET = {"kl": 0.0, "length": 15.0, "perplexity": 1.75, "tail": 1.9, "distinct": 0.65}
+
+
+def noisy(values, rng):
+    """Noise of 64 responses a rollout, as measured: length 7 %, perplexity 4 %, tail 20 %, distinct 5 %."""
+    spread = {"length": 0.07, "perplexity": 0.04, "tail": 0.2, "distinct": 0.05}
+    shaken = {k: v * (1 + rng.gauss(0, spread.get(k, 0.0))) for k, v in values.items()}
+    return {**shaken, "kl": values["kl"] + rng.gauss(0, 0.002 + 0.1 * values["kl"])}
+
+
+def ramp(t, points):
+    """Piecewise-linear through ``points``."""
+    for (a, x), (b, y) in itertools.pairwise(points):
+        if t <= b:
+            return x + (y - x) * (t - a) / (b - a)
+    return points[-1][1]
+
+
+VANILLA = {
+    "kl": [(0, 0.0), (5, 0.002), (13, 0.05), (16, 0.09), (20, 0.125), (40, 0.25), (120, 0.9)],
+    "length": [(0, 14.0), (6, 15.0), (13, 20.0), (16, 24.0), (20, 29.5), (30, 34.0), (120, 26.0)],
+    "perplexity": [(0, 1.75), (20, 1.62), (60, 1.5), (120, 1.2)],
+    "tail": [(0, 1.9), (120, 1.7)],
+    "distinct": [(0, 0.66), (20, 0.47), (120, 0.3)],
+}
+PPO_MAX = {
+    "kl": [(0, 0.0), (5, 0.0), (14, 0.035), (120, 0.055)],
+    "length": [(0, 14.5), (12, 19.0), (120, 19.5)],
+    "perplexity": [(0, 1.75), (30, 1.63), (120, 1.6)],
+    "tail": [(0, 1.9), (120, 1.9)],
+    "distinct": [(0, 0.66), (15, 0.6), (120, 0.54)],
+}
+
+
+def run(rule, series):
+    """Flags raised by a list of mappings."""
+    return [flag for t, values in enumerate(series) if (flag := rule.update(t, values))]
+
+
+def modelled(curves, seed, length=120):
+    rng = random.Random(seed)
+    return [noisy({k: ramp(t, p) for k, p in curves.items()}, rng) for t in range(length)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_vanilla_is_flagged_before_the_fall_and_ppo_max_never(seed):
+    flags = run(CollapseRule(), modelled(VANILLA, seed))
+    assert 13 <= flags[0].iteration <= 20  # the gold win rate is 5 points under its peak from about 20 on
+    assert {"kl", "length"} <= set(flags[0].fired)
+    assert run(CollapseRule(), modelled(PPO_MAX, seed)) == []
+
+
+def test_step_change_is_flagged_after_patience_with_its_onset():
+    jump = {"kl": 0.3, "length": 30.0, "perplexity": 1.2, "tail": 1.9, "distinct": 0.3}
+    flags = run(CollapseRule(), [QUIET] * 20 + [jump] * 10)
+    assert [(f.iteration, f.since) for f in flags] == [(21, 20)]
+    assert flags[0].fired == ("kl", "length", "perplexity", "distinct")
+    assert flags[0].index == pytest.approx(0.3 * 2 * (1.75 / 1.2) * (0.65 / 0.3))
+    assert "kl 0.3 (was 0)" in flags[0].describe()
+
+
+def test_slow_drift_is_flagged_when_it_has_gone_far_enough():
+    drift = [{**QUIET, "kl": 0.001 * t, "length": 15 + 0.1 * t} for t in range(200)]
+    flags = run(CollapseRule(RuleConfig(cooldown=1000)), drift)
+    assert len(flags) == 1
+    at = flags[0].iteration
+    assert at == 110  # (0.001 t - 0.002) (15 + 0.1 t) / 15.2 passes 0.18 at t = 109; patience 2
+
+
+def test_one_outlier_changes_nothing():
+    wild = {"kl": 5.0, "length": 500.0, "perplexity": 1.0, "tail": 30.0, "distinct": 0.01}
+    for at in (2, 10):
+        series = [QUIET] * 30
+        series[at] = wild
+        assert run(CollapseRule(), series) == []
+
+
+def test_without_patience_the_outlier_would_have_counted_and_smoothing_forgives_it_too():
+    series = [QUIET] * 10 + [{**QUIET, "kl": 5.0, "length": 500.0}] + [QUIET] * 10
+    assert run(CollapseRule(RuleConfig(patience=1)), series)[0].iteration == 10
+    assert run(CollapseRule(RuleConfig(patience=1, smoothing=3)), series) == []
+
+
+def test_constant_series_and_ripples_on_it_are_quiet():
+    assert run(CollapseRule(), [QUIET] * 100) == []
+    ripples = [{**QUIET, "length": 15.0 + 0.1 * (t % 2), "kl": 0.004} for t in range(5, 100)]
+    assert run(CollapseRule(), [QUIET] * 5 + ripples) == []
+
+
+@pytest.mark.parametrize("name", [n for n in QUIET if n != "kl"])
+def test_no_signal_is_enough_alone(name):
+    far = {"length": 60.0, "perplexity": 1.01, "tail": 9.0, "distinct": 0.05}[name]
+    assert run(CollapseRule(), [QUIET] * 10 + [{**QUIET, name: far}] * 30) == []
+    assert run(CollapseRule(), [QUIET] * 10 + [{**QUIET, "kl": 0.5}] * 30) == []
+    assert len(run(CollapseRule(), [QUIET] * 10 + [{**QUIET, "kl": 0.5, name: far}] * 10)) == 1
+
+
+def test_the_other_direction_is_health():
+    better = {"kl": 0.2, "length": 10.0, "perplexity": 2.5, "tail": 1.0, "distinct": 0.9}
+    assert run(CollapseRule(), [QUIET] * 10 + [better] * 30) == []
+
+
+def test_one_nan_is_skipped_and_patience_of_them_is_a_flag():
+    nan = {**QUIET, "perplexity": math.nan}
+    assert run(CollapseRule(), [QUIET] * 10 + [nan] + [QUIET] * 10 + [nan]) == []
+    flags = run(CollapseRule(), [QUIET] * 10 + [nan] * 2)
+    assert [(f.iteration, f.since, f.fired) for f in flags] == [(11, 10, ("perplexity not finite",))]
+    broken_from_the_start = run(CollapseRule(), [{**QUIET, "kl": math.inf}] * 3)
+    assert broken_from_the_start[0].iteration == 1
+
+
+def test_missing_signals_do_without_and_missing_kl_is_an_error():
+    series = [{"kl": 0.0, "length": 15.0}] * 10 + [{"kl": 0.2, "length": 30.0}] * 5
+    assert run(CollapseRule(), series)[0].fired == ("kl", "length")
+    with pytest.raises(ValueError, match="must have 'kl'"):
+        CollapseRule().update(0, {"length": 1.0})
+
+
+def test_cooldown_spaces_the_flags():
+    series = [QUIET] * 10 + [{**QUIET, "kl": 0.5, "length": 40.0}] * 30
+    flags = run(CollapseRule(RuleConfig(cooldown=10)), series)
+    assert [f.iteration for f in flags] == [11, 21, 31]
+
+
+def test_given_baseline_replaces_the_first_iterations():
+    far = {**QUIET, "kl": 0.5, "length": 40.0}
+    assert run(CollapseRule(), [far] * 30) == []
+    given = {name: [value] * 5 for name, value in QUIET.items()}
+    assert run(CollapseRule(baseline=given), [far] * 30)[0].iteration == 1
+
+
+def test_state_resumes_at_every_iteration_through_json():
+    series = modelled(VANILLA, 3, length=40)
+    want = [f.as_dict() for f in run(CollapseRule(), series)]
+    for cut in range(40):
+        first = CollapseRule()
+        head = [f.as_dict() for t in range(cut) if (f := first.update(t, series[t]))]
+        second = CollapseRule()
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        tail = [f.as_dict() for t in range(cut, 40) if (f := second.update(t, series[t]))]
+        assert head + tail == want
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: RuleConfig(threshold=0.0), "`threshold` \\(0.0\\)"),
+        (lambda: RuleConfig(patience=0), "`patience` \\(0\\)"),
+        (lambda: CollapseRule(baseline={"kll": [1.0]}), "`baseline` \\('kll'\\)"),
+    ],
+)
+def test_bad_constants(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
