@@ -47,10 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with writing(target) as temporary:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            write_through(checkpoint, temporary)
             temporary.replace(target)
             sync_folder(target.parent)
 
@@ -78,6 +75,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             remove(leftover)
 
 
+def write_through(content: Any, path: Path, **options: Any) -> None:
+    """``torch.save`` to ``path`` and flush it to the disk."""
+    # Through a Python file: torch's own C++ writer loses the operating system's reason when it fails.
+    with path.open("wb") as file:
+        torch.save(content, file, **options)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def safe_load(path: _PATH, *, map_location: Any = "cpu", weights_only: bool = True) -> Any:
     """``torch.load`` that turns its page-long errors into one line.
 
@@ -94,7 +100,7 @@ def safe_load(path: _PATH, *, map_location: Any = "cpu", weights_only: bool = Tr
         ) from error
     except (RuntimeError, EOFError) as error:
         raise CheckpointError(
-            f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}): resume from an earlier one."
+            f"{path} is not a whole checkpoint ({failure_reason(error)}): resume from an earlier one."
         ) from error
 
 
@@ -110,7 +116,7 @@ def writing(target: Path) -> Iterator[Path]:
     try:
         yield temporary
     except (OSError, RuntimeError) as error:
-        reason = failure_reason(error, target.parent)
+        reason = failure_reason(error)
         remove(temporary)
         raise CheckpointError(
             f"The checkpoint {target} could not be written ({reason}). Earlier checkpoints are untouched: make room"
@@ -118,17 +124,14 @@ def writing(target: Path) -> Iterator[Path]:
         ) from error
 
 
-def failure_reason(error: BaseException, folder: Path) -> str:
+def failure_reason(error: BaseException) -> str:
     """The operating system's words for a failed write, dug out from under what torch raised on top of them."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    # torch's C++ writer keeps no errno, so ask the file system itself.
-    if shutil.disk_usage(folder).free < 2**20:
-        return "No space left on device"
-    return str(error).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def latest_checkpoint(folder: _PATH) -> Path | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ from lit_rlhf.strategies.errors import WORLD_SIZE_KEY, CheckpointError, require_
 
 if TYPE_CHECKING:
     from lit_rlhf.strategies.zero_engine import SafeCheckpointEngine
+
+
+_TAG = "checkpoint"  # Lightning's name for the folder of the shards
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -113,9 +117,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().init_deepspeed()
         from lit_rlhf.strategies.zero_engine import SafeCheckpointEngine
 
-        engine = self.deepspeed_engine
-        zipped = getattr(engine.checkpoint_engine, "zipfile_serialization", False)
-        engine.checkpoint_engine = SafeCheckpointEngine(zipfile_serialization=zipped)
+        SafeCheckpointEngine.install(self.deepspeed_engine)
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
@@ -123,30 +125,46 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         Raises:
             CheckpointError: On every rank, if any rank could not write; what was at ``filepath`` is still there.
+            TypeError: If ``storage_options`` are given: no checkpoint plugin is involved here.
         """
+        if storage_options is not None:
+            raise TypeError("`storage_options` have no meaning for DeepSpeed checkpoint folders.")
         target = Path(self.broadcast(str(filepath)))
         temporary = temporary_path(target)
-        if self.is_global_zero:
-            remove(temporary)
-            temporary.mkdir(parents=True)
-        self.barrier()
-        checkpoint.setdefault(WORLD_SIZE_KEY, self.world_size)
-        super().save_checkpoint(checkpoint, str(temporary), storage_options)
-        self._raise_failed_write(target)
-        if self.is_global_zero:
-            sync_tree(temporary)
-            replace_folder(temporary, target)
-        self.barrier()
+        with self._agreeing(target):
+            if self.is_global_zero:
+                remove(temporary)
+                temporary.mkdir(parents=True)
+        # DeepSpeed keeps the weights and the optimizer itself.
+        kept = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+        with self._agreeing(target):
+            self.deepspeed_engine.save_checkpoint(
+                str(temporary),
+                client_state={WORLD_SIZE_KEY: self.world_size, **kept},
+                tag=_TAG,
+                save_latest=False,
+                exclude_frozen_parameters=self.exclude_frozen_parameters,
+            )
+        with self._agreeing(target):
+            if self.is_global_zero:
+                (temporary / "latest").write_text(_TAG)
+                sync_tree(temporary)
+                replace_folder(temporary, target)
 
-    def _raise_failed_write(self, target: Path) -> None:
+    @contextmanager
+    def _agreeing(self, target: Path) -> Iterator[None]:
+        """A step of writing ``target``: when it has failed on one rank, it fails on all, with that rank's reason."""
         writer: SafeCheckpointEngine = self.deepspeed_engine.checkpoint_engine
-        own = None if writer.failure is None else failure_reason(writer.failure, target.parent)
+        with writer.noting_failure():
+            yield
+        own = None if writer.failure is None else failure_reason(writer.failure)
         writer.failure = None
         reasons = {rank: reason for rank, reason in enumerate(all_gather_object(own)) if reason is not None}
         if not reasons:
             return
         if self.is_global_zero:
             remove(temporary_path(target))
+        self.barrier()
         told = ", ".join(f"rank {rank}: {reason}" for rank, reason in reasons.items())
         raise CheckpointError(
             f"The checkpoint {target} could not be written ({told}). Earlier checkpoints are untouched: make room and"

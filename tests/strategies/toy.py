@@ -54,11 +54,13 @@ class ToyLoader:
         return self.steps
 
     def __iter__(self) -> Iterator[DeviceBatch[ToyBatch]]:
+        # Lightning stops at the length and never runs a generator to its end, so the turn is made at the next start.
+        if self.position == self.steps:
+            self.epoch, self.position = self.epoch + 1, 0
         while self.position < self.steps:
             batch = whole_minibatch(self.epoch * self.steps + self.position)
             self.position += 1
             yield DeviceBatch(batch.rows(torch.arange(ROWS)[rank() :: world_size()]))
-        self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -171,7 +173,8 @@ def trainer(strategy: Any, folder: Path | str, *, devices: int = 1, epochs: int 
     return L.Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy=strategy,
+        # An instance belongs to one trainer, so options come as a function that makes one.
+        strategy=strategy() if callable(strategy) else strategy,
         default_root_dir=str(folder),
         max_epochs=epochs,
         plugins=plugins,
