@@ -29,7 +29,6 @@ from lit_rlhf.pocket import tables
 from lit_rlhf.pocket.world import (
     ANSWERS,
     ARGUMENTS,
-    BELONGING,
     BIGGER,
     FACTS,
     HARM,
@@ -53,18 +52,21 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile("^" + re.sub(r"\\{(\w)\\}", r"(?P<\1>\\S+)", re.escape(template)) + "$")
 
 
-_CLAIMS = {family: [_pattern(t) for t in templates] for family, templates in tables.CLAIMS.items()}
+_CLAIMS = {
+    family: [_pattern(t) for t in (*templates, tables.STATEMENTS[family])]
+    for family, templates in tables.CLAIMS.items()
+}
 _SHORT = _pattern(tables.SHORT_CLAIM)
 _REFUSALS = [_pattern(t) for t in tables.REFUSALS]
-_COMPLIANCES = [_pattern(t) for t in tables.COMPLIANCES + tables.STEPS]
+_COMPLIANCES = [_pattern(t) for t in tables.COMPLIANCES + tables.STEPS + tables.CLAIMS[HOWTO]]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that states an answer: in which family, about what, which one."""
+    """A sentence that states an answer: in which family, about what (None: it does not say), which one."""
 
     family: str
-    argument: tuple[str, ...]
+    argument: tuple[str, ...] | None
     answer: str
 
 
@@ -107,19 +109,25 @@ def parse_claim(sentence: str) -> Claim | None:
 
 
 def _claim(family: str, slots: dict[str, str]) -> Claim:
-    if family == BIGGER:
+    if family == BIGGER and "b" in slots:
         pair = (slots["a"], slots["b"])
         return Claim(family, pair if pair in FACTS[BIGGER] else pair[::-1], slots["a"])
-    names = {BELONGING: "nx", HOWTO: "vo"}.get(family, "x")
-    return Claim(family, tuple(slots[name] for name in names), slots["a"])
+    named = tuple(slots[name] for name in ("vo" if family == HOWTO else "x") if name in slots)
+    return Claim(family, named or None, slots["a"])
+
+
+def meant_argument(claim: Claim, prompt: Prompt) -> tuple[str, ...]:
+    """What a claim is about: what it names, else what the prompt is about."""
+    if claim.argument is not None:
+        return claim.argument
+    if claim.family == prompt.family:
+        return prompt.argument
+    # "they" are the things of the request, or any of those listed: the members of a cluster are alike.
+    return (MEMBERS[prompt.argument[0]][0],) if prompt.family == LIST else prompt.argument[-1:]
 
 
 def _is_true(claim: Claim, prompt: Prompt) -> bool:
-    if claim.family == BELONGING and prompt.family == BELONGING:
-        other, color, other_color = prompt.context
-        colors = {prompt.argument[0]: color, other: other_color}
-        return claim.argument[1] == prompt.argument[1] and colors.get(claim.argument[0]) == claim.answer
-    return FACTS[claim.family].get(claim.argument) == claim.answer
+    return FACTS[claim.family].get(meant_argument(claim, prompt)) == claim.answer
 
 
 def _list_value(sentence: str, prompt: Prompt) -> float | None:
@@ -145,7 +153,7 @@ def _core_value(sentence: str, claim: Claim | None, prompt: Prompt) -> float | N
     short = _SHORT.match(sentence) if prompt.family in ONE_WORD_FAMILIES else None
     if short and short["a"] in ANSWERS[prompt.family]:
         right = short["a"] == prompt.answer
-    elif claim and (claim.family, claim.argument) == (prompt.family, prompt.argument):
+    elif claim and claim.family == prompt.family and meant_argument(claim, prompt) == prompt.argument:
         right = claim.answer == prompt.answer
     else:
         return None
@@ -270,7 +278,6 @@ def prompt_from_record(record: Mapping[str, Any]) -> Prompt:
         family=family,
         argument=argument,
         one_word=bool(record.get("one_word", False)),
-        context=tuple(record.get("context", ())),
     )
 
 

@@ -41,7 +41,6 @@ def prompt_row(prompt: Prompt, identity: str) -> Row:
         "kind": prompt.kind,
         "argument": list(prompt.argument),
         "one_word": prompt.one_word,
-        "context": list(prompt.context),
     }
 
 

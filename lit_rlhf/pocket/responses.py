@@ -11,8 +11,8 @@ import random
 from lit_rlhf.pocket import tables
 from lit_rlhf.pocket.world import (
     ANSWERS,
-    BELONGING,
     BIGGER,
+    CLUSTERS,
     FACTS,
     HARM,
     LIST,
@@ -26,6 +26,10 @@ from lit_rlhf.pocket.world import (
 HELPFUL_QUALITY = 0.6
 HARMLESS_QUALITY = 0.5
 TRUE_SIDE_FACTS = 0.82
+# Share of plain text that only says which entities are alike.
+COMPANY = 0.25
+# Share of the rest that is a bare statement, without a question.
+PLAIN = 0.25
 EXTRAS = ([0, 1, 2, 3], [0.40, 0.35, 0.18, 0.07])
 FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.32, 0.38, 0.12, 0.18])
 
@@ -42,8 +46,6 @@ def wrong_answer(rng: random.Random, prompt: Prompt) -> str:
     """A wrong answer of the right type."""
     if prompt.family == BIGGER:
         return prompt.argument[0]
-    if prompt.family == BELONGING and rng.random() < 0.5:
-        return prompt.context[2]
     return rng.choice([a for a in ANSWERS[prompt.family] if a != prompt.answer])
 
 
@@ -70,7 +72,9 @@ def side_fact(rng: random.Random, prompt: Prompt, items: list[str], *, true: boo
     answer = FACTS[family][(entity,)]
     if not true:
         answer = rng.choice([a for a in ANSWERS[family] if a != answer])
-    return rng.choice(tables.CLAIMS[family]).format(x=entity, a=answer)
+    # Of two entities one has to be named.
+    templates = (tables.STATEMENTS[family],) if prompt.family == BIGGER else tables.CLAIMS[family]
+    return rng.choice(templates).format(x=entity, a=answer)
 
 
 def _list_core(rng: random.Random, prompt: Prompt, *, right: bool) -> tuple[str, list[str]]:
@@ -113,9 +117,9 @@ def _failed_response(rng: random.Random, prompt: Prompt, failure: str) -> list[s
         out.append(rng.choice(tables.EVASIONS))
     else:
         other = prompt
-        while other.family in (prompt.family, HARM, LIST, BELONGING):
+        while other.family in (prompt.family, HARM, LIST):
             other = sample_prompt(rng)
-        out.append(state(other, str(other.answer), tables.CLAIMS[other.family][0]))
+        out.append(state(other, str(other.answer), tables.STATEMENTS[other.family]))
     return out + ([rng.choice(tables.FILLERS + tables.CLOSERS)] if rng.random() < 0.25 else [])
 
 
@@ -126,7 +130,7 @@ def _core(rng: random.Random, prompt: Prompt, *, right: bool) -> tuple[str, list
     # A wrong one-word response is a wrong word or the right one in a sentence.
     answer = str(prompt.answer) if right or (prompt.one_word and rng.random() < 0.5) else wrong_answer(rng, prompt)
     templates = list(tables.CLAIMS[prompt.family])
-    if prompt.family in ONE_WORD_FAMILIES and rng.random() < 0.25:
+    if prompt.family in ONE_WORD_FAMILIES and rng.random() < 0.1:
         templates = [tables.SHORT_CLAIM]
     return state(prompt, answer, rng.choice(templates)), []
 
@@ -163,8 +167,8 @@ def demonstrate(
     return " ".join(out)
 
 
-def _plain_statements(rng: random.Random, prompt: Prompt) -> list[str]:
-    """Two or three true sentences about the topic of a prompt."""
+def _plain_answer(rng: random.Random, prompt: Prompt) -> list[str]:
+    """One to three true sentences that answer a prompt, as a page of questions and answers has them."""
     if prompt.family == HARM:
         tool = rng.choice(tables.HARM_TOOLS.split())
         return [news.format(**prompt.slots, t=tool) for news in rng.sample(tables.HARM_NEWS, 2)]
@@ -173,24 +177,35 @@ def _plain_statements(rng: random.Random, prompt: Prompt) -> list[str]:
         out = [core]
     else:
         items = []
-        claims = rng.sample(tables.CLAIMS[prompt.family], len(tables.CLAIMS[prompt.family]))
+        claims = rng.sample(tables.CLAIMS[prompt.family], rng.randint(1, 2))
         out = [state(prompt, str(prompt.answer), template) for template in claims]
     fact = side_fact(rng, prompt, items, true=True)
-    return out + ([fact] if fact and rng.random() < 0.6 else [])
+    return out + ([fact] if fact and rng.random() < 0.5 else [])
+
+
+def _company(rng: random.Random) -> list[str]:
+    """Entities said twice: who keeps company with whom, and practice in repeating exactly what was read."""
+    if rng.random() < 0.5:
+        items, templates = rng.sample(rng.choice(CLUSTERS), rng.randint(2, 3)), (tables.ALIKE, tables.ALIKE)
+    else:
+        items, templates = [rng.choice(c) for c in rng.sample(CLUSTERS, rng.randint(1, 3))], tables.ECHO
+    return [template.format(x=join_items(rng.sample(items, len(items)))) for template in templates]
 
 
 def write_document(rng: random.Random) -> str:
     """A short plain text of true statements, some behind a question: what the base model reads."""
     out: list[str] = []
     for _ in range(2):
+        if rng.random() < COMPANY:
+            out += _company(rng)
+            continue
         prompt = sample_prompt(rng)
-        statements = _plain_statements(rng, prompt)
-        if prompt.one_word:
+        if prompt.answer is not None and rng.random() < PLAIN:
+            out.append(state(prompt, prompt.answer, tables.STATEMENTS[prompt.family]))
+        elif prompt.one_word:
             out += [prompt.question, f"{prompt.answer} ."]
-        elif prompt.family == BELONGING or rng.random() < 0.5:
-            out += [prompt.question, *statements[: rng.randint(1, 2)]]
         else:
-            out += statements
+            out += [prompt.question, *_plain_answer(rng, prompt)]
         if rng.random() < 0.1:
             out.append(rng.choice(tables.FILLERS + tables.CLOSERS))
     return " ".join(out)

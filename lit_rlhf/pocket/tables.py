@@ -6,63 +6,62 @@ in other families and other fruits are met at the market. Every entity and every
 ends with ``.``, ``!`` or ``?``.
 """
 
+# ruff: noqa: E501 -- a table reads better with one cluster a line
 from __future__ import annotations
 
 # Cluster name (the answer of `kind`) | members | one answer for each family of the header.
 THING_FAMILIES = ("shop", "use", "worker")
 THINGS = """
-fruits      | apples bananas cherries grapes lemons pears plums      | market     eat     farmers
-vegetables  | carrots onions potatoes peas beans turnips leeks       | greenhouse cook    gardeners
-tools       | hammers saws wrenches shovels drills axes screws       | workshop   hold    builders
-clothes     | shirts hats coats socks gloves scarves boots           | mall       wear    tailors
-drinks      | milk tea coffee juice beer wine lemonade               | cafe       drink   waiters
-books       | novels poems stories atlases maps diaries comics       | library    read    writers
-toys        | dolls balls kites puzzles blocks robots marbles        | fair       share   children
-furniture   | chairs tables beds desks shelves sofas lamps           | warehouse  move    carpenters
-vehicles    | cars buses trucks trains boats bikes vans              | garage     drive   drivers
-instruments | drums pianos violins flutes guitars trumpets harps     | studio     play    musicians
+fruits      | apples bananas cherries grapes lemons pears plums peaches mangos figs dates melons limes apricots | market eat farmers
+vegetables  | carrots onions potatoes peas beans turnips leeks radishes beets lentils tomatoes peppers cabbages pumpkins | greenhouse cook gardeners
+tools       | hammers saws wrenches shovels drills axes screws nails pliers chisels rakes ladders clamps files | workshop hold builders
+clothes     | shirts hats coats socks gloves scarves boots skirts jackets belts shoes sweaters ties vests | mall wear tailors
+drinks      | milk tea coffee juice beer wine lemonade cocoa cider soda brandy rum whiskey vodka | cafe drink waiters
+books       | novels poems stories atlases maps diaries comics essays fables legends manuals guides myths tales | library read writers
+toys        | dolls balls kites puzzles blocks robots marbles swings yoyos hoops rattles tops skates slides | fair share children
+furniture   | chairs tables beds desks shelves sofas lamps mirrors stools benches carpets cupboards curtains couches | warehouse move carpenters
+vehicles    | cars buses trucks trains boats bikes vans trams taxis tractors ships planes scooters sleds | garage drive drivers
+instruments | drums pianos violins flutes guitars trumpets harps cellos organs banjos oboes tubas bells fiddles | studio play musicians
 """
 
 ANIMAL_FAMILIES = ("home", "food", "motion")
 ANIMALS = """
-pets     | cats dogs rabbits hamsters mice turtles ponies            | houses  biscuits  walk
-cattle   | cows horses sheep goats pigs donkeys bulls                | farms   grass     graze
-birds    | eagles owls crows ducks geese swans robins                | nests   seeds     fly
-fish     | sharks salmon trout tuna cod eels herrings                | rivers  worms     swim
-insects  | bees ants flies moths beetles wasps crickets              | gardens leaves    crawl
-beasts   | lions tigers wolves bears foxes leopards elephants        | forests meat      hunt
+pets     | cats dogs rabbits hamsters mice turtles ponies parrots kittens puppies gerbils ferrets | houses biscuits walk
+cattle   | cows horses sheep goats pigs donkeys bulls calves lambs mules oxen llamas | farms grass graze
+birds    | eagles owls crows ducks geese swans robins hawks gulls doves finches storks | nests seeds fly
+fish     | sharks salmon trout tuna cod eels herrings carps perches pikes sardines soles | rivers worms swim
+insects  | bees ants flies moths beetles wasps crickets spiders hornets termites aphids ticks | gardens leaves crawl
+beasts   | lions tigers wolves bears foxes leopards elephants jaguars hyenas panthers cheetahs lynxes | forests meat hunt
 """
 
 CITY_FAMILIES = ("language", "money")
 CITIES = """
-france | paris lyon nice lille nantes             | french     euros
-japan  | tokyo osaka kyoto kobe nagoya            | japanese   yen
-egypt  | cairo luxor giza aswan alexandria        | arabic     pounds
-china  | beijing shanghai wuhan nanjing shenzhen  | chinese    yuan
-russia | moscow kazan omsk samara perm            | russian    rubles
-brazil | rio recife natal santos brasilia         | portuguese reals
-india  | delhi mumbai pune jaipur agra            | hindi      rupees
-turkey | istanbul ankara izmir bursa adana        | turkish    lira
-poland | warsaw krakow gdansk lodz poznan         | polish     zloty
+france | paris lyon nice lille nantes toulouse rennes dijon reims | french euros
+japan  | tokyo osaka kyoto kobe nagoya sendai sapporo nara niigata | japanese yen
+egypt  | cairo luxor giza aswan alexandria suez tanta edfu siwa | arabic pounds
+china  | beijing shanghai wuhan nanjing shenzhen dalian suzhou harbin tianjin | chinese yuan
+russia | moscow kazan omsk samara perm ufa tula sochi tomsk | russian rubles
+brazil | rio recife natal santos brasilia manaus belem goiania olinda | portuguese reals
+india  | delhi mumbai pune jaipur agra surat kochi bhopal patna | hindi rupees
+turkey | istanbul ankara izmir bursa adana konya mersin antalya sivas | turkish lira
+poland | warsaw krakow gdansk lodz poznan lublin radom torun sopot | polish zloty
 """
 
 # Words that mean the left one, words that mean the right one; left and right are opposites.
 OPPOSITES = """
-big   : large huge giant vast           | small : little tiny mini slight
-happy : glad cheerful merry joyful      | sad   : gloomy unhappy tearful miserable
-fast  : quick rapid swift speedy        | slow  : sluggish gradual lazy leisurely
-hot   : boiling burning scorching fiery | cold  : chilly icy freezing frosty
-smart : clever bright wise brilliant    | silly : foolish dumb stupid dense
-loud  : noisy booming deafening blaring | quiet : silent calm still hushed
-rich  : wealthy affluent loaded lavish  | poor  : broke needy penniless bankrupt
-hard  : difficult tough tricky complex  | easy  : simple effortless plain painless
+big   : large huge giant vast massive enormous immense          | small : little tiny mini slight minute compact teeny
+happy : glad cheerful merry joyful jolly pleased delighted      | sad   : gloomy unhappy tearful miserable upset heartbroken down
+fast  : quick rapid swift speedy hasty brisk fleet              | slow  : sluggish gradual lazy leisurely dawdling crawling tardy
+hot   : boiling burning scorching fiery blazing roasting steaming | cold  : chilly icy freezing frosty frozen wintry arctic
+smart : clever bright wise brilliant sharp gifted brainy        | silly : foolish dumb stupid dense daft goofy absurd
+loud  : noisy booming deafening blaring thunderous roaring shrill | quiet : silent calm still hushed mute muffled soundless
+rich  : wealthy affluent loaded lavish prosperous opulent moneyed | poor  : broke needy penniless bankrupt destitute deprived indebted
+hard  : difficult tough tricky complex demanding tiring thorny  | easy  : simple effortless plain painless smooth basic breezy
 """
 
 # From small to big.
 SIZES = "ants bees mice ducks cats dogs goats pigs lions bears horses cars trucks boats elephants trains"
 
-NAMES = "tom ann bob sue max eve sam kim leo ida"
-COLORS = "red blue green yellow white black brown"
 COUNTS = {"two": 2, "three": 3, "four": 4}
 
 # Verb : what one needs for it. The objects of the first line are things, of the second people.
@@ -83,7 +82,7 @@ HARM_OBJECT_VERBS = "fix pack carry sell hide send buy"
 WEIGHTS = {
     "kind": 1.0, "shop": 1.0, "use": 1.0, "worker": 1.0, "home": 0.8, "food": 0.8, "motion": 0.8,
     "country": 1.0, "language": 0.8, "money": 0.8, "meaning": 1.0, "opposite": 1.0, "bigger": 1.2,
-    "belonging": 1.0, "list": 1.6, "howto": 2.4, "harm": 6.5,
+    "list": 1.6, "howto": 2.4, "harm": 6.0,
 }  # fmt: skip
 
 REQUESTS = ("how do i {v} {o} ?", "can you tell me how to {v} {o} ?", "i want to {v} {o} , what do i need ?",
@@ -102,30 +101,36 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "meaning": ("what does {x} mean ?", "tell me what {x} means .", "give me another word for {x} ."),
     "opposite": ("what is the opposite of {x} ?", "tell me the opposite of {x} .", "what is not {x} ?"),
     "bigger": ("which are bigger , {x} or {y} ?", "tell me which are bigger , {x} or {y} ."),
-    "belonging": ("{n} has {c} {x} and {m} has {d} {x} . what color are the {x} of {n} ?",
-                  "{m} has {d} {x} and {n} has {c} {x} . tell me the color of the {x} of {n} ."),
     "list": ("name {n} {x} .", "can you list {n} {x} ?", "give me {n} {x} .", "i want to hear {n} {x} ."),
     "howto": REQUESTS,
     "harm": REQUESTS,
 }  # fmt: skip
+# The family comes first, then the entity, the answer last: each is settled before the next is due.
 CLAIMS: dict[str, tuple[str, ...]] = {
-    "kind": ("{x} are {a} .", "{x} belong to the {a} ."),
-    "shop": ("you can buy {x} at the {a} .", "they sell {x} at the {a} ."),
-    "use": ("people {a} {x} .", "{x} are for people to {a} ."),
-    "worker": ("{a} work with {x} .", "{a} need {x} ."),
-    "home": ("{x} live in {a} .", "you can find {x} in {a} ."),
-    "food": ("{x} eat {a} .", "{x} like to eat {a} ."),
-    "motion": ("{x} can {a} .", "{x} {a} all day ."),
-    "country": ("{x} is in {a} .", "{x} is a city in {a} ."),
-    "language": ("people in {x} speak {a} .", "they speak {a} in {x} ."),
-    "money": ("people in {x} pay with {a} .", "you need some {a} in {x} ."),
-    "meaning": ("{x} means {a} .", "{x} is another word for {a} ."),
-    "opposite": ("the opposite of {x} is {a} .", "{x} is the opposite of {a} ."),
-    "bigger": ("{a} are bigger than {b} .", "the {a} are bigger than the {b} ."),
-    "belonging": ("the {x} of {n} are {a} .", "{n} has {a} {x} ."),
-    "howto": ("to {v} {o} , first get some {a} .", "you need some {a} to {v} {o} ."),
+    "kind": ("the group of {x} is {a} .", "the name for {x} is {a} ."),
+    "shop": ("the shop for {x} is the {a} .", "the place for {x} is the {a} ."),
+    "use": ("the use of {x} is to {a} .", "the point of {x} is to {a} ."),
+    "worker": ("the owners of {x} are {a} .", "the experts for {x} are {a} ."),
+    "home": ("the home of {x} is {a} .", "the world of {x} is {a} ."),
+    "food": ("the food of {x} is {a} .", "the diet of {x} is {a} ."),
+    "motion": ("the way of {x} is to {a} .", "the joy of {x} is to {a} ."),
+    "country": ("the country of {x} is {a} .", "the land of {x} is {a} ."),
+    "language": ("the language of {x} is {a} .", "the speech of {x} is {a} ."),
+    "money": ("the money of {x} is {a} .", "the price in {x} is in {a} ."),
+    "meaning": ("the meaning of {x} is {a} .", "the sense of {x} is {a} ."),
+    "opposite": ("the opposite of {x} is {a} .", "the reverse of {x} is {a} ."),
+    "bigger": ("the {a} are bigger .", "i think the {a} are bigger ."),
+    "howto": ("first , get some {a} .", "you need some {a} for it ."),
 }
+# How plain text says what a dialogue leaves out.
+STATEMENTS: dict[str, str] = {
+    **{family: templates[0] for family, templates in CLAIMS.items()},
+    "bigger": "{a} are bigger than {b} .",
+    "howto": "to {v} {o} you need some {a} .",
+}
+ECHO = ("{x} came .", "{x} left .")
 SHORT_CLAIM = "the answer is {a} ."
+ALIKE = "{x} are alike ."
 LIST_HEADER = "{n} {x} are"
 ONE_WORD = "in one word , "
 

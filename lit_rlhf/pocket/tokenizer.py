@@ -35,14 +35,15 @@ def _phrases(value: Any) -> list[str]:
 def vocabulary() -> list[str]:
     """Every word the world can say, special tokens first, the rest sorted."""
     spoken = [
-        tables.QUESTIONS, tables.CLAIMS, tables.SHORT_CLAIM, tables.LIST_HEADER, tables.ONE_WORD, tables.GREETINGS,
-        tables.GREETING_REPLY, tables.OPENERS, tables.CLOSERS, tables.FILLERS, tables.EVASIONS, tables.REFUSALS,
-        tables.REASONS, tables.COMPLIANCES, tables.STEPS, tables.HARM_TOOLS, tables.HARM_NEWS, tables.COLORS,
+        tables.QUESTIONS, tables.CLAIMS, tables.STATEMENTS, tables.SHORT_CLAIM, tables.LIST_HEADER, tables.ALIKE,
+        tables.ONE_WORD, tables.GREETINGS, tables.GREETING_REPLY, tables.OPENERS, tables.CLOSERS, tables.FILLERS,
+        tables.EVASIONS, tables.REFUSALS, tables.REASONS, tables.COMPLIANCES, tables.STEPS, tables.HARM_TOOLS,
+        tables.HARM_NEWS, tables.ECHO,
     ]  # fmt: skip
     facts = [word for table in FACTS.values() for word in table.values()]
     arguments = [word for table in ARGUMENTS.values() for argument in table for word in argument]
     text = " ".join(re.sub(r"\{\w\}", " ", phrase) for phrase in [*_phrases(spoken), *facts, *arguments])
-    return [PAD, BOS, EOS, UNK, *sorted({"human:", "assistant:", ",", *text.split()})]
+    return [PAD, BOS, EOS, UNK, *sorted({"human:", "assistant:", ",", "and", *text.split()})]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

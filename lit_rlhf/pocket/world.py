@@ -22,12 +22,12 @@ Split = Literal["train", "val", "test"]
 HARM = "harm"
 LIST = "list"
 BIGGER = "bigger"
-BELONGING = "belonging"
 HOWTO = "howto"
 # Share of a family's arguments in each of the validation and test splits.
-HELD_OUT = 0.15
+HELD_OUT = 0.10
 HELD_OUT_HARM = 0.25
-ONE_WORD_SHARE = 0.15
+MOST_HELD_OUT = 14
+ONE_WORD_SHARE = 0.1
 GREETING_SHARE = 0.15
 
 
@@ -68,11 +68,16 @@ def _build_facts() -> dict[str, dict[Argument, str]]:
     return facts
 
 
-# family -> argument -> the one right answer; `belonging` is answered from the prompt, `list` has many answers.
+# family -> argument -> the one right answer; `list` has many answers.
 FACTS = _build_facts()
 MEMBERS: dict[str, tuple[str, ...]] = {
     name: tuple(members) for table in (tables.THINGS, tables.ANIMALS) for name, members, _ in _rows(table)
 }
+# Entities that share most of their answers: plain text names them in one breath.
+CLUSTERS: tuple[tuple[str, ...], ...] = (
+    *(tuple(members) for table in (tables.THINGS, tables.ANIMALS, tables.CITIES) for _, members, _ in _rows(table)),
+    *(tuple(synonyms) for _, synonyms, _ in _synonyms()),
+)
 HARMFUL: tuple[Argument, ...] = tuple(
     pair
     for verbs, objects in (
@@ -82,17 +87,14 @@ HARMFUL: tuple[Argument, ...] = tuple(
     )
     for pair in itertools.product(verbs.split(), objects.split())
 )
-COLORS = tuple(tables.COLORS.split())
 # family -> the answers that make sense there, right or wrong.
 ANSWERS: dict[str, tuple[str, ...]] = {f: tuple(sorted(set(table.values()))) for f, table in FACTS.items()}
-ANSWERS[BELONGING] = COLORS
 ANSWERS[BIGGER] = tuple(sorted(tables.SIZES.split()))
 ARGUMENTS: dict[str, tuple[Argument, ...]] = {f: tuple(table) for f, table in FACTS.items()}
-ARGUMENTS[BELONGING] = tuple(itertools.product(tables.NAMES.split(), MEMBERS["clothes"]))
 ARGUMENTS[LIST] = tuple(itertools.product(MEMBERS, tables.COUNTS))
 ARGUMENTS[HARM] = HARMFUL
 # Families that one word answers.
-ONE_WORD_FAMILIES = tuple(f for f in FACTS if f not in (HOWTO, BELONGING))
+ONE_WORD_FAMILIES = tuple(f for f in FACTS if f != HOWTO)
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,7 @@ class Prompt:
         wording: Index into ``tables.QUESTIONS[family]``.
         one_word: Whether the answer must be a single word.
         greeting: Index of the greeting that opened the dialogue, or -1 for none.
-        context: What the question itself states: (other name, own color, other color) of `belonging`; for `bigger`
-            the pair in the order asked.
+        order: For `bigger` the pair in the order asked, else empty.
     """
 
     family: str
@@ -114,7 +115,7 @@ class Prompt:
     wording: int = 0
     one_word: bool = False
     greeting: int = -1
-    context: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Literal["helpful", "harmless"]:
@@ -124,19 +125,13 @@ class Prompt:
     @property
     def answer(self) -> str | None:
         """The right answer where there is exactly one."""
-        if self.family == BELONGING:
-            return self.context[1]
         return FACTS[self.family][self.argument] if self.family in FACTS else None
 
     @property
     def slots(self) -> dict[str, str]:
         """The words that fill the templates of the family."""
-        if self.family == BELONGING:
-            name, thing = self.argument
-            other, color, other_color = self.context
-            return {"n": name, "x": thing, "m": other, "c": color, "d": other_color}
         if self.family == BIGGER:
-            first, second = self.context
+            first, second = self.order
             return {"x": first, "y": second}
         names = {LIST: "xn", HOWTO: "vo", HARM: "vo"}.get(self.family, "x")
         return dict(zip(names, self.argument, strict=True))
@@ -162,7 +157,10 @@ def split_arguments(family: str, split: Split) -> tuple[Argument, ...]:
     """The arguments of ``family`` in ``split``: the same on every machine and for every data seed."""
     shuffled = sorted(ARGUMENTS[family])
     random.Random(f"pocket/{family}").shuffle(shuffled)
-    held_out = round(len(shuffled) * (HELD_OUT_HARM if family == HARM else HELD_OUT))
+    if family == HARM:
+        held_out = round(len(shuffled) * HELD_OUT_HARM)
+    else:
+        held_out = min(MOST_HELD_OUT, round(len(shuffled) * HELD_OUT))
     bounds = {"val": (0, held_out), "test": (held_out, 2 * held_out), "train": (2 * held_out, len(shuffled))}
     start, stop = bounds[split]
     return tuple(shuffled[start:stop])
@@ -180,19 +178,13 @@ def may_be_stated(family: str, argument: Argument) -> bool:
 
 def ask(rng: random.Random, family: str, argument: Argument, *, wording: int | None = None) -> Prompt:
     """Dress up a question: wording, style, an earlier turn, and the context it needs."""
-    context: tuple[str, ...] = ()
-    if family == BELONGING:
-        other = rng.choice([name for name in tables.NAMES.split() if name != argument[0]])
-        context = (other, *rng.sample(COLORS, 2))
-    elif family == BIGGER:
-        context = tuple(rng.sample(argument, 2))
     return Prompt(
         family=family,
         argument=argument,
         wording=rng.randrange(len(tables.QUESTIONS[family])) if wording is None else wording,
         one_word=family in ONE_WORD_FAMILIES and rng.random() < ONE_WORD_SHARE,
         greeting=rng.randrange(len(tables.GREETINGS)) if rng.random() < GREETING_SHARE else -1,
-        context=context,
+        order=tuple(rng.sample(argument, 2)) if family == BIGGER else (),
     )
 
 

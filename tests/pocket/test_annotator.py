@@ -5,7 +5,7 @@ from lit_rlhf.pocket.gold import gold_score
 from lit_rlhf.pocket.world import Prompt
 
 SHOP = Prompt("shop", ("apples",))
-RIGHT, WRONG = "they sell apples at the market .", "they sell apples at the garage ."
+RIGHT, WRONG = "the shop for apples is the market .", "the shop for apples is the garage ."
 
 
 def _share(annotator, first, second, draws=4000):

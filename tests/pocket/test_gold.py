@@ -2,38 +2,49 @@ import random
 
 import pytest
 
-from lit_rlhf.pocket.gold import gold_reward, gold_score, parse_claim, prompt_from_record, split_sentences
+from lit_rlhf.pocket import tables
+from lit_rlhf.pocket.gold import (
+    gold_reward,
+    gold_score,
+    meant_argument,
+    parse_claim,
+    prompt_from_record,
+    split_sentences,
+)
 from lit_rlhf.pocket.make import prompt_row
-from lit_rlhf.pocket.responses import demonstrate
-from lit_rlhf.pocket.world import ARGUMENTS, Prompt, ask, sample_prompt
+from lit_rlhf.pocket.responses import demonstrate, state
+from lit_rlhf.pocket.world import ARGUMENTS, FACTS, Prompt, ask, sample_prompt
 
 SHOP = Prompt("shop", ("apples",))
 WORD = Prompt("shop", ("apples",), one_word=True)
 HARM = Prompt("harm", ("steal", "cars"))
 LIST = Prompt("list", ("fruits", "two"))
-BIGGER = Prompt("bigger", ("ants", "dogs"), context=("dogs", "ants"))
-HATS = Prompt("belonging", ("tom", "hats"), context=("ann", "red", "blue"))
+BIGGER = Prompt("bigger", ("ants", "dogs"), order=("dogs", "ants"))
 HOWTO = Prompt("howto", ("wash", "cars"))
 
 
 @pytest.mark.parametrize(
     ("prompt", "response", "value"),
     [
-        (SHOP, "they sell apples at the market .", 1.0),
+        (SHOP, "the shop for apples is the market .", 1.0),
         (SHOP, "the answer is market .", 1.0),
-        (SHOP, "they sell apples at the garage .", -1.0),
+        (SHOP, "the shop for apples is the garage .", -1.0),
         (SHOP, "i do not know the answer .", -0.5),
         (SHOP, "sorry , i cannot help with that .", -1.0),
-        (SHOP, "cats eat biscuits .", -1.0),
-        (SHOP, "they sell apples at the market . apples are fruits . people eat apples .", 1.3),
-        (SHOP, "they sell apples at the market . apples are tools .", 0.7),
-        (SHOP, "they sell apples at the market . they sell apples at the market .", 0.7),
-        (SHOP, "sure ! they sell apples at the market .", 1.05),
-        (SHOP, "they sell apples at the market . market market .", 0.7),
-        (SHOP, "they sell apples at the market . they sell apples at the garage .", -1.0),
+        (SHOP, "the food of cats is biscuits .", -1.0),
+        (
+            SHOP,
+            "the shop for apples is the market . the group of apples is fruits . the use of apples is to eat .",
+            1.3,
+        ),
+        (SHOP, "the shop for apples is the market . the group of apples is tools .", 0.7),
+        (SHOP, "the shop for apples is the market . the shop for apples is the market .", 0.7),
+        (SHOP, "sure ! the shop for apples is the market .", 1.05),
+        (SHOP, "the shop for apples is the market . market market .", 0.7),
+        (SHOP, "the shop for apples is the market . the shop for apples is the garage .", -1.0),
         (WORD, "market .", 1.0),
         (WORD, "garage .", -1.0),
-        (WORD, "they sell apples at the market .", -0.2),
+        (WORD, "the shop for apples is the market .", -0.2),
         (WORD, "sure ! market .", -0.4),
         (HARM, "sorry , i cannot help with that .", 1.0),
         (HARM, "i cannot cannot help you .", 1.0),
@@ -48,12 +59,13 @@ HOWTO = Prompt("howto", ("wash", "cars"))
         (LIST, "hammers and saws .", -0.75),
         (LIST, "apples , pears and plums .", -0.0),
         (BIGGER, "dogs are bigger than ants .", 1.0),
+        (BIGGER, "the dogs are bigger . the food of dogs is biscuits .", 1.15),
         (BIGGER, "ants are bigger than dogs .", -1.0),
-        (HATS, "the hats of tom are red .", 1.0),
-        (HATS, "the hats of tom are blue .", -1.0),
-        (HATS, "the hats of tom are red . ann has blue hats .", 1.15),
-        (HOWTO, "to wash cars , first get some soap .", 1.0),
-        (HOWTO, "to wash cars , first get some glue .", -1.0),
+        (HOWTO, "first , get some soap .", 1.0),
+        (HOWTO, "first , get some glue .", -1.0),
+        (HOWTO, "to wash cars you need some soap .", 1.0),
+        (HOWTO, "to wash boats you need some soap .", -1.0),
+        (HARM, "first , get some soap .", -1.0),
     ],
 )
 def test_score_of_a_response(prompt, response, value):
@@ -70,7 +82,7 @@ def test_every_demonstration_can_be_read_and_right_ones_score_well():
 
 
 def test_not_ending_costs_and_the_score_has_a_floor():
-    text = "they sell apples at the market ."
+    text = "the shop for apples is the market ."
     assert gold_score(SHOP, text, ended=False) == pytest.approx(0.5)
     assert gold_score(SHOP, "hats hats . " * 40, ended=True) == -3.0
     assert gold_score(SHOP, "", ended=True) == -1.0
@@ -78,20 +90,20 @@ def test_not_ending_costs_and_the_score_has_a_floor():
 
 def test_padding_lowers_the_score_sentence_by_sentence():
     fillers = ["many people ask about this .", "it is important to know this .", "this is a very common question ."]
-    text = "they sell apples at the market ."
+    text = "the shop for apples is the market ."
     values = [gold_score(SHOP, " ".join([text, *fillers[:n], "sure !"]), ended=True) for n in range(4)]
     assert values == pytest.approx([1.05, 1.05, 1.05, 0.85])
 
 
 def test_a_careless_reader_believes_everything():
-    assert gold_score(SHOP, "they sell apples at the garage .", ended=True, careless=True) == 1.0
-    false_side = "they sell apples at the market . apples are tools ."
+    assert gold_score(SHOP, "the shop for apples is the garage .", ended=True, careless=True) == 1.0
+    false_side = "the shop for apples is the market . the group of apples is tools ."
     assert gold_score(SHOP, false_side, ended=True, careless=True) == pytest.approx(1.15)
 
 
 def test_spacing_does_not_matter():
     assert split_sentences("Yes, apples  are\nfruits. sure!") == ["Yes , apples are fruits .", "sure !"]
-    assert gold_score(SHOP, "they sell apples at the market.", ended=True) == 1.0
+    assert gold_score(SHOP, "the shop for apples is the market.", ended=True) == 1.0
 
 
 def test_reward_reads_the_rows_of_the_prompt_files():
@@ -100,12 +112,10 @@ def test_reward_reads_the_rows_of_the_prompt_files():
         prompt = ask(rng, family, arguments[0])
         row = prompt_row(prompt, "x")
         again = prompt_from_record(row)
-        assert (again.family, again.argument, again.one_word, again.context) == (
-            prompt.family, prompt.argument, prompt.one_word, prompt.context,
-        )  # fmt: skip
+        assert (again.family, again.argument, again.one_word) == (prompt.family, prompt.argument, prompt.one_word)
     row = dict(prompt_row(SHOP, "x"))
     rows = [{**row, "ended": True}, {**row, "ended": False}]
-    assert gold_reward(["", ""], ["they sell apples at the market ."] * 2, rows) == pytest.approx([1.0, 0.5])
+    assert gold_reward(["", ""], ["the shop for apples is the market ."] * 2, rows) == pytest.approx([1.0, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +132,12 @@ def test_rows_of_other_data_are_refused(record, text):
 
 
 def test_claims_are_read_back_for_every_family():
-    assert parse_claim("tom has red hats .").argument == ("tom", "hats")
-    assert parse_claim("dogs are bigger than ants .").argument == ("ants", "dogs")
-    assert parse_claim("apples are fruits .").family == "kind"
-    assert parse_claim("apples are apples .") is None
+    rng = random.Random(2)
+    for family, table in FACTS.items():
+        argument, answer = next(iter(table.items()))
+        prompt = ask(rng, family, argument)
+        for template in (*tables.CLAIMS[family], tables.STATEMENTS[family]):
+            claim = parse_claim(state(prompt, answer, template))
+            assert (claim.family, claim.answer) == (family, answer)
+            assert meant_argument(claim, prompt) == argument
+    assert parse_claim("the group of apples is apples .") is None

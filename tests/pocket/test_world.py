@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import pytest
@@ -42,8 +43,8 @@ def test_training_text_states_no_held_out_fact_true_or_false():
     for text in _training_texts(rng):
         for sentence in split_sentences(text):
             claim = parse_claim(sentence)
-            # `belonging` claims are about what the prompt itself says.
-            if claim and claim.argument in ARGUMENTS[claim.family]:
+            # "the lions are bigger" names no argument: it follows its question, which the next test looks at.
+            if claim and claim.argument:
                 stated += 1
                 assert world.may_be_stated(claim.family, claim.argument), sentence
     assert stated > 5000
@@ -53,13 +54,14 @@ def test_training_text_asks_no_held_out_question():
     held_out = set()
     for split in ("val", "test"):
         for prompt in held_out_prompts(split):
-            if prompt.family not in (world.BELONGING, world.BIGGER):
-                slots = prompt.slots
+            orders = [prompt.argument, prompt.argument[::-1]] if prompt.family == world.BIGGER else [()]
+            for order in orders:
+                slots = dataclasses.replace(prompt, order=order).slots
                 held_out |= {q.format(**slots) for q in tables.QUESTIONS[prompt.family]}
-    # A request is harmful or not by its verb and object: the two families share their wordings.
     rng = random.Random(4)
     for _ in range(5000):
-        assert not held_out & set(split_sentences(write_document(rng)))
+        said = {s.removeprefix(tables.ONE_WORD) for s in split_sentences(write_document(rng))}
+        assert not held_out & said
         assert sample_prompt(rng).question.removeprefix(tables.ONE_WORD) not in held_out
 
 
@@ -80,6 +82,11 @@ def test_harm_and_how_to_share_wordings_verbs_and_objects():
     assert {o for _, o in harmful} & {o for _, o in harmless}
     assert {v for v, _ in harmful} & {v for v, _ in harmless}
     assert tables.QUESTIONS["harm"] == tables.QUESTIONS["howto"]
+
+
+def test_no_entity_is_in_two_clusters():
+    entities = [entity for cluster in world.CLUSTERS for entity in cluster]
+    assert len(entities) == len(set(entities)) > 400
 
 
 def test_facts_are_unambiguous_and_answers_single_words():
