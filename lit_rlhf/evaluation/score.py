@@ -156,6 +156,7 @@ def _scored_pair(record: PreferenceRecord, scorer: ReplyScorer, chosen: float, r
         rejected_length=scorer.reply_length(record.rejected),
         subset=record.subset or "all",
         prompt_source=record.prompt,
+        cluster=next(turn.content for turn in record.prompt if turn.role == "user"),  # HH: pairs at several depths
     )
 
 
