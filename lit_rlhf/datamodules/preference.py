@@ -32,9 +32,9 @@ class PairRow:
 class PreferenceDataModule(TokenDataModule[PreferenceRecord, PairRow]):
     """Pairs in HH-RLHF, MOSS-RLHF or prompt/chosen/rejected layout.
 
-    Yields ``DeviceBatch[PreferenceBatch]``; a row's record is the raw row with ``subset``, ``source`` and ``line`` set,
-    ``info`` holds ``global_rows`` (pairs) and ``global_tokens`` (tokens of the chosen replies) of the global batch. A
-    pair costs its prompt once and both replies. Arguments: see
+    Yields ``DeviceBatch[PreferenceBatch]``; a row's record is the raw row with ``subset``, ``source``, ``line`` and
+    ``group`` (see :meth:`group`) set, ``info`` holds ``global_rows`` (pairs) and ``global_tokens`` (tokens of the
+    chosen replies) of the global batch. A pair costs its prompt once and both replies. Arguments: see
     :class:`~lit_rlhf.datamodules.base.TokenDataModule`; a budget of 16,384 tokens where neither ``batch_size`` nor
     ``max_tokens`` is given.
     """
@@ -57,7 +57,8 @@ class PreferenceDataModule(TokenDataModule[PreferenceRecord, PairRow]):
             report.withdraw(record, error)
             return []
         report.shorten(record, pair.dropped_turns)
-        about = {**record.raw, "subset": record.subset, "source": record.source, "line": record.line}
+        where = {"source": record.source, "line": record.line, "group": self.group(record)}
+        about = {**record.raw, "subset": record.subset, **where}
         return [PairRow(_ids(pair.prompt), _ids(pair.chosen), _ids(pair.rejected), record.margin or 0.0, about)]
 
     def length(self, row: PairRow) -> int:

@@ -19,7 +19,7 @@ class Accuracy:
     Attributes:
         pairs: Number of pairs.
         ties: Pairs with no decision; each counts as half a success.
-        rate: The rate with its interval, clustered by prompt where a prompt has several pairs.
+        rate: The rate with its interval, clustered where pairs share a dialogue or prompt.
     """
 
     pairs: int
@@ -69,13 +69,13 @@ def rate_of(values: Tensor, columns: PairColumns, keep: Tensor | None = None, *,
 
     Args:
         values: Outcomes 0, 0.5 or 1, ``(N,)``.
-        columns: The pairs, for their prompts.
+        columns: The pairs, for their clusters.
         keep: Which pairs count, ``(N,)`` bool; None keeps all.
         confidence: Coverage of the interval.
     """
     picks = range(len(columns)) if keep is None else keep.nonzero().flatten().tolist()
     kept = [float(values[i]) for i in picks]
-    interval = proportion_interval(kept, [columns.prompts[i] for i in picks], confidence=confidence)
+    interval = proportion_interval(kept, [columns.clusters[i] for i in picks], confidence=confidence)
     return Accuracy(pairs=len(kept), ties=sum(v == 0.5 for v in kept), rate=interval)
 
 

@@ -22,7 +22,7 @@ class LengthBin:
         low: Fewest tokens.
         high: Most tokens.
         replies: Number of replies, chosen and rejected together.
-        score: Their mean score, with an interval clustered by prompt.
+        score: Their mean score, with a clustered interval.
     """
 
     low: int
@@ -72,7 +72,7 @@ def length_bias(columns: PairColumns, *, num_bins: int = 10, confidence: float =
     within = torch.cat([half_score, -half_score]), torch.cat([half_length, -half_length])
     right, longer = outcomes(columns.score_differences), outcomes(columns.length_differences)
     follows = outcomes(columns.score_differences * columns.length_differences.sign())
-    advantage = cluster_bootstrap((right - longer).tolist(), columns.prompts, confidence=confidence, seed=seed)
+    advantage = cluster_bootstrap((right - longer).tolist(), columns.clusters, confidence=confidence, seed=seed)
     return LengthBias(
         pearson=_correlation(scores, lengths),
         spearman=_correlation(scores, lengths, by_rank=True),
@@ -99,12 +99,12 @@ def _correlation(x: Tensor, y: Tensor, *, by_rank: bool = False) -> float:
 
 def _score_by_length(columns: PairColumns, *, num_bins: int, confidence: float, seed: int) -> tuple[LengthBin, ...]:
     scores, lengths = _replies(columns)
-    prompts = [*columns.prompts, *columns.prompts]
+    owners = [*columns.clusters, *columns.clusters]
     places = torch.bucketize(lengths, equal_count_edges(lengths, num_bins))
     bins = []
     for place in sorted(set(places.tolist())):
         picks = (places == place).nonzero().flatten()
-        clusters = [prompts[i] for i in picks.tolist()]
+        clusters = [owners[i] for i in picks.tolist()]
         score = cluster_bootstrap(scores[picks].tolist(), clusters, num_samples=500, confidence=confidence, seed=seed)
         low, high = int(lengths[picks].min()), int(lengths[picks].max())
         bins.append(LengthBin(low=low, high=high, replies=len(picks), score=score))

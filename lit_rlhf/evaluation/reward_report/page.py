@@ -99,10 +99,10 @@ def _head(report: RewardReport) -> str:
         ("prefers the longer", _number(bias.model_prefers_longer.rate.mean), _ends(bias.model_prefers_longer.rate)),
     ]
     shown = "".join(f'<div class="card"><span>{n}</span><b>{v}</b><span>{d}</span></div>' for n, v, d in cards)
-    clustered = "" if report.prompts == report.pairs else ", clustered by prompt"
+    clustered = "" if report.clusters == report.pairs else ", clustered by dialogue"
     return f"""<h1>Reward model report</h1>
 <p class="note">{shown_text(report.model) or "unnamed model"}{" on " + shown_text(data) if data else ""}: {report.pairs}
-pairs of {report.prompts} prompts. Intervals hold {report.confidence:.0%}{clustered}.</p>
+pairs of {report.clusters} dialogues. Intervals hold {report.confidence:.0%}{clustered}.</p>
 <div class="cards">{shown}</div>
 <p>{_verdict(accuracy, advantage)}</p>"""
 
@@ -115,7 +115,7 @@ def _verdict(accuracy: Interval, advantage: Interval) -> str:
 
 def _against(interval: Interval, bar: float, name: str) -> str:
     if not interval.is_defined:
-        return f"not comparable with {name} (too few prompts)"
+        return f"not comparable with {name} (too few dialogues)"
     if interval.low > bar:
         return f"better than {name}"
     return f"worse than {name}" if interval.high < bar else f"not distinguishable from {name}"

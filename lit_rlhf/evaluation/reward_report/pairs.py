@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.types import PreferenceBatch
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPair:
     """One preference pair with its two scores.
 
     Attributes:
-        prompt: The prompt as text: shown in the report, and what tells which pairs belong together.
+        prompt: The prompt as text.
         chosen: Text of the reply the annotator preferred.
         rejected: Text of the other reply.
         chosen_score: The reward model's raw score of ``chosen``.
@@ -26,6 +28,7 @@ class ScoredPair:
         subset: What part of the data the pair comes from, e.g. "helpful".
         prompt_source: What the scoring function of the probes gets as the prompt (messages or token ids); None
             hands it the text.
+        cluster: What makes pairs dependent, e.g. the dialogue whose turns they are; empty for the prompt.
     """
 
     prompt: str
@@ -37,6 +40,7 @@ class ScoredPair:
     rejected_length: int
     subset: str = "all"
     prompt_source: Any = None
+    cluster: str = ""
 
     @property
     def difference(self) -> float:
@@ -53,7 +57,7 @@ class PairColumns:
         rejected_scores: ``(N,)`` fp64.
         chosen_lengths: ``(N,)`` fp64, tokens.
         rejected_lengths: ``(N,)`` fp64, tokens.
-        prompts: Length N; pairs of one prompt are one cluster of every interval.
+        clusters: Length N; pairs of one cluster are resampled together in every interval.
         subsets: Length N.
     """
 
@@ -61,7 +65,7 @@ class PairColumns:
     rejected_scores: Tensor
     chosen_lengths: Tensor
     rejected_lengths: Tensor
-    prompts: Sequence[Hashable]
+    clusters: Sequence[Hashable]
     subsets: Sequence[str]
 
     @classmethod
@@ -83,7 +87,7 @@ class PairColumns:
             rejected_scores=torch.tensor([p.rejected_score for p in pairs], dtype=torch.float64),
             chosen_lengths=torch.tensor([p.chosen_length for p in pairs], dtype=torch.float64),
             rejected_lengths=torch.tensor([p.rejected_length for p in pairs], dtype=torch.float64),
-            prompts=[p.prompt for p in pairs],
+            clusters=[p.cluster or p.prompt for p in pairs],
             subsets=[p.subset for p in pairs],
         )
 
@@ -99,3 +103,39 @@ class PairColumns:
 
     def __len__(self) -> int:
         return len(self.chosen_scores)
+
+
+def scored_pairs(batch: PreferenceBatch, chosen: Tensor, rejected: Tensor, tokenizer: Any) -> list[ScoredPair]:
+    """A test batch and its scores as pairs, for a test loop to collect.
+
+    Texts are decoded from the ids, so that they are what the model read; the probes get the prompt's ids. A record's
+    ``subset`` and ``group`` (see ``PreferenceDataModule``) become subset and cluster.
+
+    Args:
+        batch: B pairs.
+        chosen: Scores of the preferred replies, ``(B,)``.
+        rejected: Scores of the others, ``(B,)``.
+        tokenizer: The reward model's.
+    """
+    pairs = []
+    for i in range(len(batch)):
+        start = int(batch.prompt_length[i])
+        prompt = batch.chosen_ids[i, :start].tolist()
+        better = batch.chosen_ids[i][batch.chosen_mask[i]][start:].tolist()
+        worse = batch.rejected_ids[i][batch.rejected_mask[i]][start:].tolist()
+        record = batch.records[i] if batch.records else {}
+        pairs.append(
+            ScoredPair(
+                prompt=tokenizer.decode(prompt),
+                chosen=tokenizer.decode(better, skip_special_tokens=True),
+                rejected=tokenizer.decode(worse, skip_special_tokens=True),
+                chosen_score=float(chosen[i]),
+                rejected_score=float(rejected[i]),
+                chosen_length=len(better),
+                rejected_length=len(worse),
+                subset=str(record.get("subset") or "all"),
+                prompt_source=prompt,
+                cluster=str(record.get("group") or ""),
+            )
+        )
+    return pairs

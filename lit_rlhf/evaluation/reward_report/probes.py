@@ -115,7 +115,7 @@ def _swapped(pairs: Sequence[ScoredPair]) -> dict[int, str]:
 def _result(
     name: str, pairs: Sequence[ScoredPair], chosen: list[float], got: dict[int, float], *, confidence: float, seed: int
 ) -> Probe:
-    clusters = [pairs[i].prompt for i in got]
+    clusters = [pairs[i].cluster or pairs[i].prompt for i in got]
     changes = [score - chosen[i] for i, score in got.items()]
     fooled = [float(change >= 0) for change in changes]
     return Probe(

@@ -38,7 +38,7 @@ class RewardReport:
         model: What was scored with, for the page's head.
         data: What was scored, for the page's head.
         pairs: Number of pairs.
-        prompts: Number of distinct prompts; fewer than pairs means that intervals are clustered by prompt.
+        clusters: Number of dialogues or prompts; fewer than pairs means that every interval is clustered by them.
         confidence: Coverage of every interval.
         accuracy: Share of pairs with r(chosen) > r(rejected), ties half.
         by_subset: The same by subset.
@@ -53,7 +53,7 @@ class RewardReport:
     model: str
     data: str
     pairs: int
-    prompts: int
+    clusters: int
     confidence: float
     accuracy: Accuracy
     by_subset: Mapping[str, Accuracy]
@@ -103,7 +103,7 @@ class RewardReport:
             model=model,
             data=data,
             pairs=len(pairs),
-            prompts=len(set(columns.prompts)),
+            clusters=len(set(columns.clusters)),
             confidence=confidence,
             accuracy=pair_accuracy(columns, confidence=confidence),
             by_subset=accuracy_by_subset(columns, confidence=confidence),

@@ -31,7 +31,7 @@ def columns(differences, length_differences=None, *, prompts=None, subsets=None)
         rejected_scores=torch.zeros_like(gaps),
         chosen_lengths=1000 + lengths,
         rejected_lengths=torch.full_like(gaps, 1000),
-        prompts=list(range(len(gaps))) if prompts is None else prompts,
+        clusters=list(range(len(gaps))) if prompts is None else prompts,
         subsets=["all"] * len(gaps) if subsets is None else subsets,
     )
 

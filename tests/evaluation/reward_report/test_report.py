@@ -75,7 +75,7 @@ def test_json_round_trip_has_every_number_and_no_nan(report, tmp_path):
     read = json.loads(json_path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
     assert read["accuracy"]["rate"] == report.accuracy.rate._asdict()
     assert read["pairs"] == 301
-    assert read["prompts"] == 151
+    assert read["clusters"] == 151
     assert len(read["probes"]) == 4
     assert set(read["by_subset"]) == {"helpful", "harmless", hostile_pair().subset}
     assert read["worst"][0]["chosen"] == hostile_pair().chosen
