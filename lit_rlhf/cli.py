@@ -69,9 +69,10 @@ def _run(words: list[str]) -> None:
     except KeyboardInterrupt:
         fail("interrupted")
     except Exception as error:
-        if os.environ.get("LIT_RLHF_DEBUG") or not _is_for_users(error):
+        told = None if os.environ.get("LIT_RLHF_DEBUG") else _for_users(error)
+        if told is None:
             raise
-        fail(str(error))
+        fail(str(told))
 
 
 def _command(words: list[str]) -> None:
@@ -102,7 +103,14 @@ def fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def _is_for_users(error: Exception) -> bool:
+def _for_users(error: BaseException | None) -> BaseException | None:
+    """The first error of the chain of causes that is about something the user gave; jsonargparse wraps such errors."""
+    while error is not None and not _is_for_users(error):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _is_for_users(error: BaseException) -> bool:
     """Whether the error was raised on purpose, by this package or by Lightning, about something the user gave."""
     if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError):
         return True

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import pkgutil
 import re
 import warnings
+from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -41,43 +45,61 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the error's own line and, for a misspelt key, what is allowed."""
-        fail(readable(message, self))
+        fail(readable(message))
         raise AssertionError  # pragma: no cover
 
 
-def readable(message: str, parser: Any) -> str:
-    """The innermost cause of a jsonargparse message, with a suggestion for a misspelt key."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    text = " ".join(lines)
-    found = re.search(
-        r"(?:Option|option|Key) ['\"]([\w.]+)['\"] is not (?:accepted|expected)|does not accept .*?option '([\w.]+)'",
-        text,
-    )
+def readable(message: str) -> str:
+    """The innermost cause of a jsonargparse message on one line, with a suggestion for a misspelt key."""
+    text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -")).rstrip(".")
+    found = _UNKNOWN_KEY.search(text)
     if found is None:
         return text
-    key = found.group(1) or found.group(2)
-    near = difflib.get_close_matches(key.split(".")[-1], _known_keys(text, parser), n=3)
-    return f"{text} Did you mean: {', '.join(near)}?" if near else text
+    parts = next(group for group in found.groups() if group).split(".")
+    for part in reversed(parts):  # the last part may be right and the one before it misspelt
+        near = [name for name in difflib.get_close_matches(part, known_keys(), n=3) if name != part]
+        if near and part not in known_keys():
+            return f"{text}. Did you mean: {', '.join(near)}?"
+    return f"{text}. `lit-rlhf fit --print_config` with your config shows every key that is allowed."
 
 
-def _known_keys(text: str, parser: Any) -> list[str]:
-    classes = re.findall(r"class_path ['\"]?([\w.]+)", text)
-    known: set[str] = {dest.split(".")[-1] for dest in getattr(parser, "_option_string_actions", {})}
-    known |= {name.lstrip("-").split(".")[-1] for name in known}
-    for path in classes:
-        known |= set(_parameters(path))
-    return sorted(known)
+_UNKNOWN_KEY = re.compile(
+    r"(?:Option|option|Key) ['\"]([\w.]+)['\"] is not (?:accepted|expected)"
+    r"|does not accept .*?option '([\w.]+)'"
+    r"|[Uu]nrecognized arguments: --([\w.]+)"
+)
 
 
-def _parameters(class_path: str) -> list[str]:
-    import inspect
+@cache
+def known_keys() -> list[str]:
+    """Every key that a config may hold: of the trainer, and of this library's modules, data modules and groups."""
+    known = set(TOP_LEVEL) | set(inspect.signature(L.Trainer).parameters)
+    for name in NAMED_IN_YAML:
+        for found in pkgutil.iter_modules(import_module(name).__path__):
+            module = import_module(f"{name}.{found.name}")
+            classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+            for kind in classes:
+                known |= set(inspect.signature(kind.__init__).parameters)
+    return sorted(known - {"self", "args", "kwargs"})
 
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return []
-    return list(inspect.signature(found.__init__).parameters)
+
+TOP_LEVEL: tuple[str, ...] = (
+    *("trainer", "model", "data", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only"),
+    *("verbose", "return_predictions"),
+)
+
+
+def check_top_level(args: list[str]) -> None:
+    """Refuse unknown top-level keys of config files; jsonargparse lets one with an empty mapping pass."""
+    words = [word for arg in args for word in arg.split("=", 1)]
+    for flag, path in pairwise(words):
+        if flag not in ("-c", "--config") or not Path(path).is_file():
+            continue
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        for key in content if isinstance(content, dict) else []:
+            if key not in TOP_LEVEL:
+                near = difflib.get_close_matches(str(key), TOP_LEVEL, n=1) or TOP_LEVEL
+                fail(f"{path}: Key '{key}' is not accepted. Did you mean: {', '.join(near)}?")
 
 
 class RunConfig(SaveConfigCallback):
@@ -166,6 +188,7 @@ def run(args: list[str]) -> RLHFCLI:
         package = import_module(name)
         for found in pkgutil.iter_modules(package.__path__):
             import_module(f"{name}.{found.name}")
+    check_top_level(args)
     return RLHFCLI(
         L.LightningModule,
         L.LightningDataModule,
