@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_rlhf.data.pairs import pack_pairs
+from lit_rlhf.models.causal import unwrap
+from lit_rlhf.models.scalar import ScalarModel
 from lit_rlhf.types import PreferenceBatch
 
 
@@ -28,14 +30,52 @@ class PairForward:
     reply_ids: Tensor
 
 
-def pair_forward(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> PairForward:
-    """Score both replies of each pair at their last token."""
+def pair_forward(model: ScalarModel, pairs: PreferenceBatch, *, with_reply: bool, shared_prefix: bool) -> PairForward:
+    """Score both replies of each pair at their last token.
+
+    Args:
+        model: A reward model.
+        pairs: B pairs.
+        with_reply: Whether to return the chosen replies' hidden states and tokens.
+        shared_prefix: Compute what both rows begin with once (:mod:`lit_rlhf.data.pairs`); the scores are those of
+            separate rows up to rounding.
+    """
+    return _packed(model, pairs, with_reply) if shared_prefix else _separate(model, pairs, with_reply)
+
+
+def can_share_prefix(model: ScalarModel) -> bool:
+    """Whether the trunk's attention takes a ready mask (``sdpa`` and ``eager`` do) and counts positions as told."""
+    return (
+        model.config._attn_implementation in ("sdpa", "eager") and getattr(model.config, "sliding_window", None) is None
+    )
+
+
+def _packed(model: ScalarModel, pairs: PreferenceBatch, with_reply: bool) -> PairForward:  # noqa: FBT001
+    packed = pack_pairs(pairs)
+    trunk = unwrap(model.trunk)
+    hidden = trunk(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=packed.attention_mask,
+        use_cache=False,
+        return_dict=True,
+    ).last_hidden_state
+    rows = torch.arange(len(pairs), device=hidden.device)
+    reply = packed.loss_mask[:, 1:] if with_reply else torch.zeros_like(packed.loss_mask[:, 1:])
+    return PairForward(
+        chosen=model.head(hidden[rows, packed.chosen_last]).squeeze(-1),
+        rejected=model.head(hidden[rows, packed.rejected_last]).squeeze(-1),
+        reply_hidden=hidden[:, :-1][reply],
+        reply_ids=packed.input_ids[:, 1:][reply],
+    )
+
+
+def _separate(model: ScalarModel, pairs: PreferenceBatch, with_reply: bool) -> PairForward:  # noqa: FBT001
     chosen_hidden, chosen = _last_scores(model, pairs.chosen_ids, pairs.chosen_mask)
     _, rejected = _last_scores(model, pairs.rejected_ids, pairs.rejected_mask)
     ids = pairs.chosen_ids[:, 1:]
-    reply = pairs.chosen_mask[:, 1:] & (
-        torch.arange(1, ids.size(1) + 1, device=ids.device)[None] >= pairs.prompt_length[:, None]
-    )
+    at = torch.arange(1, ids.size(1) + 1, device=ids.device)[None]
+    reply = pairs.chosen_mask[:, 1:] & (at >= pairs.prompt_length[:, None])
     if not with_reply:
         reply = torch.zeros_like(reply)
     return PairForward(
@@ -43,7 +83,7 @@ def pair_forward(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> Pai
     )
 
 
-def _last_scores(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _last_scores(model: ScalarModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     hidden = model.hidden(ids)
     last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
     return hidden, model.head(last).squeeze(-1)
