@@ -123,7 +123,11 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_whiten(
-    x: Tensor, mask: Tensor, *, shift_mean: bool = True, moments: tuple[Tensor, Tensor] | None = None
+    x: Tensor,
+    mask: Tensor,
+    *,
+    shift_mean: bool = True,
+    moments: tuple[Tensor | float, Tensor | float] | None = None,
 ) -> Tensor:
     r"""Scale the kept elements to unit variance and, with ``shift_mean``, to zero mean.
 
@@ -136,7 +140,7 @@ def masked_whiten(
         x: Any real dtype, any shape.
         mask: Bool, the shape of ``x``, True = keep.
         shift_mean: False leaves the mean where it was.
-        moments: ``(mean, variance)``, 0-d each; None takes those of ``x`` itself.
+        moments: ``(mean, variance)``, 0-d tensors or numbers; None takes those of ``x`` itself.
 
     Returns:
         fp32, the shape of ``x``, zero outside the mask.
@@ -144,11 +148,7 @@ def masked_whiten(
     Raises:
         ValueError: If the mask is not bool or the shapes differ.
     """
-    if moments is None:
-        count, mean, m2 = masked_moments(x, mask)
-        variance = m2 / count.clamp(min=1)
-    else:
-        mean, variance = moments
+    mean, variance = moments or (masked_moments(x, mask)[1], masked_var(x, mask))
     kept = keep(x, mask)
-    white = (kept.to(accumulation_dtype(x.device)) - mean) * torch.rsqrt(variance + VARIANCE_EPS)
+    white = (kept.to(accumulation_dtype(x.device)) - mean) * (variance + VARIANCE_EPS) ** -0.5
     return keep(white if shift_mean else white + mean, mask).to(kept.dtype)

@@ -49,6 +49,14 @@ def test_explained_variance_of_constant_returns_is_zero():
     assert explained_variance(constant, constant, torch.zeros_like(mask)) == 0.0
 
 
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 123.456, -7.7e4])
+def test_explained_variance_does_not_take_rounding_for_variance(constant):
+    for rows in (7, 31, 57):
+        mask = torch.ones(rows, 11, dtype=torch.bool)
+        returns = torch.full((rows, 11), constant)
+        assert explained_variance(like(mask, 0), returns, mask) == 0.0
+
+
 def test_explained_variance_sums_add_over_micro_batches():
     mask = response_mask([5, 3, 0, 1], 5)
     values, returns = like(mask, 0), like(mask, 1) + 100.0
