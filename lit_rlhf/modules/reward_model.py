@@ -18,7 +18,7 @@ from lit_rlhf.models.loading import load_scalar_model
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.modules.micro import length_micro_batches
-from lit_rlhf.modules.pairs import PairForward, pair_forward
+from lit_rlhf.modules.pairs import PairForward, pair_forward, pair_lengths
 from lit_rlhf.modules.ppo_models import load_options, load_tokenizer_for
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
@@ -99,7 +99,7 @@ class RewardModelModule(BaseModule):
         learned = reply_tokens(pairs).double()
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        parts = length_micro_batches(pair_lengths(pairs), self.micro_batch_tokens, self.device)
+        parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device)
         result = self.optimize([lambda rows=rows: self.pair_loss(pairs.rows(rows), counts, sums) for rows in parts])  # type: ignore[misc]
         if result is None:
             return
@@ -175,7 +175,9 @@ class RewardModelModule(BaseModule):
         self.reward_model.eval()
         rows: list[dict[str, Any]] = [{} for _ in range(len(pairs))]
         lengths = pairs.chosen_mask.sum(1) - pairs.prompt_length, pairs.rejected_mask.sum(1) - pairs.prompt_length
-        for part in length_micro_batches(pair_lengths(pairs), self.micro_batch_tokens, self.device, equalize=False):
+        for part in length_micro_batches(
+            pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device, equalize=False
+        ):
             out = pair_forward(self.reward_model, pairs.rows(part), with_reply=False)
             for i, chosen, rejected in zip(part.tolist(), out.chosen.tolist(), out.rejected.tolist(), strict=True):
                 rows[i] = {
@@ -225,11 +227,6 @@ def ranking_metrics(rows: Sequence[dict[str, Any]], stage: str) -> dict[str, flo
         f"{stage}/loss": float(pairwise_loss(chosen, rejected).mean()),
         f"{stage}/score_gap": float((chosen - rejected).mean()),
     }
-
-
-def pair_lengths(pairs: PreferenceBatch) -> list[int]:
-    """Tokens of both rows of each pair together."""
-    return (pairs.chosen_mask.sum(1) + pairs.rejected_mask.sum(1)).tolist()
 
 
 def reply_tokens(pairs: PreferenceBatch) -> Tensor:
