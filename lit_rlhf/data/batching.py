@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-_BATCHES_PER_BUCKET = 32
+_BATCHES_PER_BUCKET = 16
+_FEWEST_BUCKETS = 4
 
 
 def token_budget_batches(
@@ -27,7 +28,7 @@ def token_budget_batches(
 ) -> list[list[int]]:
     """This rank's row indices of every global batch, rows per batch set by a token budget.
 
-    Rows are shuffled, sorted by length inside buckets of about 32 batches, cut into batches whose padded size (rows x
+    Rows are shuffled, sorted by length inside buckets of about 16 batches, cut into batches whose padded size (rows x
     longest row) stays within ``max_tokens``, and the batches are shuffled. ``min_rows`` goes before the budget. Every
     row is in exactly one batch. Source: paper, section 2 (pairs per batch vary so that tokens balance; 4 to 128).
 
@@ -200,6 +201,8 @@ def _bucketed_order(lengths: Sequence[int], bucket_rows: int, seed: int | None) 
     if seed is None:
         return list(range(len(lengths)))
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
+    # Few rows in one bucket would be sorted alike every epoch: the same rows would always meet in a batch.
+    bucket_rows = min(bucket_rows, -(-len(order) // _FEWEST_BUCKETS))
     buckets: Iterable[list[int]] = (order[i : i + bucket_rows] for i in range(0, len(order), bucket_rows))
     return [i for bucket in buckets for i in sorted(bucket, key=lengths.__getitem__)]
 

@@ -7,10 +7,12 @@ those of two separate rows.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_rlhf.types import Columns, PreferenceBatch
 
@@ -22,8 +24,8 @@ class PackedPairs(Columns):
     Attributes:
         input_ids: Prefix, chosen tail, rejected tail, then padding, ``(B, L)`` int64.
         position_ids: Position of each token in its own row, ``(B, L)`` int64.
-        attention_mask: True where query i sees key j, ``(B, 1, L, L)`` bool: what a Hugging Face trunk with ``sdpa``
-            or ``eager`` attention takes as a ready mask.
+        attention_mask: True where query i sees key j, ``(B, 1, L, L)`` bool. A Hugging Face trunk with ``sdpa``
+            attention takes it as it is; see :meth:`mask_for`.
         chosen_last: Index of the chosen row's last token, ``(B,)`` int64.
         rejected_last: The same for the rejected row, ``(B,)`` int64.
         loss_mask: True at the chosen reply's tokens (LM targets; each is predicted from the index before it),
@@ -38,6 +40,42 @@ class PackedPairs(Columns):
     rejected_last: Tensor
     loss_mask: Tensor
     margin: Tensor
+
+    def mask_for(self, attention: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The mask in the form an attention implementation takes.
+
+        Transformers passes a 4-D mask on unseen: ``sdpa`` reads bool, ``eager`` ADDS it to the scores.
+
+        Args:
+            attention: ``config._attn_implementation`` of the trunk.
+            dtype: Floating-point type of the trunk, for ``eager``.
+
+        Raises:
+            ValueError: The implementation takes no mask of its own (flash attention); see :func:`can_pack`.
+        """
+        if attention == "sdpa":
+            return self.attention_mask
+        if attention == "eager":
+            mask = torch.zeros(self.attention_mask.shape, dtype=dtype, device=self.attention_mask.device)
+            return mask.masked_fill_(~self.attention_mask, torch.finfo(dtype).min)
+        raise ValueError(f"Packed pairs need `sdpa` or `eager` attention, not `{attention}`.")
+
+
+def can_pack(trunk: nn.Module) -> bool:
+    """Whether a Hugging Face trunk can score packed rows: it takes positions and a mask, and hides no key itself.
+
+    Sliding windows and recurrent layers see the row's own order, which packing changes; flash attention takes no mask.
+    """
+    config: Any = trunk.config
+    given = set(inspect.signature(trunk.forward).parameters)
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return (
+        {"position_ids", "attention_mask"} <= given
+        and layers == {"full_attention"}
+        and window is None
+        and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+    )
 
 
 def common_prefix(batch: PreferenceBatch) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from lit_rlhf.data.records import DialogueRecord, Message, PreferenceRecord, Reason, RowError
@@ -193,7 +194,7 @@ def encode_piece(tokenizer: Any, text: str) -> list[int]:
     Some tokenizers (Llama 2's) put a space before whatever they are given; behind an anchor they do not. Where the
     anchor would merge with the text the plain ids are right already.
     """
-    anchor = _encode(tokenizer, _ANCHOR, plain=True)
+    anchor = list(_anchor_ids(tokenizer))
     ids = _encode(tokenizer, _ANCHOR + text, plain=True)
     if ids[: len(anchor)] == anchor and len(ids) > len(anchor):
         return ids[len(anchor) :]
@@ -236,11 +237,21 @@ def _named_pieces(tokenizer: Any, messages: Sequence[Message], layout: NamedTemp
     return pieces
 
 
+@lru_cache(maxsize=8)
+def _anchor_ids(tokenizer: Any) -> tuple[int, ...]:
+    return tuple(_encode(tokenizer, _ANCHOR, plain=True))
+
+
 def _prefix_ids(tokenizer: Any, prefix: str) -> list[int]:
     """Ids of a speaker's prefix, which may be a special token of the tokenizer (moss-zh)."""
+    return list(_cached_prefix_ids(tokenizer, prefix))
+
+
+@lru_cache(maxsize=32)
+def _cached_prefix_ids(tokenizer: Any, prefix: str) -> tuple[int, ...]:
     if prefix in tokenizer.get_added_vocab():
-        return [tokenizer.convert_tokens_to_ids(prefix)]
-    return encode_piece(tokenizer, prefix)
+        return (tokenizer.convert_tokens_to_ids(prefix),)
+    return tuple(encode_piece(tokenizer, prefix))
 
 
 def _chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -1,15 +1,15 @@
-"""One forward pass over preference pairs."""
+"""One forward pass over preference pairs, the prefix that both rows share computed once where the model allows it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_rlhf.data.pairs import pack_pairs
+from lit_rlhf.data.pairs import can_pack, pack_pairs, packed_lengths
 from lit_rlhf.models.causal import unwrap
-from lit_rlhf.models.scalar import ScalarModel
 from lit_rlhf.types import PreferenceBatch
 
 
@@ -30,60 +30,57 @@ class PairForward:
     reply_ids: Tensor
 
 
-def pair_forward(model: ScalarModel, pairs: PreferenceBatch, *, with_reply: bool, shared_prefix: bool) -> PairForward:
+def pair_lengths(model: Any, pairs: PreferenceBatch) -> list[int]:
+    """Tokens that :func:`pair_forward` computes for each pair."""
+    if can_pack(unwrap(model.trunk)):
+        return packed_lengths(pairs).tolist()
+    return (pairs.chosen_mask.sum(1) + pairs.rejected_mask.sum(1)).tolist()
+
+
+def pair_forward(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> PairForward:
     """Score both replies of each pair at their last token.
 
     Args:
-        model: A reward model.
-        pairs: B pairs.
-        with_reply: Whether to return the chosen replies' hidden states and tokens.
-        shared_prefix: Compute what both rows begin with once (:mod:`lit_rlhf.data.pairs`); the scores are those of
-            separate rows up to rounding.
+        model: A ``ScalarModel``.
+        pairs: Right-padded pairs, not necessarily as narrow as they could be.
+        with_reply: Also give what an LM loss on the chosen replies needs.
     """
-    return _packed(model, pairs, with_reply) if shared_prefix else _separate(model, pairs, with_reply)
+    return (_packed if can_pack(unwrap(model.trunk)) else _separate)(model, pairs, with_reply=with_reply)
 
 
-def can_share_prefix(model: ScalarModel) -> bool:
-    """Whether the trunk's attention takes a ready mask (``sdpa`` and ``eager`` do) and counts positions as told."""
-    return (
-        model.config._attn_implementation in ("sdpa", "eager") and getattr(model.config, "sliding_window", None) is None
-    )
-
-
-def _packed(model: ScalarModel, pairs: PreferenceBatch, with_reply: bool) -> PairForward:  # noqa: FBT001
-    packed = pack_pairs(pairs)
+def _packed(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> PairForward:
+    rows = pack_pairs(pairs)
     trunk = unwrap(model.trunk)
     hidden = trunk(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=packed.attention_mask,
+        input_ids=rows.input_ids,
+        position_ids=rows.position_ids,
+        attention_mask=rows.mask_for(trunk.config._attn_implementation, trunk.dtype),
         use_cache=False,
-        return_dict=True,
     ).last_hidden_state
-    rows = torch.arange(len(pairs), device=hidden.device)
-    reply = packed.loss_mask[:, 1:] if with_reply else torch.zeros_like(packed.loss_mask[:, 1:])
+    reply = rows.loss_mask[:, 1:] & with_reply
     return PairForward(
-        chosen=model.head(hidden[rows, packed.chosen_last]).squeeze(-1),
-        rejected=model.head(hidden[rows, packed.rejected_last]).squeeze(-1),
+        chosen=_scores(model, hidden, rows.chosen_last),
+        rejected=_scores(model, hidden, rows.rejected_last),
         reply_hidden=hidden[:, :-1][reply],
-        reply_ids=packed.input_ids[:, 1:][reply],
+        reply_ids=rows.input_ids[:, 1:][reply],
     )
 
 
-def _separate(model: ScalarModel, pairs: PreferenceBatch, with_reply: bool) -> PairForward:  # noqa: FBT001
-    chosen_hidden, chosen = _last_scores(model, pairs.chosen_ids, pairs.chosen_mask)
-    _, rejected = _last_scores(model, pairs.rejected_ids, pairs.rejected_mask)
-    ids = pairs.chosen_ids[:, 1:]
-    at = torch.arange(1, ids.size(1) + 1, device=ids.device)[None]
-    reply = pairs.chosen_mask[:, 1:] & (at >= pairs.prompt_length[:, None])
-    if not with_reply:
-        reply = torch.zeros_like(reply)
+def _separate(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> PairForward:
+    chosen_last, rejected_last = pairs.chosen_mask.sum(1) - 1, pairs.rejected_mask.sum(1) - 1
+    chosen_ids = pairs.chosen_ids[:, : int(chosen_last.max()) + 1]
+    chosen = model.hidden(chosen_ids)
+    rejected = model.hidden(pairs.rejected_ids[:, : int(rejected_last.max()) + 1])
+    at = torch.arange(1, chosen_ids.size(1), device=chosen_ids.device)[None]
+    reply = (at >= pairs.prompt_length[:, None]) & (at <= chosen_last[:, None]) & with_reply
     return PairForward(
-        chosen=chosen, rejected=rejected, reply_hidden=chosen_hidden[:, :-1][reply], reply_ids=ids[reply]
+        chosen=_scores(model, chosen, chosen_last),
+        rejected=_scores(model, rejected, rejected_last),
+        reply_hidden=chosen[:, :-1][reply],
+        reply_ids=chosen_ids[:, 1:][reply],
     )
 
 
-def _last_scores(model: ScalarModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    hidden = model.hidden(ids)
-    last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
-    return hidden, model.head(last).squeeze(-1)
+def _scores(model: Any, hidden: Tensor, at: Tensor) -> Tensor:
+    last = hidden[torch.arange(len(hidden), device=hidden.device), at]
+    return model.head(last).squeeze(-1)  # type: ignore[no-any-return]

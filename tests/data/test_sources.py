@@ -146,8 +146,9 @@ def test_any_bytes_give_a_clear_error_or_counted_rows(write, data, suffix, kind)
     try:
         records, report = collect(path, kind)
     except (ValueError, FileNotFoundError) as error:
-        assert "fuzz" in str(error)
-        assert type(error).__module__ in ("builtins", "lit_rlhf.data.formats")
+        clear = "fuzz" in str(error) and type(error).__module__ in ("builtins", "lit_rlhf.data.formats")
+        if not clear:
+            raise AssertionError("a library's error came through") from error
         return
     assert len(records) + len(report.rejected) == report.read
 
@@ -161,8 +162,7 @@ def test_any_json_value_is_read_or_refused_by_every_format(row, kind, fmt):
         return
     try:
         record = fmt.read(row, kind)
-    except RowError as error:
-        assert error.reason.value
+    except RowError:
         return
     assert record.raw
 
@@ -173,10 +173,7 @@ def test_garbage_between_good_rows_is_counted(write, hh_rows, rows):
     lines = [json.dumps(row) for row in hh_rows]
     for i, row in enumerate(rows):
         lines.insert(2 * i, json.dumps(row))
-    try:
-        records, report = read_preferences(write("fuzz.jsonl", "\n".join(lines).encode()), format="hh")
-    except UnicodeEncodeError:
-        raise AssertionError("a library's error came through") from None
+    records, report = read_preferences(write("fuzz.jsonl", "\n".join(lines).encode()), format="hh")
     assert len(records) + len(report.rejected) == report.read == len(lines)
     assert len(records) >= len(hh_rows)
 

@@ -50,8 +50,8 @@ def test_exactly_one_bos_and_eos_on_every_reply(chat_tokenizer, template):
     assert encoded.ids[0] == BOS
     assert encoded.ids[-1] == EOS
     learned = [i for i, on in zip(encoded.ids, encoded.learned, strict=True) if on]
-    assert chat_tokenizer.decode(learned, skip_special_tokens=True).split() in (["yo", "so"], ["so"])
-    assert learned.count(EOS) == (1 if template is None else 2)
+    told = chat_tokenizer.decode(learned).replace(" ", "")
+    assert told == ("so</s>" if template is None else "yo</s>so</s>")
 
 
 def test_a_bos_from_template_and_tokenizer_is_not_doubled():
@@ -134,3 +134,20 @@ def test_a_chat_template_that_refuses_the_turns_refuses_the_row():
     picky = make_tokenizer("{{ raise_exception('no system turns') }}")
     with pytest.raises(RowError, match="wrong types: the chat template refuses the turns: no system turns"):
         encode_prompt(picky, DIALOGUE)
+
+
+def test_a_tokenizer_that_prepends_a_space_does_not_double_it():
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", "\u2581", "\n", *"Human:Asitoyh?w", "\u2581\u2581"]
+    vocab = {w: i for i, w in enumerate(dict.fromkeys(words))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("\u2581", "\u2581")]))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    llama = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token=None
+    )
+    assert llama.convert_ids_to_tokens(llama("so", add_special_tokens=False)["input_ids"]) == ["\u2581", "s", "o"]
+    assert llama.convert_ids_to_tokens(encode_reply(llama, "so", template="hh")) == ["\u2581", "s", "o", "</s>"]
+    prompt = llama.convert_ids_to_tokens(encode_prompt(llama, DIALOGUE, template="hh"))
+    assert "".join(prompt) == "<s>\n\nHuman:\u2581hi\n\nAssistant:\u2581yo</s>\n\nHuman:\u2581why?\n\nAssistant:"
