@@ -90,7 +90,7 @@ class HTTPReward(Reward):
 
         Raises:
             RuntimeError: The service failed in every attempt, or refused; names the first prompt of the batch.
-            ValueError: It gave something else than numbers for its responses.
+            ValueError: It gave something else than numbers for its responses, or a record is not JSON.
         """
         size = self.batch_size
         parts = [_rows(request, i, min(i + size, len(request.prompts))) for i in range(0, len(request.prompts), size)]
@@ -105,8 +105,11 @@ class HTTPReward(Reward):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _score_part(self, part: RewardRequest, stop: threading.Event) -> RewardOutput:
-        body = json.dumps(self._payload(part)).encode()
         reason, where = "", f"{quoted(part.prompts[0])} (batch of {len(part.prompts)})"
+        try:
+            body = json.dumps(self._payload(part)).encode()
+        except TypeError as error:
+            raise ValueError(f"`send_records` needs records that are JSON: {error}, in the batch of {where}.") from None
         for attempt in range(self.retries + 1):
             try:
                 reply = self._post(body)

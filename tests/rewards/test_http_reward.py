@@ -280,6 +280,11 @@ class TestNonsense:
             _reward(service)(request_)
         assert len(service.requests) == 1
 
+    def test_records_that_are_not_json(self, service, tokenizer):
+        request = make_request(tokenizer, ["p"], ["r"], records=[{"when": object()}])
+        with pytest.raises(ValueError, match=r"`send_records` needs records that are JSON: .*object.* prompt 'p'"):
+            _reward(service, send_records=True)(request)
+
     def test_endless_reply(self, service, request_, monkeypatch):
         monkeypatch.setattr("lit_rlhf.rewards.http._MAX_REPLY_BYTES", 1000)
         service.behave = lambda handler, *_: reply(handler, b" " * 5000)
