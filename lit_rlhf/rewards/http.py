@@ -19,6 +19,7 @@ import torch
 from lit_rlhf.rewards.base import Reward, parse_scores, quoted
 from lit_rlhf.types import RewardOutput, RewardRequest
 
+_THREADS = "http-reward"
 _RETRY_STATUS = {408, 425, 429}
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
 
@@ -95,7 +96,7 @@ class HTTPReward(Reward):
         size = self.batch_size
         parts = [_rows(request, i, min(i + size, len(request.prompts))) for i in range(0, len(request.prompts), size)]
         stop = threading.Event()
-        pool = ThreadPoolExecutor(max_workers=self.concurrency)
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=_THREADS)
         try:
             futures: list[Future[RewardOutput]] = [pool.submit(self._score_part, part, stop) for part in parts]
             return _joined([future.result() for future in futures])

@@ -244,16 +244,23 @@ class TestRetries:
         assert random.getstate() == state
         assert torch.equal(torch.get_rng_state(), seeds)
 
-    def test_one_failed_batch_ends_the_others(self, service, request_):
+    def test_one_failed_batch_ends_the_others(self, service, request_, monkeypatch):
         def behave(handler, payload, attempt):
             if payload["prompts"][0] == "prompt 0":
+                time.sleep(0.2)
                 reply(handler, b"", 400)
             else:
                 reply(handler, b"", 500)
 
         service.behave = behave
+        monkeypatch.setattr(HTTPReward, "_wait", lambda *_: 30.0)
         with pytest.raises(RuntimeError, match="HTTP 400"):
-            _reward(service, batch_size=1, concurrency=2, retries=50, backoff=30.0)(request_)
+            _reward(service, batch_size=1, concurrency=2, retries=2, backoff=30.0)(request_)
+        # The other threads do not sit out their backoff (which would also keep the process from ending).
+        mine = [thread for thread in threading.enumerate() if thread.name.startswith("http-reward")]
+        for thread in mine:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in mine)
 
 
 class TestNonsense:
