@@ -130,9 +130,12 @@ def _candidate_scales(config: Any) -> list[float]:
 @torch.no_grad()
 def _find_transform(model: Any, head: nn.Module) -> tuple[float, float | None]:
     device = next(head.parameters()).device
-    # Autocast keeps the weights it casts until its block ends: cast here, without a graph, they would get no gradient
-    # from a training step that runs around this check.
-    with torch.autocast(device.type, enabled=False):
+    kind = device.type
+    # Autocast keeps the weights it casts until its block ends. Not every torch release knows that a copy made here,
+    # without a graph, must not serve the training step around this check. So: the same autocast, without its cache.
+    with torch.autocast(
+        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
+    ):
         return _matching_transform(model, head, device)
 
 

@@ -47,7 +47,9 @@ def same_source(path: str | Path, other: str | Path) -> bool:
 
 def _looks_local(path: str) -> bool:
     """Whether ``path`` cannot be meant as ``name`` or ``organization/name`` on the hub."""
-    return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1 or "\\" in path
+    if path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1 or "\\" in path:
+        return True
+    return "/" in path and Path(path).parent.is_dir()
 
 
 def _hub_snapshot(name: str, *, trust_remote_code: bool, weights: bool) -> Path:

@@ -69,17 +69,16 @@ def check_fingerprint(
         False when the folder has no fingerprint (a third-party model), True when it holds.
 
     Raises:
-        ValueError: Scores or ids differ; says by how much, and on which text.
+        ValueError: Scores or ids differ (says by how much, and on which text), or the file is no fingerprint.
     """
     file = folder / FILE_NAME
     if not file.is_file():
         return False
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    tolerance = max(float(stored["tolerance"]), TOLERANCES[dtype])
-    cases = stored["cases"]
+    cases, tolerance = _read(file)
+    tolerance = max(tolerance, TOLERANCES[dtype])
     if tokenizer is not None:
         _check_ids(file, tokenizer, cases)
-    wanted = torch.tensor([float(case["score"]) for case in cases])
+    wanted = torch.tensor([case["score"] for case in cases])
     scores = score_rows(model, [case["ids"] for case in cases], pad_token_id=0)
     errors = (scores - wanted).abs()
     worst = int(errors.argmax())
@@ -91,6 +90,18 @@ def check_fingerprint(
             f"weights are not those of the export. To use them all the same, delete '{FILE_NAME}'."
         )
     return True
+
+
+def _read(file: Path) -> tuple[list[dict[str, Any]], float]:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        cases = [
+            {"text": str(c["text"]), "ids": list(map(int, c["ids"])), "score": float(c["score"])}
+            for c in stored["cases"]
+        ]
+        return cases, float(stored["tolerance"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"'{file}' is not a fingerprint ({type(error).__name__}: {error}).") from error
 
 
 def _check_ids(file: Path, tokenizer: Any, cases: list[dict[str, Any]]) -> None:

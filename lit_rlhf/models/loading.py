@@ -217,10 +217,25 @@ def load_scalar_model(
     )  # fmt: skip
     sequence_classifier(model.config)
     trunk = model.base_model if lm_head else model
-    scalar = ScalarModel(trunk, _make_head(weight, model.config), projection=projector(model) if lm_head else None)
-    if weight is not None:
-        _check_fingerprint(folder, scalar.eval(), as_dtype(dtype), trust_remote_code=trust_remote_code)
+    with _attention_for_the_cpu(model):
+        scalar = ScalarModel(trunk, _make_head(weight, model.config), projection=projector(model) if lm_head else None)
+        if weight is not None:
+            _check_fingerprint(folder, scalar.eval(), as_dtype(dtype), trust_remote_code=trust_remote_code)
     return scalar
+
+
+@contextmanager
+def _attention_for_the_cpu(model: Any) -> Iterator[None]:
+    """Attention that runs anywhere: the checks at load time happen before the model is on its device."""
+    wanted = model.config._attn_implementation
+    if wanted in ("eager", "sdpa"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(wanted)
 
 
 def _read_head(folder: Path) -> Tensor:

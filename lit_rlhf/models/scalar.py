@@ -125,8 +125,12 @@ def declare_dtype(folder: Path, dtype: torch.dtype | None) -> None:
 
 def host_copy(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors on the CPU, floating-point ones in ``dtype`` where it is given."""
-    floats = {k: v.is_floating_point() and dtype is not None for k, v in weights.items()}
-    return {k: v.detach().to("cpu", dtype if floats[k] else v.dtype) for k, v in weights.items()}
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for weight in weights.values():
+        target = dtype if dtype is not None and weight.is_floating_point() else weight.dtype
+        # One copy of tied weights, so that transformers still sees that they are tied and writes them once.
+        copies.setdefault((weight.data_ptr(), weight.shape), weight.detach().to("cpu", target))
+    return {key: copies[weight.data_ptr(), weight.shape] for key, weight in weights.items()}
 
 
 def merged(model: nn.Module) -> Any:

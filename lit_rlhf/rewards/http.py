@@ -19,6 +19,7 @@ import torch
 from lit_rlhf.rewards.base import Reward, parse_scores, quoted
 from lit_rlhf.types import RewardOutput, RewardRequest
 
+_THREADS = "http-reward"
 _RETRY_STATUS = {408, 425, 429}
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
 
@@ -90,12 +91,12 @@ class HTTPReward(Reward):
 
         Raises:
             RuntimeError: The service failed in every attempt, or refused; names the first prompt of the batch.
-            ValueError: It gave something else than numbers for its responses.
+            ValueError: It gave something else than numbers for its responses, or a record is not JSON.
         """
         size = self.batch_size
         parts = [_rows(request, i, min(i + size, len(request.prompts))) for i in range(0, len(request.prompts), size)]
         stop = threading.Event()
-        pool = ThreadPoolExecutor(max_workers=self.concurrency)
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=_THREADS)
         try:
             futures: list[Future[RewardOutput]] = [pool.submit(self._score_part, part, stop) for part in parts]
             return _joined([future.result() for future in futures])
@@ -105,8 +106,11 @@ class HTTPReward(Reward):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _score_part(self, part: RewardRequest, stop: threading.Event) -> RewardOutput:
-        body = json.dumps(self._payload(part)).encode()
         reason, where = "", f"{quoted(part.prompts[0])} (batch of {len(part.prompts)})"
+        try:
+            body = json.dumps(self._payload(part)).encode()
+        except TypeError as error:
+            raise ValueError(f"`send_records` needs records that are JSON: {error}, in the batch of {where}.") from None
         for attempt in range(self.retries + 1):
             try:
                 reply = self._post(body)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models.frozen import FrozenModel, Placement
-from lit_rlhf.models.loading import as_dtype, load_scalar_model, load_tokenizer, same_vocabulary
+from lit_rlhf.models.loading import (
+    as_dtype,
+    check_context,
+    check_embeddings,
+    load_scalar_model,
+    load_tokenizer,
+    same_vocabulary,
+)
 from lit_rlhf.models.scalar import ScalarModel, score_rows
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput, RewardRequest, Rollout
@@ -67,6 +74,7 @@ class ModelReward(Reward):
         self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
         scalar = load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        check_embeddings(scalar.config, self._tokenizer)
         self._model = FrozenModel(scalar, placement=self.placement).to(device)
 
     @property
@@ -78,11 +86,12 @@ class ModelReward(Reward):
         """Score prompt + response at the last token, in packs of rows of similar length, on the rollout's device.
 
         Raises:
-            ValueError: :meth:`setup` was not called.
+            ValueError: :meth:`setup` was not called, or a row is longer than the model's context.
         """
         if self._model is None:
             raise ValueError(f"Reward '{self.name}' has no model yet: call `setup` first.")
         rows = id_rows(request.rollout) if self.shares_vocabulary else self._encoded_rows(request)
+        check_context(self._model.model.config, max(map(len, rows)))
         # Not the device of `setup`: a LightningModule that loads its models early is still on the CPU then.
         device = request.rollout.input_ids.device
         with self._model.on(device) as model:

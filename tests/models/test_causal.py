@@ -108,12 +108,23 @@ def test_bf16_and_autocast(causal_folder):
         assert projector(model).softcap == 3.0
 
 
-def test_check_inside_a_training_step_costs_no_gradient(causal_folder):
-    """Autocast caches casts: made without a graph inside the block, they would take the weights' gradient away."""
+def test_check_inside_a_training_step_costs_no_gradient(causal_folder, monkeypatch):
+    """Weights cast in the check, without a graph, must not stay in autocast's cache for the step around it."""
+    from lit_rlhf.models import causal
+
+    original, caching = causal._matching_transform, []
+
+    def spy(*arguments):
+        caching.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        return original(*arguments)
+
+    monkeypatch.setattr(causal, "_matching_transform", spy)
     model = load_causal_lm(causal_folder()).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         projection = projector(model)
+        assert torch.is_autocast_cache_enabled()
         projection(trunk_hidden(model, _ids())).float().square().mean().backward()
+    assert caching == [(True, False)]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 

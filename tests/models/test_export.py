@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from lit_rlhf.models.export import (
@@ -36,6 +37,17 @@ def test_policy_round_trip(causal_folder, tokenizer, tmp_path, architecture, opt
     assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
     assert load_tokenizer(out).pad_token_id == 0
     assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_tied_weights_are_written_once(causal_folder, tokenizer, tmp_path, dtype):
+    model = load_causal_lm(causal_folder(tie_word_embeddings=True))
+    out = export_policy(model, tokenizer, tmp_path / "out", dtype=dtype)
+    assert "lm_head.weight" not in load_file(out / "model.safetensors")
+    again = load_causal_lm(out)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    expected = model.model.embed_tokens.weight.to(dtype or torch.float32).float()
+    assert torch.equal(again.lm_head.weight, expected)
 
 
 def test_policy_in_bf16(causal_folder, tokenizer, tmp_path):

@@ -66,6 +66,13 @@ def test_missing_local_path_is_one_line(path):
         assert "\n" not in str(caught.value)
 
 
+def test_typo_in_a_short_relative_path(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="No model folder at 'runs/stf'"):
+        load_causal_lm("runs/stf")
+
+
 def test_unknown_hub_name_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="neither a folder here nor a model the hub gives") as caught:

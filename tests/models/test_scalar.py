@@ -238,11 +238,38 @@ class TestFingerprint:
         with pytest.raises(ValueError, match="not the tokenizer the reward model was trained with"):
             load_scalar_model(exported, head="load")
 
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cases": [{"text": 1}], "tolerance": 1}', "\ufffd"])
+    def test_damaged_file(self, exported, text):
+        (exported / FILE_NAME).write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"fingerprint\.json' is not a fingerprint"):
+            load_scalar_model(exported, head="load")
+
     def test_content(self, exported):
         content = json.loads((exported / FILE_NAME).read_text())
         assert content["dtype"] == "float32"
         assert len(content["cases"]) == 5
         assert all(case["ids"][-1] == 1 for case in content["cases"])
+
+    @pytest.mark.parametrize("lm_head", [False, True])
+    def test_attention_that_needs_an_accelerator_is_not_used_for_the_checks(
+        self, causal_folder, tokenizer, tmp_path, lm_head
+    ):
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+
+        def only_there(*_, **__):
+            raise RuntimeError("no accelerator")
+
+        AttentionInterface.register("only_there", only_there)
+        AttentionMaskInterface.register("only_there", sdpa_mask)
+        folder = causal_folder(tie_word_embeddings=True)
+        model = load_scalar_model(folder, head="fresh", lm_head=lm_head, attn_implementation="only_there")
+        with pytest.raises(RuntimeError, match="no accelerator"):
+            model(torch.tensor([[4, 5]]))
+        model.trunk.set_attn_implementation("eager")
+        model.save_pretrained(tmp_path / "out", tokenizer)
+        write_fingerprint(tmp_path / "out", model, tokenizer, dtype=torch.float32, device=torch.device("cpu"))
+        load_scalar_model(tmp_path / "out", head="load", attn_implementation="only_there")
 
     def test_fresh_head_is_not_compared(self, exported):
         load_scalar_model(exported, head="fresh")

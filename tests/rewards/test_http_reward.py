@@ -244,16 +244,23 @@ class TestRetries:
         assert random.getstate() == state
         assert torch.equal(torch.get_rng_state(), seeds)
 
-    def test_one_failed_batch_ends_the_others(self, service, request_):
+    def test_one_failed_batch_ends_the_others(self, service, request_, monkeypatch):
         def behave(handler, payload, attempt):
             if payload["prompts"][0] == "prompt 0":
+                time.sleep(0.2)
                 reply(handler, b"", 400)
             else:
                 reply(handler, b"", 500)
 
         service.behave = behave
+        monkeypatch.setattr(HTTPReward, "_wait", lambda *_: 30.0)
         with pytest.raises(RuntimeError, match="HTTP 400"):
-            _reward(service, batch_size=1, concurrency=2, retries=50, backoff=30.0)(request_)
+            _reward(service, batch_size=1, concurrency=2, retries=2, backoff=30.0)(request_)
+        # The other threads do not sit out their backoff (which would also keep the process from ending).
+        mine = [thread for thread in threading.enumerate() if thread.name.startswith("http-reward")]
+        for thread in mine:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in mine)
 
 
 class TestNonsense:
@@ -279,6 +286,11 @@ class TestNonsense:
         with pytest.raises(ValueError, match=message):
             _reward(service)(request_)
         assert len(service.requests) == 1
+
+    def test_records_that_are_not_json(self, service, tokenizer):
+        request = make_request(tokenizer, ["p"], ["r"], records=[{"when": object()}])
+        with pytest.raises(ValueError, match=r"`send_records` needs records that are JSON: .*object.* prompt 'p'"):
+            _reward(service, send_records=True)(request)
 
     def test_endless_reply(self, service, request_, monkeypatch):
         monkeypatch.setattr("lit_rlhf.rewards.http._MAX_REPLY_BYTES", 1000)

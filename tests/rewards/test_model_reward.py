@@ -143,6 +143,23 @@ def test_pad_equal_to_eos_does_not_matter_here(reward_folder, tokenizer):
     )
 
 
+def test_row_beyond_the_context(reward_folder, tokenizer):
+    reward = ModelReward(str(reward_folder()))
+    reward.setup(device=CPU, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"together \(141 tokens\) must fit the model's context \(128 tokens\)"):
+        reward(make_request(tokenizer, ["a" * 100], ["b" * 40]))
+
+
+def test_model_goes_where_the_rollout_is(reward_folder, tokenizer, monkeypatch):
+    """`setup` may run while the module is still on the CPU, and with the wrong device."""
+    reward = ModelReward(str(reward_folder()), placement="cpu")
+    reward.setup(device=torch.device("meta"), tokenizer=tokenizer)
+    asked = []
+    monkeypatch.setattr("lit_rlhf.models.frozen._brought", lambda tensor, device: asked.append(device) or tensor)
+    assert reward(make_request(tokenizer, PROMPTS, RESPONSES)).scores.isfinite().all()
+    assert set(asked) == {CPU}
+
+
 def test_describe(tmp_path):
     assert ModelReward("org/rm", name="rm").describe() == {
         "name": "rm", "type": "ModelReward", "path": "org/rm", "dtype": "float32", "placement": "device",
