@@ -9,6 +9,7 @@ Columns are left-padded: row i's prompt ends at column P, whatever its length, a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -47,9 +48,10 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate with the heads, head sizes, dtype and device of the first states that come."""
-        # Zeros, not garbage: attention gives padding columns weight 0, and 0 * NaN would be NaN.
+        make = torch.zeros if self.is_compileable else torch.empty
         self.keys, self.values = (
-            x.new_zeros(self.rows, x.size(1), self.columns, x.size(3)) for x in (key_states, value_states)
+            make(self.rows, x.size(1), self.columns, x.size(3), dtype=x.dtype, device=x.device)
+            for x in (key_states, value_states)
         )
         self.is_initialized = True
 
@@ -69,6 +71,8 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
         keys[:, :, window.column : end] = key_states
         values[:, :, window.column : end] = value_states
         if window.prefilling:
+            # Attention gives padding columns weight 0, but 0 times garbage may be NaN.
+            keys[:, :, : window.column], values[:, :, : window.column] = 0.0, 0.0
             return key_states, value_states
         return keys[:, :, window.first_column : end], values[:, :, window.first_column : end]
 
