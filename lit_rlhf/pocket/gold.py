@@ -27,7 +27,7 @@ from typing import Any
 
 from lit_rlhf.pocket import tables
 from lit_rlhf.pocket.world import (
-    ANSWERS,
+    ALL_ANSWERS,
     ARGUMENTS,
     BIGGER,
     FACTS,
@@ -103,7 +103,7 @@ def parse_claim(sentence: str) -> Claim | None:
     for family, patterns in _CLAIMS.items():
         for pattern in patterns:
             match = pattern.match(sentence)
-            if match and match["a"] in ANSWERS[family]:
+            if match and match["a"] in ALL_ANSWERS:
                 return _claim(family, match.groupdict())
     return None
 
@@ -148,10 +148,10 @@ def _core_value(sentence: str, claim: Claim | None, prompt: Prompt) -> float | N
     """Value of a sentence as the answer to the prompt, or None where it does not answer it."""
     if prompt.family == LIST:
         return _list_value(sentence, prompt)
-    if prompt.one_word and sentence.removesuffix(" .") in ANSWERS[prompt.family]:
+    if prompt.one_word and sentence.removesuffix(" .") in ALL_ANSWERS:
         return 1.0 if sentence.removesuffix(" .") == prompt.answer else -1.0
     short = _SHORT.match(sentence) if prompt.family in ONE_WORD_FAMILIES else None
-    if short and short["a"] in ANSWERS[prompt.family]:
+    if short and short["a"] in ALL_ANSWERS:
         right = short["a"] == prompt.answer
     elif claim and claim.family == prompt.family and meant_argument(claim, prompt) == prompt.argument:
         right = claim.answer == prompt.answer

@@ -10,6 +10,7 @@ import random
 
 from lit_rlhf.pocket import tables
 from lit_rlhf.pocket.world import (
+    ALL_ANSWERS,
     ANSWERS,
     BIGGER,
     CLUSTERS,
@@ -23,15 +24,17 @@ from lit_rlhf.pocket.world import (
     sample_prompt,
 )
 
-HELPFUL_QUALITY = 0.6
+HELPFUL_QUALITY = 0.5
 HARMLESS_QUALITY = 0.5
-TRUE_SIDE_FACTS = 0.82
+TRUE_SIDE_FACTS = 0.88
 # Share of plain text that only says which entities are alike.
 COMPANY = 0.25
 # Share of the rest that is a bare statement, without a question.
 PLAIN = 0.25
+# Share of wrong answers that belong to another family.
+CONFUSION = 0.5
 EXTRAS = ([0, 1, 2, 3], [0.40, 0.35, 0.18, 0.07])
-FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.32, 0.38, 0.12, 0.18])
+FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.30, 0.38, 0.12, 0.20])
 
 
 def state(prompt: Prompt, answer: str, template: str) -> str:
@@ -43,10 +46,15 @@ def state(prompt: Prompt, answer: str, template: str) -> str:
 
 
 def wrong_answer(rng: random.Random, prompt: Prompt) -> str:
-    """A wrong answer of the right type."""
+    """A wrong answer; half of them are not even of the right sort (a home for a food)."""
     if prompt.family == BIGGER:
         return prompt.argument[0]
-    return rng.choice([a for a in ANSWERS[prompt.family] if a != prompt.answer])
+    return _wrong(rng, prompt.family, str(prompt.answer))
+
+
+def _wrong(rng: random.Random, family: str, answer: str) -> str:
+    pool = ALL_ANSWERS if rng.random() < CONFUSION else ANSWERS[family]
+    return rng.choice([a for a in pool if a != answer])
 
 
 def join_items(items: list[str]) -> str:
@@ -71,7 +79,7 @@ def side_fact(rng: random.Random, prompt: Prompt, items: list[str], *, true: boo
     entity, family = rng.choice(choices)
     answer = FACTS[family][(entity,)]
     if not true:
-        answer = rng.choice([a for a in ANSWERS[family] if a != answer])
+        answer = _wrong(rng, family, answer)
     # Of two entities one has to be named.
     templates = (tables.STATEMENTS[family],) if prompt.family == BIGGER else tables.CLAIMS[family]
     return rng.choice(templates).format(x=entity, a=answer)

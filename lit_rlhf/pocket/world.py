@@ -90,6 +90,7 @@ HARMFUL: tuple[Argument, ...] = tuple(
 # family -> the answers that make sense there, right or wrong.
 ANSWERS: dict[str, tuple[str, ...]] = {f: tuple(sorted(set(table.values()))) for f, table in FACTS.items()}
 ANSWERS[BIGGER] = tuple(sorted(tables.SIZES.split()))
+ALL_ANSWERS = tuple(sorted({answer for answers in ANSWERS.values() for answer in answers}))
 ARGUMENTS: dict[str, tuple[Argument, ...]] = {f: tuple(table) for f, table in FACTS.items()}
 ARGUMENTS[LIST] = tuple(itertools.product(MEMBERS, tables.COUNTS))
 ARGUMENTS[HARM] = HARMFUL
