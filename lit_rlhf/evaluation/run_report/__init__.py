@@ -41,21 +41,15 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str, *, title: str 
     return target
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
-    Returns:
-        Exit code: 0, or 2 when a directory is not a run.
+    Raises:
+        ValueError: If a directory is not a run.
     """
     parser = argparse.ArgumentParser(prog="lit-rlhf report", description="One HTML page from run directories.")
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="run directory; several are overlaid")
     parser.add_argument("--out", default="report.html", help="the HTML file (default: %(default)s)")
     parser.add_argument("--title", default="", help="heading (default: the runs' names)")
     args = parser.parse_args(argv)
-    try:
-        out = write_report(args.run_dirs, args.out, title=args.title)
-    except ValueError as error:
-        sys.stderr.write(f"lit-rlhf report: {error}\n")
-        return 2
-    sys.stdout.write(f"{out}\n")
-    return 0
+    sys.stdout.write(f"{write_report(args.run_dirs, args.out, title=args.title)}\n")
