@@ -52,7 +52,8 @@ class CollapseDetector(L.Callback):
 
     Raises:
         ValueError: If ``action`` is unknown, ``kl_factor`` is under 1, or ``metric_names`` has unknown signals or lacks
-            ``kl``; at the start of ``fit``, if the module has no KL controller and the action needs one.
+            ``kl``; at the start of ``fit``, if the module has no KL controller and the action needs one, or a
+            coefficient of 0 that it cannot raise.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class CollapseDetector(L.Callback):
         if needs and not hasattr(pl_module, "kl_controller"):
             name = type(pl_module).__name__
             raise ValueError(f"`action` ({self.action!r}) needs `{name}.kl_controller.raise_by(factor)`.")
+        if self.action == "raise_kl" and pl_module.kl_controller.value == 0:  # type: ignore[union-attr]
+            raise ValueError("`action` ('raise_kl') needs a positive KL coefficient: no factor raises 0.")
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
         """Measure the rollout and judge it."""

@@ -7,9 +7,9 @@ import json
 
 import pytest
 import torch
-from stand_in import StandIn, fit, made_up
 
 from lit_rlhf.callbacks import BestPolicy, ExportCallback, RLHFProgressBar, SampleLogger
+from tests.callbacks.stand_in import StandIn, fit, made_up
 
 
 class Words:

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_in import Columns, made_up
-from test_monitors import expected
+
+from tests.callbacks.stand_in import Columns, made_up
+from tests.callbacks.test_monitors import expected
 
 SCRIPT = """
 import hashlib, json, os, sys
 sys.path[:0] = {paths!r}
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from stand_in import StandIn, fit, made_up
+from tests.callbacks.stand_in import StandIn, fit, made_up
 from lit_rlhf.callbacks import *
 from lit_rlhf.callbacks import CollapseDetector, CriticWarmup, RuleConfig, SampleLogger
-from test_monitors import all_monitors
+from tests.callbacks.test_monitors import all_monitors
 
 class Uneven(StandIn):
     def rollout(self):
@@ -62,7 +63,7 @@ def ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("two_ranks")
     here = Path(__file__).parent
     script = out / "script.py"
-    script.write_text(SCRIPT.format(paths=[str(here), str(here.parents[1])], out=str(out)))
+    script.write_text(SCRIPT.format(paths=[str(here.parents[1])], out=str(out)))
     scrubbed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
     env = {k: v for k, v in os.environ.items() if k not in scrubbed} | {
         "CUDA_VISIBLE_DEVICES": "",

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stand_in import StandIn, fit, made_up
 
 from lit_rlhf.callbacks import CollapseDetector, RuleConfig
+from tests.callbacks.stand_in import StandIn, fit, made_up
 
 RULE = RuleConfig(baseline_iterations=3, smoothing=1, patience=2)
 ONSET = 5
@@ -143,6 +143,13 @@ def test_non_finite_logprobs_are_flagged(tmp_path):
 def test_bad_arguments(options, words):
     with pytest.raises(ValueError, match=words):
         CollapseDetector(**options)
+
+
+def test_a_coefficient_of_zero_cannot_be_raised(tmp_path):
+    module = StandIn()
+    module.kl_controller.value = 0.0
+    with pytest.raises(ValueError, match="no factor raises 0"):
+        fit(module, [CollapseDetector("raise_kl")], tmp_path)
 
 
 def test_a_module_without_controller_is_refused_before_training(tmp_path):

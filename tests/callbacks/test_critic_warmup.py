@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from stand_in import StandIn, fit
 
 from lit_rlhf.callbacks import CriticWarmup
+from tests.callbacks.stand_in import StandIn, fit
 
 
 def weights(module):

@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 import torch
-from stand_in import StandIn, fit, made_up
 
 from lit_rlhf.callbacks import (
     KLMonitor,
@@ -18,6 +17,7 @@ from lit_rlhf.callbacks import (
     RewardDistributionMonitor,
 )
 from lit_rlhf.callbacks.reward_distribution import shape_statistics
+from tests.callbacks.stand_in import StandIn, fit, made_up
 
 
 def rows(x, column):
