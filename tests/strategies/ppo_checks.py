@@ -1,0 +1,138 @@
+"""The real PPO module, small, with every term of the loss: what each strategy is put through, once a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_rlhf.datamodules.rollout import RolloutDataModule
+from lit_rlhf.modules.ppo import PPOModule
+from lit_rlhf.modules.ppo_config import LossConfig, PPOOptimizerConfig, PTXConfig
+from lit_rlhf.rewards.model import ModelReward
+from lit_rlhf.rollout.sampling import SamplingConfig
+from lit_rlhf.strategies.accumulation import configure_clipping
+from tests.strategies.toy import SaveAt, fingerprint, trainer
+
+ITERATIONS, STEPS = 2, 4  # an iteration is 2 minibatches x 2 passes
+CLIP = 0.5
+
+
+def make_world(folder: Path) -> Path:
+    """A policy, a reward model whose scores differ, prompts and text."""
+    from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+    from lit_rlhf.pocket.make import main as make_pocket
+
+    make_pocket([str(folder / "pocket")])
+    base = folder / "pocket" / "base"
+    torch.manual_seed(1)
+    policy = load_causal_lm(str(base))
+    # Spread the logits: from the near-uniform initialization nothing would ever be clipped.
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(torch.randn_like(p) * 0.03)
+    tokenizer = load_tokenizer(str(base))
+    policy.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    reward = load_scalar_model(str(folder / "policy"), head="fresh")
+    with torch.no_grad():
+        reward.head.weight.normal_(0, 0.5)
+    reward.save_pretrained(folder / "reward", tokenizer)
+    return folder
+
+
+class SGDPPO(PPOModule):
+    """Adam divides by the gradient's own size and would hide a wrong scale or a missing clip."""
+
+    def configure_optimizers(self) -> Any:
+        configure_clipping(self.trainer, self.optimizer_config.max_grad_norm)
+        groups = [{"params": p, "lr": lr, "name": n} for n, (p, lr) in self.parameter_groups().items()]
+        optimizer = SGD(groups)
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, [lambda step: 0.9**step] * len(groups))}
+
+
+class Watch(L.Callback):
+    """Every logged number of every step, and the ratio drift of every iteration's first step."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        skipped = ("time/",)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(skipped)}
+        self.rows.append(metrics)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.callback_metrics.clear()
+
+
+def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple[PPOModule, RolloutDataModule]:
+    options = {
+        "optimizer": PPOOptimizerConfig(lr=0.1, critic_lr=0.05, max_grad_norm=CLIP),
+        "loss": LossConfig(whiten_advantages=True, clip_range=0.05, value_clip_range=0.1),
+        "sampling": SamplingConfig(max_response_length=12, temperature=0.8, top_p=0.9),
+        "ptx": PTXConfig(data=[str(world / "pocket" / "pretrain.jsonl")], coef=0.5, max_length=24, batch_ratio=0.5),
+        **overrides,
+    }
+    module = cls(policy=str(world / "policy"), reward=ModelReward(str(world / "reward")), **options)
+    data = RolloutDataModule(
+        train=str(world / "pocket" / "prompts_train.jsonl"),
+        rollout_batch_size=16,
+        minibatch_size=8,
+        ppo_epochs=2,
+        micro_batch_tokens=80,
+        max_prompt_length=32,
+    )
+    return module, data
+
+
+def fit(world: Path, strategy: Any, devices: int, **options: Any) -> tuple[PPOModule, Watch]:
+    build_options = {k: options.pop(k) for k in ("cls", "optimizer") if k in options}
+    module, data = build(world, **build_options)
+    watch = Watch()
+    callbacks = [watch, *options.pop("callbacks", [])]
+    ckpt_path = options.pop("ckpt_path", None)
+    t = trainer(strategy, world, devices=devices, epochs=ITERATIONS, callbacks=callbacks, **options)
+    t.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return module, watch
+
+
+def equality(world: Path, strategy: str, devices: int, out: Path) -> dict[str, Any]:
+    """Two iterations with SGD; weights go to ``out`` (rank 0), the numbers of every step come back."""
+    module, watch = fit(world, strategy, devices)
+    if module.global_rank == 0:
+        torch.save([p.detach().clone() for p in module.parameters()], out / f"{strategy}.pt")
+    return {"rows": watch.rows, "hash": fingerprint(module)}
+
+
+def first_ratios(world: Path, strategy: str, devices: int, precision: str) -> list[float]:
+    """``update/ratio_drift`` at the first update of each iteration."""
+    _, watch = fit(world, strategy, devices, precision=precision)
+    return [row["update/ratio_drift"] for row in watch.rows[::STEPS]]
+
+
+def resume(world: Path, strategy: str, devices: int, out: Path, precision: str = "32-true") -> dict[str, str]:
+    """AdamW: straight, and resumed from the end of the first iteration and from the middle of the second."""
+    adamw = {"cls": PPOModule, "optimizer": PPOOptimizerConfig(lr=1e-3, critic_lr=1e-3), "precision": precision}
+    paths = {
+        "boundary": (out / f"b-{strategy}-{precision}.ckpt", STEPS),
+        "middle": (out / f"m-{strategy}-{precision}.ckpt", STEPS + 1),
+    }
+    saves = [SaveAt(path, step) for path, step in paths.values()]
+    module, _ = fit(world, strategy, devices, callbacks=saves, **adamw)
+    hashes = {"straight": fingerprint(module)}
+    for name, (path, _) in paths.items():
+        resumed, _ = fit(world, strategy, devices, ckpt_path=str(path), **adamw)
+        hashes[name] = fingerprint(resumed)
+    return hashes
+
+
+def checks(world: Path, strategy: str, devices: int, out: Path) -> Iterator[dict[str, Any]]:
+    yield {"equality": equality(world, strategy, devices, out)}
+    yield {"ratio_bf16": first_ratios(world, strategy, devices, "bf16-mixed")}
+    yield {"resume": resume(world, strategy, devices, out)}

@@ -1,0 +1,85 @@
+"""The real PPO module on one process, DDP and ZeRO-2: the same run, resumed bit for bit, ratios that start at 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed_harness import run_dist
+from tests.strategies import ppo_checks
+from tests.strategies.ppo_checks import CLIP, ITERATIONS, STEPS
+
+pytestmark = pytest.mark.distributed
+
+BODY = """
+    from pathlib import Path
+    import lit_rlhf.strategies
+    from tests.strategies import ppo_checks
+    for found in ppo_checks.checks(Path({world!r}), {strategy!r}, 2, Path({out!r})):
+        record(**found)
+"""
+DISTRIBUTED = {"ddp": "ddp", "zero2": "deepspeed_stage_2_cpu"}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ppo_checks.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="session")
+def one(world: Path, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in ppo_checks.checks(world, "auto", 1, out):
+        found |= part
+    return found
+
+
+@pytest.fixture(scope="session", params=list(DISTRIBUTED))
+def two(request: pytest.FixtureRequest, world: Path, out: Path) -> dict[str, Any]:
+    strategy = DISTRIBUTED[request.param]
+    body = BODY.format(world=str(world), strategy=strategy, out=str(out))
+    launch = run_dist(body, out / request.param, launcher="torchrun", timeout=400)
+    assert launch.ranks[0] == launch.ranks[1]
+    return {**launch.ranks[0], "strategy": strategy}
+
+
+def test_the_run_exercises_every_term(one: dict[str, Any]) -> None:
+    rows = one["equality"]["rows"]
+    assert len(rows) == ITERATIONS * STEPS
+    assert any(row["update/clip_fraction"] > 0 for row in rows)
+    assert any(row["update/value_clip_fraction"] > 0 for row in rows)
+    assert all(row["loss/ptx"] > 0 for row in rows)
+    assert any(row["update/grad_norm"] > CLIP for row in rows)
+
+
+def test_two_ranks_equal_one_process(one: dict[str, Any], two: dict[str, Any], out: Path) -> None:
+    for alone, split in zip(one["equality"]["rows"], two["equality"]["rows"], strict=True):
+        assert alone.keys() == split.keys()
+        for name, value in alone.items():
+            if name != "update/ratio_drift":
+                assert split[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+    ours, theirs = (torch.load(out / f"{name}.pt") for name in ("auto", two["strategy"]))
+    assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < 2e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_ratios_start_at_one_exactly(precision: str, one: dict[str, Any], two: dict[str, Any]) -> None:
+    for found in (one, two):
+        rows = found["equality"]["rows"]
+        first = [row["update/ratio_drift"] for row in rows[::STEPS]] if precision == "fp32" else found["ratio_bf16"]
+        assert first == [0.0] * ITERATIONS
+
+
+def test_resume_is_bit_for_bit(one: dict[str, Any], two: dict[str, Any]) -> None:
+    for found in (one, two):
+        hashes = found["resume"]
+        assert hashes["boundary"] == hashes["straight"]
+        assert hashes["middle"] == hashes["straight"]
