@@ -103,7 +103,6 @@ def reliability_chart(calibration: Calibration) -> Any:
         marker={"size": 9},
         hovertemplate="confidence %{x:.2f}, accuracy %{y:.2f}, %{customdata} pairs<extra></extra>",
     )
-    figure.add_annotation(text="calibrated", x=0.93, y=0.955, showarrow=False, xanchor="right")
     figure = _styled(figure, x="confidence: sigmoid(|score difference|)", y="accuracy", height=340)
     floor = min([0.4, *(b.accuracy.low - 0.05 for b in bins if b.accuracy.is_defined)])
     return figure.update_xaxes(range=[0.48, 1.02]).update_yaxes(range=[max(-0.02, floor), 1.02])

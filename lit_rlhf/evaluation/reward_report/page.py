@@ -122,14 +122,14 @@ def _against(interval: Interval, bar: float, name: str) -> str:
 
 
 def _accuracy(report: RewardReport) -> str:
-    subsets = list(report.by_subset.items())
+    subsets = list(report.by_subset.items()) if len(report.by_subset) > 1 else []
     lengths = [(charts.bucket_label(bucket), bucket.accuracy) for bucket in report.by_length]
     return _section(
         "Accuracy",
         "Share of pairs in which the chosen reply has the higher score; a tie counts half "
         f"({report.accuracy.ties} ties). Dashed: chance.",
         '<div class="two">',
-        _accuracy_part("By subset", "subset", [("all", report.accuracy), *subsets], "subsets"),
+        _accuracy_part("By subset", "subset", [("all pairs", report.accuracy), *subsets], "subsets"),
         _accuracy_part("By length: the chosen reply is …", "tokens", lengths, "lengths"),
         "</div>",
     )
@@ -159,8 +159,8 @@ def _calibration(report: RewardReport) -> str:
     return _section(
         "Calibration",
         "Each pair is presented in both orders, so the curve is symmetric and its upper half holds all of it: how "
-        "often the model's favorite is the annotator's, against sigmoid(|score difference|). Below the diagonal: "
-        f"overconfident. ECE {_number(result.ece)} (a perfectly calibrated model would show "
+        "often the model's favorite is the annotator's, against sigmoid(|score difference|). Below the dashed "
+        f"diagonal: overconfident. ECE {_number(result.ece)} (a perfectly calibrated model would show "
         f"{_number(result.ece_by_chance)} on this many pairs), log loss {_number(result.log_loss)} (a coin: 0.693), "
         f"Brier score {_number(result.brier)} (a coin: 0.250), mean confidence {_number(result.mean_confidence)}.",
         '<div class="two"><div>',
