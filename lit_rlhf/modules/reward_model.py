@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.data.pairs import packed_lengths
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss
@@ -19,7 +18,7 @@ from lit_rlhf.models.loading import load_scalar_model
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.modules.micro import length_micro_batches
-from lit_rlhf.modules.pairs import PairForward, can_share_prefix, pair_forward
+from lit_rlhf.modules.pairs import PairForward, pair_forward, pair_lengths
 from lit_rlhf.modules.ppo_models import load_options, load_tokenizer_for
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
@@ -37,7 +36,6 @@ class RewardModelModule(BaseModule):
         schedule: Learning rate over steps.
         model: How the model is loaded.
         micro_batch_tokens: Most tokens of one forward pass.
-        shared_prefix: Compute the prompt that both replies share once (attention `sdpa` or `eager` only).
         on_non_finite: See ``BaseModule``.
     """
 
@@ -50,7 +48,6 @@ class RewardModelModule(BaseModule):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
         micro_batch_tokens: int = 16384,
-        shared_prefix: bool = True,  # noqa: FBT001, FBT002
         on_non_finite: str = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
@@ -65,7 +62,6 @@ class RewardModelModule(BaseModule):
         self.head: Literal["fresh", "load"] = head
         self.lm_coef = lm_coef
         self.micro_batch_tokens = micro_batch_tokens
-        self.shared_prefix = shared_prefix
         self.reward_model: Any = None
 
     def configure_model(self) -> None:
@@ -103,7 +99,7 @@ class RewardModelModule(BaseModule):
         learned = reply_tokens(pairs).double()
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        parts = length_micro_batches(self._lengths(pairs), self.micro_batch_tokens, self.device)
+        parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device)
         result = self.optimize([lambda rows=rows: self.pair_loss(pairs.rows(rows), counts, sums) for rows in parts])  # type: ignore[misc]
         if result is None:
             return
@@ -145,17 +141,7 @@ class RewardModelModule(BaseModule):
 
     def forward_pairs(self, pairs: PreferenceBatch) -> PairForward:
         """Scores of both replies and what the LM loss needs."""
-        return pair_forward(self.reward_model, pairs, with_reply=self.lm_coef > 0, shared_prefix=self._shares_prefix())
-
-    def _shares_prefix(self) -> bool:
-        return self.shared_prefix and can_share_prefix(self.reward_model)
-
-    def _lengths(self, pairs: PreferenceBatch) -> list[int]:
-        """Tokens each pair costs in a forward pass."""
-        lengths = (
-            packed_lengths(pairs) if self._shares_prefix() else pairs.chosen_mask.sum(1) + pairs.rejected_mask.sum(1)
-        )
-        return [int(n) for n in lengths]
+        return pair_forward(self.reward_model, pairs, with_reply=self.lm_coef > 0)
 
     # ---------------------------------------------------------------- evaluation
 
@@ -189,10 +175,10 @@ class RewardModelModule(BaseModule):
         self.reward_model.eval()
         rows: list[dict[str, Any]] = [{} for _ in range(len(pairs))]
         lengths = pairs.chosen_mask.sum(1) - pairs.prompt_length, pairs.rejected_mask.sum(1) - pairs.prompt_length
-        for part in length_micro_batches(self._lengths(pairs), self.micro_batch_tokens, self.device, equalize=False):
-            out = pair_forward(
-                self.reward_model, pairs.rows(part), with_reply=False, shared_prefix=self._shares_prefix()
-            )
+        for part in length_micro_batches(
+            pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device, equalize=False
+        ):
+            out = pair_forward(self.reward_model, pairs.rows(part), with_reply=False)
             for i, chosen, rejected in zip(part.tolist(), out.chosen.tolist(), out.rejected.tolist(), strict=True):
                 rows[i] = {
                     "chosen": chosen,
