@@ -390,11 +390,8 @@ class PPOModule(EvaluationMixin):
         """Whitening with the global minibatch's moments, then clipping (detail 6); both are off by default."""
         config = self.loss_config
         if config.whiten_advantages:
-            mean = torch.tensor(minibatch.advantage_mean, dtype=torch.float64)
-            variance = torch.tensor(minibatch.advantage_std**2, dtype=torch.float64)
-            advantages = masked_whiten(
-                advantages, mask, moments=(mean.to(advantages.device), variance.to(advantages.device))
-            )
+            moments = (minibatch.advantage_mean, minibatch.advantage_std**2)
+            advantages = masked_whiten(advantages, mask, moments=moments)
         if config.advantage_clip is not None:
             advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
         return advantages

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
+from lit_rlhf.evaluation.reply_scorer import ReplyScorer
+from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
@@ -150,8 +152,8 @@ class RewardModelModule(BaseModule):
         self._rows: list[dict[str, Any]] = []
 
     def on_test_epoch_start(self) -> None:
-        """Start an empty table."""
-        self._rows = []
+        """Start an empty list."""
+        self._pairs: list[ScoredPair] = []
 
     def on_predict_epoch_start(self) -> None:
         """Scores are returned, not kept."""
@@ -162,8 +164,11 @@ class RewardModelModule(BaseModule):
         self._rows.extend(self.score_pairs(batch.content))
 
     def test_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
-        """The same as validation, on the test pairs."""
-        self._rows.extend(self.score_pairs(batch.content))
+        """Score a batch of test pairs, with texts, for the report."""
+        pairs = batch.content
+        rows = self.score_pairs(pairs)
+        chosen, rejected = (torch.tensor([row[side] for row in rows]) for side in ("chosen", "rejected"))
+        self._pairs.extend(scored_pairs(pairs, chosen, rejected, self.tokenizer))
 
     def predict_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
         """Rows with both scores and the raw record."""
@@ -195,10 +200,31 @@ class RewardModelModule(BaseModule):
         self.reward_model.train()
 
     def on_test_epoch_end(self) -> None:
-        """Log as ``test/...`` and write the report (docs/reward_models.md)."""
-        rows = self._finish("test")
-        if rows and rank() == 0:
-            self.write_report(rows)
+        """Log the headline numbers as ``test/...`` and write the report (docs/reward_models.md); rank 0 writes."""
+        pairs = [pair for part in all_gather_object(self._pairs) for pair in part]
+        self._pairs = []
+        report = RewardReport.from_scores(
+            pairs,
+            score_fn=self.reply_scorer() if rank() == 0 else None,
+            model=self.model_path,
+            data=", ".join(test_sources(self.trainer)),
+        )
+        self.log_values({f"test/{name}": value for name, value in report.summary().items()})
+        if rank() == 0:
+            for path in report.write(run_directory(self.trainer)):
+                print(path)  # noqa: T201
+
+    def reply_scorer(self) -> ReplyScorer:
+        """What the report's degenerate probes are scored with."""
+        data = getattr(self.trainer, "datamodule", None)
+        return ReplyScorer(
+            self.reward_model,
+            self.tokenizer,
+            template=getattr(data, "template", None),
+            max_length=getattr(data, "max_length", 2048),
+            max_batch_tokens=self.micro_batch_tokens,
+            device=self.device,
+        )
 
     def _finish(self, stage: str) -> list[dict[str, Any]]:
         rows = [row for part in all_gather_object(self._rows) for row in part]
@@ -207,9 +233,12 @@ class RewardModelModule(BaseModule):
             self.log_values(ranking_metrics(rows, stage), prog_bar=(f"{stage}/accuracy",))
         return rows
 
-    def write_report(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write the reward-model report of the test split into the run directory."""
-        run_directory(self.trainer).mkdir(parents=True, exist_ok=True)
+
+def test_sources(trainer: Any) -> list[str]:
+    """What the test pairs were read from, for the report's head."""
+    paths = getattr(getattr(trainer, "datamodule", None), "paths", {})
+    found = paths.get("test") or paths.get("train") or []
+    return [found] if isinstance(found, str) else [str(path) for path in found]
 
 
 def ranking_metrics(rows: Sequence[dict[str, Any]], stage: str) -> dict[str, float]:

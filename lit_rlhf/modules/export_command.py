@@ -1,0 +1,118 @@
+"""`lit-rlhf export CKPT OUT`: a checkpoint, file or ZeRO folder, as a Hugging Face folder; one process, no GPU."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_rlhf.models.export import (
+    causal_lm_from_state,
+    export_policy,
+    export_scalar,
+    extract_submodule_state,
+    scalar_model_from_state,
+)
+from lit_rlhf.models.loading import load_tokenizer
+
+STATE_KEY = "lit_rlhf"
+PARTS = {"policy": "policy", "critic": "critic", "reward": "reward_model"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export and say where."""
+    parser = argparse.ArgumentParser(prog="lit-rlhf export", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help=".ckpt file, or the folder of a ZeRO checkpoint")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--part", choices=sorted(PARTS), help="what to export (default: policy, else the reward model)")
+    parser.add_argument("--source", help="folder the model was loaded from, if it has moved since")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the written weights")
+    parser.add_argument("--pad_token", help="as in the training config, for tokenizers without one")
+    args = parser.parse_args(argv)
+    part = export_checkpoint(
+        args.checkpoint, args.out, part=args.part, source=args.source, dtype=args.dtype, pad_token=args.pad_token
+    )
+    print(f"{part}: {args.out}")  # noqa: T201
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    part: str | None = None,
+    source: str | None = None,
+    dtype: str | None = None,
+    pad_token: str | None = None,
+) -> str:
+    """Write one part of a checkpoint as a Hugging Face folder.
+
+    Args:
+        checkpoint: A single-file Lightning checkpoint or a DeepSpeed ZeRO folder, written by this library.
+        out: Folder to write; replaced only if it is a model folder.
+        part: `policy`, `critic` or `reward`; None for the policy, else the reward model.
+        source: Where architecture and tokenizer are read from; None for what the checkpoint says.
+        dtype: Of the written weights; None keeps them.
+        pad_token: For tokenizers that have none.
+
+    Returns:
+        The part that was written.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or its source has moved.
+        ValueError: It is not a checkpoint of this library, or has no such part.
+    """
+    content = read_checkpoint(checkpoint)
+    state, about = content["state_dict"], content[STATE_KEY]
+    present = [name for name, prefix in PARTS.items() if any(key.startswith(f"{prefix}.") for key in state)]
+    chosen = part or next((name for name in ("policy", "reward") if name in present), "policy")
+    if chosen not in present:
+        raise ValueError(f"{checkpoint} has no part `{chosen}`; it has {', '.join(present) or 'none'}.")
+    weights = extract_submodule_state(state, PARTS[chosen])
+    origin = source or about["sources"].get(chosen) or about["sources"]["policy"]
+    tokenizer = load_tokenizer(source or about["sources"]["tokenizer"], pad_token=pad_token)
+    kind = None if dtype is None else getattr(torch, dtype)
+    if chosen == "policy":
+        export_policy(causal_lm_from_state(origin, weights), tokenizer, out, dtype=kind)
+    else:
+        export_scalar(scalar_model_from_state(origin, weights), tokenizer, out, dtype=kind)
+    return chosen
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """State dict and what the library stored about it, tensors and primitives only.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: It was not written by this library, or asks for code.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    content = _read_zero(path) if path.is_dir() else _read_file(path)
+    if STATE_KEY not in content or "state_dict" not in content:
+        raise ValueError(f"{path} was not written by lit_rlhf: it does not say what its parts were loaded from.")
+    return content
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import pickle
+
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint of tensors and plain values: {error}") from error
+    return content
+
+
+def _read_zero(path: Path) -> dict[str, Any]:
+    if not (path / "latest").is_file():
+        raise ValueError(f"{path} is not a DeepSpeed checkpoint folder: it has no file `latest`.")
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    client = next((path / "checkpoint").glob("*model_states.pt"))
+    content = _read_file(client)
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
+    content["state_dict"] = {key: value.clone() for key, value in weights.items()}
+    return content
