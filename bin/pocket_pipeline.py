@@ -174,7 +174,7 @@ class Command:
     def __init__(self, words: tuple[str, ...], log: Path | None) -> None:
         self.words, self.log = words, log
         out = None if log is None else log.open("w", encoding="utf-8")
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lit_rlhf", *words], stdout=out, stderr=subprocess.STDOUT if out else None,
             env=environment,

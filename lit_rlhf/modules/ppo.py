@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.callbacks.seam import emit_phase, emit_rollout
 from lit_rlhf.distributed import all_gather_object, rank
 from lit_rlhf.functional.losses import clipped_policy_loss, entropy_term, kl_penalty_policy_loss, lm_loss, value_loss
 from lit_rlhf.functional.masking import masked_whiten
@@ -228,11 +229,8 @@ class PPOModule(EvaluationMixin):
         self.train()
         self._rollout_metrics = rollout_metrics(experience, entropy, self)
         self.kl_controller.update(self._rollout_metrics["rollout/kl_sequence"], batching.rollout_batch_size)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            hook = getattr(callback, "on_rollout_end", None)
-            if hook is not None:
-                hook(self.trainer, self, experience)
-        self._set_phase("update")
+        emit_rollout(self.trainer, self, experience)
+        emit_phase(self.trainer, self, "update")
         return experience
 
     def generate(self, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig) -> Rollout:
@@ -486,16 +484,9 @@ class PPOModule(EvaluationMixin):
         self._left_out = state["left_out"]
         self._rollout_metrics = dict(state["rollout_metrics"])
 
-    def _set_phase(self, phase: str) -> None:
-        self.phase = phase
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            hook = getattr(callback, "on_phase", None)
-            if hook is not None:
-                hook(self.trainer, self, phase)
-
     @contextmanager
     def _in_phase(self, phase: str) -> Iterator[None]:
-        self._set_phase(phase)
+        emit_phase(self.trainer, self, phase)
         started = time.perf_counter()
         yield
         if self.device.type == "cuda":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.callbacks.seam import emit_validation
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_gather_object, rank
 from lit_rlhf.evaluation.responses import evaluation_means, write_rows
@@ -18,7 +19,7 @@ from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.compact import compact_rows
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.scoring import response_logprobs
-from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, RewardRequest, Rollout
+from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, RewardRequest, Rollout, ScoredRollout
 
 EVAL_TOKENS = 16384
 
@@ -91,6 +92,15 @@ class EvaluationMixin(BaseModule):
         request = self.reward_request(rollout)
         outputs: dict[str, RewardOutput] = {"score": self.reward(request)}
         outputs |= {name: reward(request) for name, reward in self.eval_rewards.items()}
+        scored = ScoredRollout(
+            **rollout.as_dict(),
+            old_logprobs=logprobs,
+            ref_logprobs=ref_logprobs,
+            old_values=torch.zeros_like(logprobs),
+            scores=outputs["score"].scores,
+            token_scores=torch.zeros_like(logprobs),
+        )
+        emit_validation(self.trainer, self, scored)
         rows = response_rows(request)
         for i, row in enumerate(rows):
             row["logprob"] = float(logprobs[i].sum())
