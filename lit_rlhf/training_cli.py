@@ -214,7 +214,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
         ".*no pre-optimization state was saved.*",
-        ".*Found .* modules? in eval mode.*",
+        r".*Found .* module\(s\) in eval mode.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*LightningCLI's args parameter is intended.*",
