@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.models.causal import projector
 from lit_rlhf.models.checkpoint import check_weights_are_plain, read_tensor, resolve_folder, tensor_keys
+from lit_rlhf.models.cpu_kernels import tune_for_cpu
 from lit_rlhf.models.fingerprint import check_fingerprint
 from lit_rlhf.models.scalar import HEAD_KEY, ScalarHead, ScalarModel, sequence_classifier
 
@@ -301,6 +302,7 @@ def _load(
         # The second name is the first one's in transformers before 5.20.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    tune_for_cpu(model)
     return model
 
 

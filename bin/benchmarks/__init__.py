@@ -1,0 +1,1 @@
+"""Benchmarks: an iteration of PPO and a stretch of reward-model training, alone or beside another library."""

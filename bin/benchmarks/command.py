@@ -1,0 +1,151 @@
+"""Options of `bin/bench`, and the interleaved rounds of a comparison."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shapes import PRESETS
+
+MICRO_BATCH_TOKENS = 1024
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="bin/bench", description="Time lit_rlhf, alone or beside another library.")
+    commands = top.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--preset", choices=list(PRESETS), default="5m")
+    shared.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
+    shared.add_argument("--threads", type=int, default=1)
+    shared.add_argument("--precision", choices=["fp32", "bf16-mixed"], default="fp32")
+    shared.add_argument("--clock", choices=["cpu", "wall"], help="default: cpu for one thread, else wall")
+    shared.add_argument("--micro-batch-tokens", type=int, default=MICRO_BATCH_TOKENS)
+    shared.add_argument("--seed", type=int, default=0)
+    shared.add_argument("--peer", help="Python interpreter of the peer's environment")
+    shared.add_argument("--peer-dir", type=Path, help="folder with the peer's harness")
+    shared.add_argument("--rounds", type=int, default=3, help="interleaved runs of each library")
+    ppo = commands.add_parser("ppo", parents=[shared], help="one PPO iteration, by phase")
+    ppo.add_argument("--prompts", type=int, default=64)
+    ppo.add_argument("--prompt-len", type=int, default=128)
+    ppo.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
+    ppo.add_argument("--response-len", type=int, default=64)
+    ppo.add_argument("--eos-rate", type=float, default=0.04, help="0: every response has the full length")
+    ppo.add_argument("--ppo-epochs", type=int, default=1)
+    ppo.add_argument("--mini-batches", type=int, default=4)
+    ppo.add_argument("--iterations", type=int, default=3)
+    ppo.add_argument("--warmup", type=int, default=1)
+    rm = commands.add_parser("rm", parents=[shared], help="reward-model training")
+    rm.add_argument("--batch-pairs", type=int, default=16)
+    rm.add_argument("--steps", type=int, default=20)
+    rm.add_argument("--warmup", type=int, default=3)
+    rm.add_argument("--max-length", type=int, default=512, help="longer pairs are left out, as the peer does")
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print its JSON."""
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parser().parse_args(arguments)
+    options.clock = options.clock or ("cpu" if options.threads == 1 else "wall")
+    if (options.peer is None) != (options.peer_dir is None):
+        parser().error("--peer and --peer-dir go together")
+    print(json.dumps(compare(options, arguments) if options.peer else run(options)))
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """One run of this library in this process."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if options.command == "ppo":
+        from benchmarks.ppo import run as run_ppo
+
+        return run_ppo(options)
+    from benchmarks.rm import run as run_rm
+
+    return run_rm(options)
+
+
+# ------------------------------------------------------------------------------------------------ beside a peer
+
+
+def peer_arguments(options: argparse.Namespace) -> list[str]:
+    """The same work in the words of the peer's harness."""
+    names = {"preset", "data", "threads", "clock", "seed", "warmup"}
+    if options.command == "ppo":
+        names |= {"prompts", "prompt_len", "prompt_dist", "response_len", "eos_rate", "ppo_epochs", "mini_batches"}
+        extra = ["--updates", str(options.iterations)]
+    else:
+        names |= {"batch_pairs", "steps", "max_length"}
+        extra = []
+    for name in sorted(names):
+        extra += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    return [*extra, *(["--bf16"] if options.precision == "bf16-mixed" else [])]
+
+
+def without_peer(arguments: list[str]) -> list[str]:
+    """The command line of one run of ours."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--peer", "--peer-dir", "--rounds"):
+            skip = True
+        elif not argument.startswith(("--peer=", "--peer-dir=", "--rounds=")):
+            kept.append(argument)
+    return kept
+
+
+def call(command: list[str], threads: int) -> dict[str, Any]:
+    """Run a command; the JSON object in the last line it prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def compare(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    """Interleaved rounds of both; how many times cheaper ours is, by phase, as min/median/max over the rounds."""
+    bench = Path(__file__).resolve().parent.parent / "bench"
+    script = options.peer_dir / f"trl_{options.command}.py"
+    ours, theirs = [], []
+    for _ in range(options.rounds):
+        ours.append(call([sys.executable, str(bench), *without_peer(arguments)], options.threads))
+        theirs.append(call([options.peer, str(script), *peer_arguments(options)], options.threads))
+    pairs = [costs(options.command, a, b) for a, b in zip(ours, theirs, strict=True)]
+    ratios = {key: spread([pair[key][1] / pair[key][0] for pair in pairs]) for key in pairs[0]}
+    return {"ratios": ratios, "ours": ours, "peer": theirs}
+
+
+def costs(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """What each run cost, (ours, theirs), by name; less is better."""
+    memory = (ours["memory_peak_mib"], theirs["peak_rss_mb"])
+    if command == "ppo":
+        phases = {name: (ours["seconds"][name], theirs["phases_median_s"][name]) for name in ours["seconds"]}
+        phases = {name: pair for name, pair in phases.items() if name != "between"}
+        per_token = tuple(
+            run_seconds / tokens
+            for run_seconds, tokens in (
+                (ours["seconds"]["rollout"], ours["response_tokens"]),
+                (theirs["phases_median_s"]["rollout"], theirs["response_tokens_per_iteration"]),
+            )
+        )
+        return {**phases, "rollout_per_token": per_token, "memory": memory}  # type: ignore[dict-item]
+    return {
+        "pair": (1 / ours["pairs_per_s"], 1 / theirs["pairs_per_s"]),
+        "token": (1 / ours["tokens_per_s"], 1 / theirs["real_tokens_per_s"]),
+        "memory": memory,
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Smallest, middle and largest."""
+    return {"min": round(min(values), 2), "median": round(statistics.median(values), 2), "max": round(max(values), 2)}

@@ -1,0 +1,185 @@
+"""Times PPO iterations of `PPOModule` under a Lightning Trainer: rollout, scoring, update, and what lies between."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from benchmarks.shapes import (
+    PRESETS,
+    Clock,
+    MemoryPeak,
+    llama_config,
+    make_tokenizer,
+    medians,
+    prompt_ids,
+    read_rows,
+    resident_mib,
+    set_eos_rate,
+    versions,
+)
+from lit_rlhf.datamodules.prompts import EncodedPrompt
+from lit_rlhf.datamodules.rollout import RolloutDataModule
+from lit_rlhf.models.cpu_kernels import tune_for_cpu
+from lit_rlhf.modules.ppo import PPOModule
+from lit_rlhf.modules.ppo_config import CriticConfig, PPOOptimizerConfig
+from lit_rlhf.rewards.model import ModelReward
+from lit_rlhf.rollout.sampling import SamplingConfig
+from lit_rlhf.types import Rollout
+
+
+class TimedPPO(PPOModule):
+    """PPO whose models end their responses at a given rate, and whose phases are timed."""
+
+    clock: Clock
+    eos_rate: float
+    rollouts: list[Rollout]
+
+    def configure_model(self) -> None:
+        """Load the models, then set the end-of-text rate of policy and reference."""
+        if self.policy is not None:
+            return
+        super().configure_model()
+        for model in (self.policy, self.reference.model):
+            set_eos_rate(model, self.eos_rate)
+            tune_for_cpu(model)
+            model.requires_grad_(model is self.policy)
+
+    def collect(self, *args: Any, **kwargs: Any) -> Any:
+        """Timed as `rollout` + `score`."""
+        return self.clock.timed("collect", super().collect)(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Rollout:
+        """Timed as `rollout`."""
+        rollout: Rollout = self.clock.timed("rollout", super().generate)(*args, **kwargs)
+        self.rollouts.append(rollout)
+        return rollout
+
+    def training_step(self, *args: Any, **kwargs: Any) -> None:
+        """Timed as `update`."""
+        self.clock.timed("update", super().training_step)(*args, **kwargs)
+
+
+class Iterations(L.Callback):
+    """One row of seconds an iteration."""
+
+    def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int) -> None:
+        self.clock, self.memory, self.warmup = clock, memory, warmup
+        self.rows: list[dict[str, float]] = []
+        self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The first iteration starts here."""
+        self.started = self.clock.now()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the iteration's row."""
+        ended, spent = self.clock.now(), self.clock.take()
+        row = {"total": ended - self.started, "rollout": spent["rollout"], "update": spent["update"]}
+        row["score"] = spent["collect"] - spent["rollout"]
+        row["between"] = row["total"] - spent["collect"] - spent["update"]
+        self.rows.append(row)
+        if len(self.rows) == self.warmup:
+            self.memory.peak = 0.0
+        self.started = self.clock.now()
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> tuple[Any, list[EncodedPrompt]]:
+    """Write policy and reward folders of the preset's shape; the tokenizer, and the prompts as ids."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    rows = read_rows(options.data)
+    tokenizer = make_tokenizer(PRESETS[options.preset][-1], (row["chosen"] for row in rows))
+    config = llama_config(options.preset, options.prompt_len + options.response_len + 8)
+    torch.manual_seed(options.seed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "policy")
+    config.num_labels = 1
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "reward")
+    for name in ("policy", "reward"):
+        tokenizer.save_pretrained(folder / name)
+    count = options.prompts * (options.warmup + options.iterations)
+    return tokenizer, [EncodedPrompt(ids=tuple(ids), record={}) for ids in prompt_ids(tokenizer, options, count)]
+
+
+def build(options: argparse.Namespace, folder: Path, clock: Clock) -> tuple[TimedPPO, RolloutDataModule]:
+    """Module and data module of the run."""
+    tokenizer, prompts = prepare(options, folder)
+    module = TimedPPO(
+        policy=str(folder / "policy"),
+        reward=ModelReward(str(folder / "reward"), max_batch_tokens=options.micro_batch_tokens),
+        critic=CriticConfig(init="reward"),
+        sampling=SamplingConfig(max_response_length=options.response_len),
+        optimizer=PPOOptimizerConfig(lr=1e-6, critic_lr=1e-6),
+    )
+    module.clock, module.eos_rate, module.rollouts = clock, options.eos_rate, []
+    data = RolloutDataModule(
+        rollout_batch_size=options.prompts,
+        minibatch_size=options.prompts // options.mini_batches,
+        ppo_epochs=options.ppo_epochs,
+        micro_batch_tokens=options.micro_batch_tokens,
+    )
+    data._prompts["train"], data._tokenizer = prompts, tokenizer
+    return module, data
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the iterations; seconds, tokens, padding and memory."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    clock, memory = Clock(options.clock), MemoryPeak()
+    with tempfile.TemporaryDirectory(prefix="bench_ppo_") as folder:
+        module, data = build(options, Path(folder), clock)
+        iterations = Iterations(clock, memory, options.warmup)
+        trainer = L.Trainer(
+            max_epochs=options.warmup + options.iterations,
+            accelerator="cpu",
+            devices=1,
+            precision={"fp32": "32-true", "bf16-mixed": "bf16-mixed"}[options.precision],
+            callbacks=[iterations],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            default_root_dir=folder,
+        )
+        before = resident_mib()
+        memory.start()
+        trainer.fit(module, data)
+        peak = memory.stop()
+    return report(options, module, iterations.rows[options.warmup :], before=before, peak=peak)
+
+
+def report(
+    options: argparse.Namespace, module: TimedPPO, rows: list[dict[str, float]], *, before: float, peak: float
+) -> dict[str, Any]:
+    """The measured numbers as one JSON object."""
+    rollouts = module.rollouts[options.warmup :]
+    responses = sum(int(r.response_mask.sum()) for r in rollouts) / len(rollouts)
+    prompts = sum(int(r.prompt_mask.sum()) for r in rollouts) / len(rollouts)
+    slots = sum(r.input_ids.numel() for r in rollouts) / len(rollouts)
+    seconds = medians(rows)
+    return {
+        "lib": "lit_rlhf",
+        "versions": versions(),
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "seconds": seconds,
+        "all_seconds": [round(row["total"], 4) for row in rows],
+        "response_tokens": responses,
+        "prompt_tokens": prompts,
+        "padding_of_a_rectangle": round(1 - (responses + prompts) / slots, 3),
+        "response_tokens_per_s": round(responses / seconds["total"], 1),
+        "rollout_tokens_per_s": round(responses / seconds["rollout"], 1),
+        "update_tokens_per_s": round(options.ppo_epochs * (responses + prompts) / seconds["update"], 1),
+        "memory_before_mib": round(before),
+        "memory_peak_mib": round(peak),
+    }

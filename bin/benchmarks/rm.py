@@ -1,0 +1,159 @@
+"""Times steps of `RewardModelModule` under a Lightning Trainer on preference pairs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from benchmarks.shapes import (
+    PRESETS,
+    Clock,
+    MemoryPeak,
+    llama_config,
+    make_tokenizer,
+    read_rows,
+    resident_mib,
+    versions,
+)
+from lit_rlhf.datamodules.preference import PreferenceDataModule
+from lit_rlhf.modules.config import OptimizerConfig, ScheduleConfig
+from lit_rlhf.modules.reward_model import RewardModelModule
+from lit_rlhf.types import DeviceBatch, PreferenceBatch
+
+
+@dataclass
+class Step:
+    """What one optimizer step cost and did."""
+
+    seconds: float
+    pairs: int
+    tokens: int
+
+
+class Steps(L.Callback):
+    """Seconds, pairs and real tokens (prompt counted for both replies, as the peer does) of each step."""
+
+    def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int) -> None:
+        self.clock, self.memory, self.warmup = clock, memory, warmup
+        self.rows: list[Step] = []
+        self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The first step starts here."""
+        self.started = self.clock.now()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Mapping[str, Any] | None,
+        batch: DeviceBatch[PreferenceBatch],
+        batch_idx: int,
+    ) -> None:
+        """Close the step's row."""
+        ended, pairs = self.clock.now(), batch.content
+        tokens = int(pairs.chosen_mask.sum() + pairs.rejected_mask.sum())
+        self.rows.append(Step(ended - self.started, len(pairs), tokens))
+        if len(self.rows) == self.warmup:
+            self.memory.peak = 0.0
+        self.started = self.clock.now()
+
+
+class FittingPairs(PreferenceDataModule):
+    """Pairs whose longer row fits; longer ones are left out, not shortened, as the peer does."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Encode, then leave out."""
+        super().setup(stage)
+        limit = self.fits
+        self.rows["train"] = [
+            row for row in self.rows["train"] if len(row.prompt) + max(len(row.chosen), len(row.rejected)) <= limit
+        ]
+
+    fits = 512
+
+
+def build(options: argparse.Namespace, folder: Path) -> tuple[RewardModelModule, FittingPairs]:
+    """Module and data module of the run, on a model written to ``folder``."""
+    from transformers import AutoModelForSequenceClassification
+
+    rows = read_rows(options.data)
+    tokenizer = make_tokenizer(PRESETS[options.preset][-1], (row["chosen"] for row in rows))
+    config = llama_config(options.preset, options.max_length + 8)
+    config.num_labels = 1
+    torch.manual_seed(options.seed)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    module = RewardModelModule(
+        str(folder / "model"),
+        head="load",
+        lm_coef=0.0,
+        optimizer=OptimizerConfig(lr=1e-4),
+        schedule=ScheduleConfig(),
+        micro_batch_tokens=options.micro_batch_tokens,
+    )
+    # Longer pairs are encoded whole (the limit is far above any of them) and then left out.
+    data = FittingPairs(
+        train=str(options.data),
+        template="hh",
+        max_length=1 << 20,
+        batch_size=options.batch_pairs,
+        seed=options.seed,
+        rejects_dir=str(folder),
+    )
+    data.fits = options.max_length
+    return module, data
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the steps; pairs and tokens a second, and memory."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lit_rlhf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    clock, memory = Clock(options.clock), MemoryPeak()
+    with tempfile.TemporaryDirectory(prefix="bench_rm_") as folder:
+        module, data = build(options, Path(folder))
+        steps = Steps(clock, memory, options.warmup)
+        trainer = L.Trainer(
+            max_steps=options.warmup + options.steps,
+            max_epochs=-1,
+            accelerator="cpu",
+            devices=1,
+            precision={"fp32": "32-true", "bf16-mixed": "bf16-mixed"}[options.precision],
+            callbacks=[steps],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            default_root_dir=folder,
+        )
+        before = resident_mib()
+        memory.start()
+        trainer.fit(module, data)
+        peak = memory.stop()
+    kept = steps.rows[options.warmup :]
+    seconds = sum(step.seconds for step in kept)
+    return {
+        "lib": "lit_rlhf",
+        "versions": versions(),
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "pairs_in_dataset": len(data.rows["train"]),
+        "steps_timed": len(kept),
+        "seconds_per_step": round(seconds / len(kept), 4),
+        "pairs_per_s": round(sum(step.pairs for step in kept) / seconds, 3),
+        "tokens_per_s": round(sum(step.tokens for step in kept) / seconds, 1),
+        "tokens_per_pair": round(sum(step.tokens for step in kept) / sum(step.pairs for step in kept), 1),
+        "memory_before_mib": round(before),
+        "memory_peak_mib": round(peak),
+    }
