@@ -17,13 +17,10 @@ measured in the hook and log it at the next training batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import lightning as L
 from torch import Tensor
-
-from lit_rlhf.types import Rollout
 
 
 class ExperienceLike(Protocol):
@@ -55,45 +52,6 @@ class ExperienceLike(Protocol):
         """Raw score of each response, ``(B,)`` fp32."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Responses to held-out prompts: an :class:`ExperienceLike` that nothing is learned from.
-
-    Attributes:
-        prompt_ids: ``(B, P)`` int64.
-        prompt_mask: ``(B, P)`` bool.
-        response_ids: ``(B, T)`` int64.
-        response_mask: ``(B, T)`` bool.
-        ended: ``(B,)`` bool.
-        old_logprobs: Under the policy, ``(B, T)`` fp32, nats.
-        ref_logprobs: Under the reference, ``(B, T)`` fp32, nats.
-        scores: ``(B,)`` fp32.
-    """
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    response_ids: Tensor
-    response_mask: Tensor
-    ended: Tensor
-    old_logprobs: Tensor
-    ref_logprobs: Tensor
-    scores: Tensor
-
-    @classmethod
-    def of(cls, rollout: Rollout, logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor) -> HeldOut:
-        """A rollout with what three models say of it."""
-        return cls(
-            prompt_ids=rollout.prompt_ids,
-            prompt_mask=rollout.prompt_mask,
-            response_ids=rollout.response_ids,
-            response_mask=rollout.response_mask,
-            ended=rollout.ended,
-            old_logprobs=logprobs,
-            ref_logprobs=ref_logprobs,
-            scores=scores,
-        )
-
-
 def emit_rollout(trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
     """Call ``on_rollout_end(trainer, pl_module, experience)`` of every callback that has it.
 
@@ -106,7 +64,10 @@ def emit_rollout(trainer: L.Trainer, pl_module: L.LightningModule, experience: E
 
 
 def emit_validation(trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
-    """Call ``on_validation_rollout(trainer, pl_module, experience)``: responses to held-out prompts, in fixed order."""
+    """Call ``on_validation_rollout(trainer, pl_module, experience)``: responses to held-out prompts, in fixed order.
+
+    Values, advantages and rewards are not looked at: nothing is learned from these.
+    """
     _emit(trainer, "on_validation_rollout", pl_module, experience)
 
 

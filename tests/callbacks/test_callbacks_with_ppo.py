@@ -83,6 +83,7 @@ def test_samples_begin_with_the_sft_model_and_hold_every_column(run):
     assert set(drawn[0]["columns"]) == {"logprob", "ref_logprob", "kl", "advantage", "value", "reward"}
     assert all(len(column) == len(s["tokens"]) for s in samples for column in s["columns"].values())
     assert all(s["prompt"].endswith("a:") for s in samples)
+    assert set(first[0]["columns"]) == {"logprob", "ref_logprob", "kl"}
 
 
 def test_the_policy_was_held_and_exported(run):
