@@ -25,7 +25,7 @@ class SampleLogger(L.Callback):
 
     One line a response: ``iteration, step, kind ("fixed" | "random"), index, prompt, response, score, kl`` (mean a
     token, nats), ``kl_sequence, ended, tokens`` (texts) and ``columns``: one list a column of
-    ``logprob, ref_logprob, kl``, and ``advantage, value, reward`` where the experience has them; as long as ``tokens``.
+    ``logprob, ref_logprob, kl``, and for random samples ``advantage, value, reward`` where the experience has them.
 
     Args:
         fixed: Held-out prompts to follow.
@@ -66,6 +66,8 @@ class SampleLogger(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike
     ) -> None:
         """Write the rows that belong to the fixed prompts."""
+        if trainer.testing:
+            return
         before, self._validated = self._validated, self._validated + len(experience.scores)
         rows = range(min(self.fixed, self._validated) - before)
         if trainer.is_global_zero:
@@ -102,7 +104,7 @@ def _sample(
     columns = {"logprob": experience.old_logprobs[row], "ref_logprob": experience.ref_logprobs[row], "kl": drift}
     for name, source in (("advantage", "advantages"), ("value", "old_values"), ("reward", "rewards")):
         column = getattr(experience, source, None)
-        if column is not None:
+        if column is not None and kind == "random":  # nothing is learned from held-out responses
             columns[name] = column[row]
     kept = {name: _floats(column[mask]) for name, column in columns.items()}
     ended = getattr(experience, "ended", None)

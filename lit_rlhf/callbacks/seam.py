@@ -64,7 +64,10 @@ def emit_rollout(trainer: L.Trainer, pl_module: L.LightningModule, experience: E
 
 
 def emit_validation(trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
-    """Call ``on_validation_rollout(trainer, pl_module, experience)``: responses to held-out prompts, in fixed order."""
+    """Call ``on_validation_rollout(trainer, pl_module, experience)``: responses to held-out prompts, in fixed order.
+
+    Values, advantages and rewards are not looked at: nothing is learned from these.
+    """
     _emit(trainer, "on_validation_rollout", pl_module, experience)
 
 

@@ -1,12 +1,7 @@
-"""Two gloo processes, one launch, many checks: every rank sees the same numbers and takes the same decisions."""
+"""Two gloo processes, one launch a strategy, many checks: every rank sees the same numbers and decides alike."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,104 +9,97 @@ import torch
 
 from tests.callbacks.stand_in import Columns, made_up
 from tests.callbacks.test_monitors import expected
+from tests.distributed_harness import Launch, run_dist
 
-SCRIPT = """
-import hashlib, json, os, sys
-sys.path[:0] = {paths!r}
-import torch
+STRATEGIES = {
+    "ddp": """
 from lightning.pytorch.strategies import DDPStrategy
-from tests.callbacks.stand_in import StandIn, fit, made_up
-from lit_rlhf.callbacks import *
+make = lambda: DDPStrategy(process_group_backend="gloo")
+""",
+    "zero2": """
+from lit_rlhf.strategies import CPUZeroStrategy
+make = CPUZeroStrategy
+""",
+}
+BODY = """
+import hashlib
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_rlhf.callbacks import CollapseDetector, CriticWarmup, RuleConfig, SampleLogger
+from tests.callbacks.stand_in import StandIn, fit, made_up
 from tests.callbacks.test_monitors import all_monitors
+{strategy}
 
 class Uneven(StandIn):
     def rollout(self):
-        late, rank = self.trainer.current_epoch >= 4, self.global_rank
         # Only rank 1 drifts: a rank that judged its own rows alone would decide otherwise.
-        drift = 3.0 if late and rank == 1 else 0.02
-        seed = 10 * self.trainer.current_epoch + rank
+        late, rank = self.trainer.current_epoch >= 4, self.global_rank
+        seed, drift = 10 * self.trainer.current_epoch + rank, 3.0 if late and rank == 1 else 0.02
         return made_up(rows=8 + 4 * rank, width=12 if late else 6, seed=seed, drift=drift)
 
-detector = CollapseDetector("stop", rule=RuleConfig(baseline_iterations=3, smoothing=1))
-warmup = CriticWarmup(iterations=2, value_loss=-1.0)
-module = Uneven()
-start = module.policy.weight.detach().clone()
-class Still(CriticWarmup):
-    moved = []
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.moved.append(not torch.equal(start, pl_module.policy.weight))
-warmup = Still(iterations=2)
-strategy = DDPStrategy(process_group_backend="gloo")
-monitors = all_monitors()
-callbacks = [*monitors, detector, warmup, SampleLogger(every_n_iterations=1)]
-trainer = fit(module, callbacks, {out!r}, epochs=9, devices=2, strategy=strategy)
-result = {{
-    "metrics": {{k: float(v) for k, v in trainer.callback_metrics.items() if "monitor/" in k}},
-    "step": trainer.global_step,
-    "flags": detector.flags,
-    "moved": warmup.moved,
-    "policy": hashlib.sha256(module.policy.weight.detach().numpy().tobytes()).hexdigest(),
-}}
-with open(os.path.join({out!r}, f"rank{{trainer.global_rank}}.json"), "w") as file:
-    json.dump(result, file)
+class Watch(CriticWarmup):
+    def on_train_epoch_start(self, trainer, pl_module):
+        state = pl_module.policy.state_dict()
+        text = b"".join(value.float().numpy().tobytes() for value in state.values())
+        self.hashes = [*getattr(self, "hashes", []), hashlib.sha256(text).hexdigest()]
+
+rule = RuleConfig(baseline_iterations=3)
+detector, watch = CollapseDetector("stop", rule=rule), Watch(iterations=2)
+callbacks = [*all_monitors(), detector, watch, SampleLogger(every_n_iterations=1)]
+trainer = fit(Uneven(), callbacks, {out!r} + "/stop", epochs=9, devices=2, strategy=make())
+metrics = {{k: float(v) for k, v in trainer.callback_metrics.items() if "monitor/" in k}}
+record(metrics=metrics, step=trainer.global_step, flags=detector.flags, hashes=watch.hashes)
+
+keep = ModelCheckpoint(dirpath={out!r} + "/ckpt", save_top_k=-1, save_on_train_epoch_end=True)
+back, watch, module = CollapseDetector("rollback", rule=rule), Watch(iterations=0), Uneven()
+callbacks = [keep, back, watch]
+trainer = fit(module, callbacks, {out!r}, epochs=8, devices=2, strategy=make(), enable_checkpointing=True)
+record(back=watch.hashes, did=[flag["did"] for flag in back.flags], kl=module.kl_controller.value)
 """
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    out = tmp_path_factory.mktemp("two_ranks")
-    here = Path(__file__).parent
-    script = out / "script.py"
-    script.write_text(SCRIPT.format(paths=[str(here.parents[1])], out=str(out)))
-    scrubbed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
-    env = {k: v for k, v in os.environ.items() if k not in scrubbed} | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    job = subprocess.Popen(
-        [sys.executable, str(script)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    try:
-        output = job.communicate(timeout=240)[0].decode()
-    finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
-    assert job.returncode == 0, output
-    return out, [json.loads((out / f"rank{k}.json").read_text()) for k in (0, 1)]
+@pytest.fixture(scope="module", params=list(STRATEGIES))
+def launch(request, tmp_path_factory) -> tuple[Path, Launch]:
+    out = tmp_path_factory.mktemp(request.param)
+    return out, run_dist(BODY.format(out=str(out), strategy=STRATEGIES[request.param]), out)
 
 
-@pytest.mark.distributed
-def test_all_numbers_and_decisions_are_equal_on_both_ranks(ranks):
-    _, (zero, one) = ranks
+pytestmark = pytest.mark.distributed
+
+
+def test_all_numbers_and_decisions_are_equal_on_both_ranks(launch):
+    zero, one = launch[1].ranks
     assert zero == one
+    assert len(zero["metrics"]) > 15
 
 
-@pytest.mark.distributed
-def test_the_numbers_are_those_of_the_joined_rows(ranks):
-    _, (zero, _) = ranks
+def test_the_numbers_are_those_of_the_joined_rows(launch):
     parts = [made_up(rows=8 + 4 * r, width=12, seed=50 + r, drift=(0.02, 3.0)[r]) for r in (0, 1)]
     joined = Columns(**{k: torch.cat([getattr(p, k) for p in parts]) for k in vars(parts[0])})
     for name, value in expected(joined).items():
-        assert zero["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        assert launch[1].ranks[0]["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
-@pytest.mark.distributed
-def test_both_ranks_stop_at_the_same_step_for_a_drift_on_one(ranks):
-    _, (zero, _) = ranks
+def test_both_ranks_stop_at_the_same_step_for_a_drift_on_one(launch):
+    zero = launch[1].ranks[0]
     assert zero["step"] == 11
     assert [(f["iteration"], f["since"]) for f in zero["flags"]] == [(10, 8)]
 
 
-@pytest.mark.distributed
-def test_files_are_written_once(ranks):
-    out, _ = ranks
-    assert len((out / "collapse.jsonl").read_text().splitlines()) == 1
-    assert len((out / "reward_histograms.jsonl").read_text().splitlines()) == 6
-    assert len((out / "samples.jsonl").read_text().splitlines()) == 24
+def test_files_are_written_once(launch):
+    def count(name):
+        return len((launch[0] / "stop" / name).read_text().splitlines())
+
+    assert (count("collapse.jsonl"), count("reward_histograms.jsonl"), count("samples.jsonl")) == (1, 6, 24)
 
 
-@pytest.mark.distributed
-def test_the_policy_is_held_on_both_ranks(ranks):
-    _, (zero, _) = ranks
-    assert zero["moved"] == [False, False, True, True, True, True]
+def test_the_policy_is_held_bitwise_and_then_moves(launch):
+    hashes = launch[1].ranks[0]["hashes"]  # at the start of each epoch; the first two train the critic only
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert len(set(hashes[2:])) == len(hashes) - 2
+
+
+def test_rollback_restores_the_weights_of_before_the_onset_on_both_ranks(launch):
+    zero = launch[1].ranks[0]
+    assert zero["did"] == ["Rolls back to epoch=2-step=6.ckpt at the end of the epoch, kl_coef times 2."]
+    assert zero["back"][6] == zero["back"][3] != zero["back"][5]
+    assert zero["kl"] == pytest.approx(0.2)

@@ -151,6 +151,18 @@ def test_distinct_and_prefix_tell_copies_from_variety():
         assert float(prefix.compute()) == share
 
 
+def test_garbage_after_the_end_changes_no_count():
+    from lit_rlhf.callbacks.response_metrics import DistinctNgrams, PrefixShare
+
+    ids = torch.tensor([[1, 2, 7, 8], [1, 2, 9, 9], [3, 4, 5, 6]])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    grams, prefix = DistinctNgrams(2), PrefixShare(3)
+    grams.update(ids, mask)
+    prefix.update(ids, mask)
+    assert float(grams.compute()) == 4 / 5
+    assert float(prefix.compute()) == pytest.approx(2 / 3)
+
+
 def test_distinct_counts_like_a_set_over_large_vocabularies():
     from lit_rlhf.callbacks.response_metrics import DistinctNgrams
 

@@ -123,6 +123,25 @@ def test_a_run_with_metrics_only_makes_a_page(tmp_path):
     assert "KL to the reference" in (tmp_path / "r.html").read_text()
 
 
+def test_without_fixed_samples_the_saved_validations_stand_in(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,step,rollout/kl\n0,0,0.1\n1,1,0.2\n2,2,0.2\n")
+    (tmp_path / "evaluations").mkdir()
+    row = {
+        "prompt": "p",
+        "response": "r",
+        "score": 1.0,
+        "ended": True,
+        "tokens": 4,
+        "logprob": -1.0,
+        "ref_logprob": -3.0,
+    }
+    (tmp_path / "evaluations/val-step000002.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    samples = load_run(tmp_path).samples
+    assert [(s["at"], s["index"], s["kl"], s["length"]) for s in samples] == [(2, 0, 0.5, 4), (2, 1, 0.5, 4)]
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 0, "kind": "fixed", "index": 0}))
+    assert len(load_run(tmp_path).samples) == 1
+
+
 def test_names_are_short_and_distinct(tmp_path):
     paths = [tmp_path / "a" / "s1", tmp_path / "b" / "s1"]
     assert name_runs(paths) == ["a/s1", "b/s1"]

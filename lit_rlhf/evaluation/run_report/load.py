@@ -29,7 +29,8 @@ class RunData:
         series: Metric name to ``(iteration, value)`` pairs in order; the iteration is Lightning's epoch, and several
             values of one iteration are averaged.
         starts: First logged global step of every iteration, in order: ``(iteration, step)``.
-        samples: Lines of ``samples.jsonl``, each with ``at``, its iteration.
+        samples: Lines of ``samples.jsonl``, each with ``at``, its iteration; where none of them is fixed, rows of
+            ``evaluations/val-step*.jsonl`` as well.
         histograms: Lines of ``reward_histograms.jsonl`` with ``at``.
         events: Lines of ``collapse.jsonl`` with ``at``.
         config: Text of ``config.yaml``, empty when there is none.
@@ -78,6 +79,8 @@ def load_run(path: Path | str, *, name: str | None = None) -> RunData:
     rows = _metric_rows(root)
     starts = _starts(rows)
     lines = {file: _json_lines(root / file) for file in (SAMPLES, HISTOGRAMS, EVENTS)}
+    if not any(line.get("kind") == "fixed" for line in lines[SAMPLES][0]):
+        lines[SAMPLES][0].extend(_evaluated(root))
     config, versions = root / "config.yaml", root / "versions.json"
     return RunData(
         name=name or root.resolve().name,
@@ -153,6 +156,20 @@ def _json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         except json.JSONDecodeError:
             broken += 1
     return good, broken
+
+
+def _evaluated(root: Path, count: int = 8) -> list[dict[str, Any]]:
+    """The first rows of every saved validation as fixed samples: texts and sums, no tokens."""
+    out = []
+    for path in sorted((root / "evaluations").glob("val-step*.jsonl")):
+        step = int(re.findall(r"step(\d+)", path.name)[-1])
+        for index, row in enumerate(_json_lines(path)[0][:count]):
+            sequence = row["logprob"] - row["ref_logprob"]
+            facts = {"step": step, "kind": "fixed", "index": index, "tokens": [], "columns": {}}
+            shown = {key: row[key] for key in ("prompt", "response", "score", "ended")}
+            kl = {"kl": sequence / max(1, row["tokens"]), "kl_sequence": sequence, "length": row["tokens"]}
+            out.append({**facts, **shown, **kl})
+    return out
 
 
 def _placed(lines: list[dict[str, Any]], starts: list[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ function card(name, color, sample) {
   box.append(make("h3", "", name));
   const ended = sample.ended === false ? ", cut by the length limit" : "";
   box.append(make("small", "", `${stamp(sample)} · score ${fixed(sample.score, 3)} · ` +
-    `KL ${fixed(sample.kl, 4)} a token · ${sample.tokens.length} tokens${ended}`));
+    `KL ${fixed(sample.kl, 4)} a token · ${sample.length ?? sample.tokens.length} tokens${ended}`));
   box.append(make("p", "", sample.response || "(empty)"));
   return box;
 }
@@ -76,8 +76,10 @@ const numbers = (s, k, colon, join) => Object.keys(NAMES).filter((n) => s.column
   .map((n) => `${NAMES[n]}${colon} ${fixed(s.columns[n][k], 4)}`).join(join);
 function setUpTokens() {
   const run = byId("token-run"), pick = byId("token-sample"), column = byId("token-column"), area = byId("token-text");
-  runs.forEach((r, k) => { if (r.samples.length) run.append(new Option(r.name, k)); });
-  const samples = () => runs[Number(run.value)].samples;
+  const whole = runs.map((r) => r.samples.filter((s) => s.tokens.length));
+  runs.forEach((r, k) => { if (whole[k].length) run.append(new Option(r.name, k)); });
+  if (!run.options.length) { run.closest("section").hidden = true; return; }
+  const samples = () => whole[Number(run.value)];
   const sample = () => samples()[Number(pick.value)];
   const listSamples = () => {
     pick.replaceChildren();
@@ -133,7 +135,7 @@ function setUpTokens() {
     next.tabIndex = 0; next.focus();
   });
   run.onchange = listSamples; pick.onchange = listColumns; column.onchange = show;
-  if (run.options.length) listSamples();
+  listSamples();
 }
 if (byId("samples")) { setUpSides(); setUpTokens(); }
 document.documentElement.dataset.ready = document.querySelectorAll(".plot .main-svg").length ? "yes" : "no-plots";
