@@ -20,7 +20,7 @@ from lit_rlhf.strategies.accumulation import configure_clipping
 from tests.strategies.toy import SaveAt, fingerprint, trainer
 
 ITERATIONS, STEPS = 2, 4  # an iteration is 2 minibatches x 2 passes
-CLIP = 0.5
+CLIP = 1.0
 
 
 def make_world(folder: Path) -> Path:
@@ -41,7 +41,7 @@ def make_world(folder: Path) -> Path:
     tokenizer.save_pretrained(folder / "policy")
     reward = load_scalar_model(str(folder / "policy"), head="fresh")
     with torch.no_grad():
-        reward.head.weight.normal_(0, 0.5)
+        reward.head.weight.normal_(0, 0.1)
     reward.save_pretrained(folder / "reward", tokenizer)
     return folder
 
@@ -73,10 +73,10 @@ class Watch(L.Callback):
 
 def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple[PPOModule, RolloutDataModule]:
     options = {
-        "optimizer": PPOOptimizerConfig(lr=0.1, critic_lr=0.05, max_grad_norm=CLIP),
-        "loss": LossConfig(whiten_advantages=True, clip_range=0.05, value_clip_range=0.1),
+        "optimizer": PPOOptimizerConfig(lr=0.3, critic_lr=0.1, max_grad_norm=CLIP),
+        "loss": LossConfig(whiten_advantages=True, clip_range=0.05, value_clip_range=0.1, vf_coef=0.02),
         "sampling": SamplingConfig(max_response_length=12, temperature=0.8, top_p=0.9),
-        "ptx": PTXConfig(data=[str(world / "pocket" / "pretrain.jsonl")], coef=0.5, max_length=24, batch_ratio=0.5),
+        "ptx": PTXConfig(data=[str(world / "pocket" / "pretrain.jsonl")], coef=0.2, max_length=24, batch_ratio=0.5),
         **overrides,
     }
     module = cls(policy=str(world / "policy"), reward=ModelReward(str(world / "reward")), **options)

@@ -54,8 +54,8 @@ def two(request: pytest.FixtureRequest, world: Path, out: Path) -> dict[str, Any
 def test_the_run_exercises_every_term(one: dict[str, Any]) -> None:
     rows = one["equality"]["rows"]
     assert len(rows) == ITERATIONS * STEPS
-    assert any(row["update/clip_fraction"] > 0 for row in rows)
-    assert any(row["update/value_clip_fraction"] > 0 for row in rows)
+    assert any(row["update/clip_fraction"] > 0.1 for row in rows)
+    assert any(row["update/value_clip_fraction"] > 0.05 for row in rows)
     assert all(row["loss/ptx"] > 0 for row in rows)
     assert any(row["update/grad_norm"] > CLIP for row in rows)
 

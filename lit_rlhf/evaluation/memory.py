@@ -1,0 +1,251 @@
+"""Memory of one device, part by part, from shapes alone: no weight is loaded and nothing is allocated.
+
+Models are built, and run forward, on fake tensors (the meta device with the bookkeeping of a real one), so parameters
+and saved activations are counted for the very architecture, attention and checkpointing of a config, not by formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Sharding = Literal["single", "ddp", "zero"]
+FP32, BF16 = 4, 2
+LOGITS_CHUNK = 4096
+"""Tokens projected to the vocabulary at a time (``rollout.scoring.CHUNK_TOKENS``)."""
+LOGITS_COPIES = 3
+"""fp32 copies of a chunk's logits that live at once: logits, log-softmax, gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What the trainer does with dtypes and devices.
+
+    Attributes:
+        sharding: One device, DDP, or ZeRO-2.
+        devices: Number of ranks.
+        bf16: Whether computation is in bf16.
+        offload_optimizer: Whether master weights and optimizer state are in host memory.
+        bucket: Elements of a communication bucket.
+    """
+
+    sharding: Sharding = "single"
+    devices: int = 1
+    bf16: bool = True
+    offload_optimizer: bool = False
+    bucket: int = 200_000_000
+
+    @property
+    def compute(self) -> int:
+        """Bytes of an activation."""
+        return BF16 if self.bf16 else FP32
+
+    @property
+    def trained(self) -> int:
+        """Bytes of a trained weight on the device: DeepSpeed keeps bf16 ones beside fp32 masters, others fp32."""
+        return self.compute if self.sharding == "zero" else FP32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One of the models of a run.
+
+    Attributes:
+        role: Its name in the table.
+        config: Transformers configuration.
+        causal: Whether it has an LM head.
+        trained: Whether it is trained; otherwise frozen.
+        weight_bytes: Bytes of a weight while it is frozen.
+        offloaded: Whether a frozen model waits in host memory.
+        checkpointing: Whether activations are recomputed in backward.
+        attention: Attention implementation.
+    """
+
+    role: str
+    config: Any
+    causal: bool
+    trained: bool
+    weight_bytes: int = FP32
+    offloaded: bool = False
+    checkpointing: bool = False
+    attention: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.fake(torch.float32)[1].parameters())
+
+    def fake(self, dtype: torch.dtype) -> tuple[Any, nn.Module]:
+        """The fake-tensor mode and the model built in it."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        # Flash attention saves what torch's fused kernel saves, and is not importable where there is no GPU.
+        attention = "eager" if self.attention == "eager" else "sdpa"
+        kind = AutoModelForCausalLM if self.causal else AutoModel
+        mode = FakeTensorMode()
+        with mode:
+            model = kind.from_config(self.config, dtype=dtype, attn_implementation=attention)
+        model.train(self.trained)
+        if self.checkpointing and self.trained:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return mode, model
+
+    def saved_activations(self, rows: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes that a forward pass of ``rows`` x ``width`` tokens keeps for backward, parameters not counted."""
+        mode, model = self.fake(dtype)
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        kept: dict[int, torch.Tensor] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.untyped_storage()._cdata not in own:
+                kept[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        trunk: Any = model.base_model if self.causal else model
+        with mode, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = trunk(input_ids=torch.zeros(rows, width, dtype=torch.long), use_cache=False)
+        assert output is not None  # the graph must live until everything is counted
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    def cache_bytes_per_token(self, compute: int) -> int:
+        """Keys and values of one token in all layers."""
+        config = self.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * compute)
+
+    def widest(self, compute: int) -> int:
+        """Bytes a token needs inside one layer of a pass that keeps nothing."""
+        config = self.config.get_text_config()
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return int((2 * inner + 6 * config.hidden_size) * compute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Tokens and rows of one device.
+
+    Attributes:
+        update_rows: Rows of a micro-batch of the update.
+        update_width: Tokens of each.
+        learned: Tokens of each that meet the vocabulary (response tokens).
+        text_rows: Language-model rows beside a micro-batch (ptx).
+        text_width: Tokens of each.
+        generated_rows: Rows generated at a time; 0 without a rollout.
+        cache_slots: Columns of the key-value cache, over all rows.
+        prefill_tokens: Tokens of one prefill pass.
+    """
+
+    update_rows: int
+    update_width: int
+    learned: int
+    text_rows: int = 0
+    text_width: int = 0
+    generated_rows: int = 0
+    cache_slots: int = 0
+    prefill_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part: what always lives, and what lives in one phase.
+
+    Attributes:
+        resident: Parts that live all the time.
+        phases: Parts of each phase.
+        host: Parts in host memory, per rank.
+    """
+
+    resident: dict[str, int] = field(default_factory=dict)
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    host: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Resident parts and the largest phase."""
+        return sum(self.resident.values()) + max((sum(p.values()) for p in self.phases.values()), default=0)
+
+
+def predict(models: list[Model], shapes: Shapes, numbers: Numbers) -> Memory:
+    """Memory of one rank.
+
+    Args:
+        models: The run's models; the first trained causal one generates.
+        shapes: Rows and tokens of one rank.
+        numbers: Strategy and precision.
+    """
+    memory = Memory()
+    _weights(memory, models, numbers)
+    memory.phases["update"] = _update(models, shapes, numbers)
+    if shapes.generated_rows:
+        policy = next(m for m in models if m.trained and m.causal)
+        memory.phases["rollout"] = _rollout(policy, shapes, numbers)
+        memory.phases["scoring"] = _scoring(models, shapes, numbers)
+    return memory
+
+
+def _weights(memory: Memory, models: list[Model], numbers: Numbers) -> None:
+    for model in models:
+        size = model.weight_bytes if not model.trained else numbers.trained
+        place = memory.host if model.offloaded else memory.resident
+        place[f"{model.role} weights"] = model.parameters * size
+    trained = sum(m.parameters for m in models if m.trained)
+    shards = numbers.devices if numbers.sharding == "zero" else 1
+    # AdamW's two moments in fp32; ZeRO adds its own fp32 master weights, also when the weights are fp32 already.
+    state = (3 if numbers.sharding == "zero" else 2) * FP32 * trained // shards
+    (memory.host if numbers.offload_optimizer else memory.resident)["optimizer state"] = state
+    memory.resident["gradients"] = trained * numbers.trained // shards
+    if numbers.sharding == "ddp":
+        memory.resident["communication buckets"] = trained * FP32
+    elif numbers.sharding == "zero":
+        # Two reduction buckets (one fills while one travels) and one for gathering the updated weights.
+        memory.resident["communication buckets"] = 3 * min(numbers.bucket, trained) * numbers.trained
+
+
+def _update(models: list[Model], shapes: Shapes, numbers: Numbers) -> dict[str, int]:
+    trained = [m for m in models if m.trained]
+    dtype = torch.bfloat16 if numbers.bf16 else torch.float32
+    parts: dict[str, int] = {}
+    for model in trained:
+        count = model.saved_activations(shapes.update_rows, shapes.update_width, dtype)
+        if model.checkpointing:
+            whole = replace(model, checkpointing=False)
+            one_layer = whole.saved_activations(shapes.update_rows, shapes.update_width, dtype)
+            count += one_layer // model.config.get_text_config().num_hidden_layers
+        if model.causal and shapes.text_rows:
+            count += model.saved_activations(shapes.text_rows, shapes.text_width, dtype)
+        parts[f"{model.role} activations"] = count
+    parts["logits"] = max((_logits(m, shapes) for m in trained if m.causal), default=0)
+    if numbers.bf16 and numbers.sharding != "zero":
+        parts["bf16 copies of weights"] = BF16 * sum(m.parameters for m in trained)  # autocast's cache
+    return parts
+
+
+def _logits(model: Model, shapes: Shapes) -> int:
+    tokens = min(LOGITS_CHUNK, shapes.update_rows * shapes.learned + shapes.text_rows * shapes.text_width)
+    return int(LOGITS_COPIES * FP32 * tokens * model.config.get_text_config().vocab_size)
+
+
+def _rollout(policy: Model, shapes: Shapes, numbers: Numbers) -> dict[str, int]:
+    vocabulary = policy.config.get_text_config().vocab_size
+    return {
+        "KV cache": shapes.cache_slots * policy.cache_bytes_per_token(numbers.compute),
+        # Logits, weights, sorted weights, their sums (fp32) and the order (int64).
+        "logits": shapes.generated_rows * vocabulary * (4 * FP32 + 8),
+        "prefill": shapes.prefill_tokens * policy.widest(numbers.compute),
+    }
+
+
+def _scoring(models: list[Model], shapes: Shapes, numbers: Numbers) -> dict[str, int]:
+    tokens = shapes.update_rows * shapes.update_width
+    return {
+        "offloaded weights, while in use": max(
+            (m.parameters * m.weight_bytes for m in models if m.offloaded), default=0
+        ),
+        "forward pass": tokens * max(m.widest(numbers.compute) for m in models),
+        "logits": max((_logits(m, shapes) for m in models if m.causal), default=0),
+    }
