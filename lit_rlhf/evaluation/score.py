@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         summary = f"mean score {sum(row['score'] for row in rows) / len(rows):+.4f}" if rows else "no reply"
     report.enforce(options.on_bad_row)
     _write(rows, options.out)
-    console.print(f"{report.summary()}\n{summary}", markup=False, highlight=False)
+    console.print(f"{report.summary()}\n{summary}", markup=False, highlight=False, soft_wrap=True)
 
 
 def load_scorer(

@@ -118,7 +118,7 @@ def test_report_of_pairs_with_probes(folder, tmp_path, capsys):
     report = json.loads((tmp_path / "report" / "reward_report.json").read_text())
     assert report["pairs"] == 2
     assert [probe["name"] for probe in report["probes"]][:3] == ["empty", "repeated", "truncated"]
-    assert "reward_report.html" in capsys.readouterr().err.replace("\n", "")
+    assert "reward_report.html" in capsys.readouterr().err
 
 
 def test_report_of_single_replies_is_refused_before_the_model_loads(tmp_path):

@@ -45,6 +45,8 @@ class LengthBias:
         model_prefers_longer: How often the reward model scores the longer reply higher; equal lengths or scores half.
         accuracy_minus_longer: The model's accuracy less the rule's, with a paired interval: the model has learned
             more than length where this is above 0.
+        accuracy_minus_shorter: The same against the rule "the shorter reply is preferred", the better of the two where
+            ``longer_wins`` is below 0.5 (refusals are short).
         bins: Mean score by length, replies cut into bins of about equal count.
     """
 
@@ -55,6 +57,7 @@ class LengthBias:
     longer_wins: Accuracy
     model_prefers_longer: Accuracy
     accuracy_minus_longer: Interval
+    accuracy_minus_shorter: Interval
     bins: tuple[LengthBin, ...]
 
 
@@ -72,7 +75,10 @@ def length_bias(columns: PairColumns, *, num_bins: int = 10, confidence: float =
     within = torch.cat([half_score, -half_score]), torch.cat([half_length, -half_length])
     right, longer = outcomes(columns.score_differences), outcomes(columns.length_differences)
     follows = outcomes(columns.score_differences * columns.length_differences.sign())
-    advantage = cluster_bootstrap((right - longer).tolist(), columns.clusters, confidence=confidence, seed=seed)
+    advantages = [
+        cluster_bootstrap((right - rule).tolist(), columns.clusters, confidence=confidence, seed=seed)
+        for rule in (longer, 1 - longer)
+    ]
     return LengthBias(
         pearson=_correlation(scores, lengths),
         spearman=_correlation(scores, lengths, by_rank=True),
@@ -80,7 +86,8 @@ def length_bias(columns: PairColumns, *, num_bins: int = 10, confidence: float =
         spearman_within=_correlation(*within, by_rank=True),
         longer_wins=rate_of(longer, columns, confidence=confidence),
         model_prefers_longer=rate_of(follows, columns, confidence=confidence),
-        accuracy_minus_longer=advantage,
+        accuracy_minus_longer=advantages[0],
+        accuracy_minus_shorter=advantages[1],
         bins=_score_by_length(columns, num_bins=num_bins, confidence=confidence, seed=seed),
     )
 

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from lit_rlhf.evaluation.intervals import Interval
 from lit_rlhf.evaluation.reward_report import charts
 from lit_rlhf.evaluation.reward_report.accuracy import Accuracy
+from lit_rlhf.evaluation.reward_report.length_bias import LengthBias
 from lit_rlhf.evaluation.reward_report.pairs import ScoredPair
 
 if TYPE_CHECKING:
@@ -104,13 +105,14 @@ def _head(report: RewardReport) -> str:
 <p class="note">{shown_text(report.model) or "unnamed model"}{" on " + shown_text(data) if data else ""}: {report.pairs}
 pairs of {report.clusters} dialogues. Intervals hold {report.confidence:.0%}{clustered}.</p>
 <div class="cards">{shown}</div>
-<p>{_verdict(accuracy, advantage)}</p>"""
+<p>{_verdict(accuracy, bias)}</p>"""
 
 
-def _verdict(accuracy: Interval, advantage: Interval) -> str:
+def _verdict(accuracy: Interval, bias: LengthBias) -> str:
     chance = _against(accuracy, 0.5, "a coin")
-    length = _against(advantage, 0.0, "the rule “the longer reply wins”")
-    return f"The model is {chance} and {length}."
+    longer = _against(bias.accuracy_minus_longer, 0.0, "the rule “the longer reply wins”")
+    shorter = _against(bias.accuracy_minus_shorter, 0.0, "the rule “the shorter reply wins”")
+    return f"The model is {chance}, {longer}, and {shorter}."
 
 
 def _against(interval: Interval, bar: float, name: str) -> str:

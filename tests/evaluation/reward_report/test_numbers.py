@@ -213,6 +213,7 @@ class TestLengthBias:
     def test_the_advantage_is_paired(self):
         result = length_bias(columns([1, 1, -1, 1], [1, -1, -1, -1]))
         assert result.accuracy_minus_longer.mean == pytest.approx(0.75 - 0.25)
+        assert result.accuracy_minus_shorter.mean == pytest.approx(0.75 - 0.75)
         assert result.model_prefers_longer.rate.mean == 0.5
 
     def test_constant_lengths_have_no_correlation(self):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -96,6 +97,22 @@ def test_summary_has_the_headlines(report):
     assert summary["accuracy"] == report.accuracy.rate.mean
     assert summary["accuracy_low"] < summary["accuracy"] < summary["accuracy_high"]
     assert {"longer_wins", "ece", "log_loss", "accuracy_helpful", "accuracy_harmless"} <= set(summary)
+
+
+def test_the_verdict_names_the_length_rule_that_beats_the_model():
+    """A coin on data whose chosen replies are short: it beats "longer wins" and loses to "shorter wins"."""
+    rng = random.Random(0)
+    pairs = [
+        dataclasses.replace(
+            pair, prompt=str(i), chosen_score=rng.gauss(0, 1), rejected_score=0.0, chosen_length=1, rejected_length=9
+        )
+        for i, pair in enumerate(make_pairs(200))
+    ]
+    page = render_page(RewardReport.from_scores(pairs))
+    assert (
+        "The model is not distinguishable from a coin, better than the rule “the longer reply wins”, "
+        "and worse than the rule “the shorter reply wins”."
+    ) in page
 
 
 def test_without_a_scoring_function_there_are_no_probes():
