@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -76,6 +77,8 @@ def _run(words: list[str]) -> None:
 
 
 def _command(words: list[str]) -> None:
+    # DeepSpeed warns of a missing GPU whenever transformers looks for it.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     name, rest = words[0], words[1:]
     if name in TRAINING:
         from lit_rlhf.training_cli import run

@@ -221,7 +221,6 @@ def quiet() -> None:
     ):
         warnings.filterwarnings("ignore", text)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
