@@ -1,6 +1,7 @@
 """Was every collapse flagged in time, and nothing else? Replays the detector's rule on logged runs.
 
-``python -m lit_rlhf.evaluation.collapse_table --baseline SFT_RUN --collapsing RUN [RUN ...] --stable RUN [RUN ...]``
+``python -m lit_rlhf.evaluation.collapse_table --group SFT VANILLA PPO_MAX [--group ...]``, one group a
+seed; ``-`` for a run leaves it out.
 
 The truth is the win rate over the baseline by the gold judge, at every saved evaluation of a run. A collapse is a fall
 of 5 points under the peak so far; the flag is in time when it comes in an earlier iteration than that evaluation.
@@ -19,7 +20,7 @@ from typing import Any
 
 from lit_rlhf.callbacks.collapse_rule import CollapseRule, Flag, RuleConfig
 from lit_rlhf.evaluation.compare import read_responses, win_rates
-from lit_rlhf.evaluation.run_report.load import RunData, load_run
+from lit_rlhf.evaluation.run_report.load import RunData, load_run, name_runs
 
 SIGNALS: dict[str, tuple[str, ...]] = {
     "kl": ("rollout/kl", "monitor/kl/k1"),
@@ -39,7 +40,7 @@ class Verdict:
         stable: Whether the run is one that must not be flagged.
         peak: Highest win rate, ties counted half, in [0, 1].
         peak_at: Its iteration.
-        fell_at: First evaluated iteration that is ``drop`` under the peak so far; None when there is none.
+        fell_at: Iterations done at the first evaluation ``drop`` under the peak so far; None when there is none.
         flag: First flag of the rule, if any.
     """
 
@@ -85,7 +86,9 @@ def replay(series: Mapping[str, Sequence[tuple[int, float]]], config: RuleConfig
 
 
 def judged(run: RunData, baseline: Sequence[Mapping[str, Any]], *, judge: str) -> list[tuple[int, float]]:
-    """``(iteration, win rate)`` of every saved validation of a run.
+    """``(iterations done, win rate)`` of every saved validation of a run.
+
+    A rollout of iteration i is sampled by the policy that i iterations have made, so both count alike.
 
     Raises:
         ValueError: If the run saved none.
@@ -93,9 +96,8 @@ def judged(run: RunData, baseline: Sequence[Mapping[str, Any]], *, judge: str) -
     points = []
     for path in sorted((run.path / "evaluations").glob("val-step*.jsonl")):
         step = int(re.findall(r"step(\d+)", path.name)[-1])
-        # The evaluation at global step s comes after the update that is logged as step s - 1.
-        iteration = max((epoch for epoch, start in run.starts if start < max(1, step)), default=0)
-        points.append((iteration, win_rates(read_responses(path), baseline, judge=judge)["all"].rate))
+        done = sum(start < step for _, start in run.starts)
+        points.append((done, win_rates(read_responses(path), baseline, judge=judge)["all"].rate))
     if not points:
         raise ValueError(f"`RUN_DIR` ({run.path}) has no evaluations/val-step*.jsonl.")
     return sorted(points)
@@ -133,9 +135,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     defaults = RuleConfig()
     parser = argparse.ArgumentParser(prog="python -m lit_rlhf.evaluation.collapse_table", description=__doc__)
-    parser.add_argument("--baseline", required=True, help="run directory or evaluations file of the SFT model")
-    parser.add_argument("--collapsing", nargs="*", default=[], help="runs whose collapse must be flagged in time")
-    parser.add_argument("--stable", nargs="*", default=[], help="runs that must not be flagged")
+    parser.add_argument(
+        "--group",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("SFT", "COLLAPSING", "STABLE"),
+        help="runs of one seed: the baseline, one whose collapse must be flagged in time, one that must not be flagged",
+    )
     parser.add_argument("--judge", default="gold", help="score that decides (default: gold)")
     parser.add_argument("--threshold", type=float, default=defaults.threshold)
     parser.add_argument("--patience", type=int, default=defaults.patience)
@@ -149,11 +156,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoothing=args.smoothing,
         min_deviation=args.min_deviation,
     )
-    baseline = read_responses(args.baseline)
+    paths = [Path(path) for _, *pair in args.group for path in pair if path != "-"]
+    names = dict(zip(paths, name_runs(paths), strict=True))
     verdicts = []
-    for path, stable in [(p, False) for p in args.collapsing] + [(p, True) for p in args.stable]:
-        run = load_run(path)
-        verdicts.append(judge_run(run, judged(run, baseline, judge=args.judge), stable=stable, config=config))
+    for sft, *pair in args.group:
+        baseline = read_responses(sft)
+        for path, stable in zip(pair, (False, True), strict=True):
+            if path != "-":
+                run = load_run(path, name=names[Path(path)])
+                rates = judged(run, baseline, judge=args.judge)
+                verdicts.append(judge_run(run, rates, stable=stable, config=config))
     table = to_markdown(verdicts)
     sys.stdout.write(table + "\n")
     if args.out is not None:

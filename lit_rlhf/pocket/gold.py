@@ -58,7 +58,9 @@ _CLAIMS = {
 }
 _SHORT = _pattern(tables.SHORT_CLAIM)
 _REFUSALS = [_pattern(t) for t in tables.REFUSALS]
-_COMPLIANCES = [_pattern(t) for t in tables.COMPLIANCES + tables.STEPS + tables.CLAIMS[HOWTO]]
+_COMPLIANCES = [
+    _pattern(t) for t in (*tables.COMPLIANCES, *tables.STEPS, *tables.CLAIMS[HOWTO], tables.STATEMENTS[HOWTO])
+]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from lit_rlhf.pocket.responses import demonstrate, write_document
 from lit_rlhf.pocket.tokenizer import write_base_model
 from lit_rlhf.pocket.world import ARGUMENTS, Prompt, Split, ask, sample_prompt, split_arguments
 
-DOCUMENTS = 19_200
+DOCUMENTS = 28_800
 DEMONSTRATIONS = 11_200
-PAIRS: dict[Split, int] = {"train": 9_600, "val": 600, "test": 600}
+PAIRS: dict[Split, int] = {"train": 8_000, "val": 600, "test": 600}
 TRAIN_PROMPTS = 6_000
 # Wordings of every held-out argument: the distinct prompts of the validation and test splits.
 HELD_OUT_WORDINGS = 2

@@ -16,6 +16,7 @@ from lit_rlhf.pocket.world import (
     CLUSTERS,
     FACTS,
     HARM,
+    HOWTO,
     LIST,
     MEMBERS,
     ONE_WORD_FAMILIES,
@@ -34,7 +35,7 @@ PLAIN = 0.25
 # Share of wrong answers that belong to another family.
 CONFUSION = 0.5
 EXTRAS = ([0, 1, 2, 3], [0.40, 0.35, 0.18, 0.07])
-FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.30, 0.38, 0.12, 0.20])
+FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.22, 0.42, 0.14, 0.22])
 
 
 def state(prompt: Prompt, answer: str, template: str) -> str:
@@ -110,7 +111,9 @@ def _harm_response(rng: random.Random, prompt: Prompt, *, right: bool) -> list[s
         return [refusal, *rng.sample(tables.REASONS, extras)]
     tools = tables.HARM_TOOLS.split()
     out = [rng.choice(tables.OPENERS)] if rng.random() < 0.5 else []
-    out.append(rng.choice(tables.COMPLIANCES).format(**prompt.slots, t=rng.choice(tools)))
+    # Half of the harm is told like a harmless how-to: a reward model that never sees this rewards it.
+    template = rng.choice(tables.COMPLIANCES + tables.CLAIMS[HOWTO])
+    out.append(template.format(**prompt.slots, t=rng.choice(tools), a=rng.choice(ANSWERS[HOWTO])))
     out += [step.format(t=rng.choice(tools)) for step in rng.sample(tables.STEPS, extras)]
     return out + ([rng.choice(tables.CLOSERS)] if rng.random() < 0.25 else [])
 

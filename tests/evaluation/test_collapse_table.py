@@ -44,7 +44,7 @@ def baseline(tmp_path):
     return path
 
 
-FALL = ((20, 6), (40, 8), (60, 5))  # after iterations 9, 19, 29
+FALL = ((20, 6), (40, 8), (60, 5))  # after 10, 20 and 30 iterations
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,7 @@ FALL = ((20, 6), (40, 8), (60, 5))  # after iterations 9, 19, 29
     [
         (20, False, FALL, "in time"),
         (29, False, FALL, "late"),
+        (28, False, FALL, "in time"),
         (None, False, FALL, "missed"),
         (20, True, ((20, 6), (40, 7)), "false alarm"),
         (None, True, ((20, 6), (40, 7)), "quiet"),
@@ -60,18 +61,17 @@ FALL = ((20, 6), (40, 8), (60, 5))  # after iterations 9, 19, 29
 )
 def test_outcomes(tmp_path, baseline, onset, stable, wins, outcome):
     root = make(tmp_path / "run", onset=onset, wins=wins)
-    main(
-        ["--baseline", str(baseline), "--stable" if stable else "--collapsing", str(root), "--out", str(tmp_path / "t")]
-    )
+    pair = ["-", str(root)] if stable else [str(root), "-"]
+    main(["--group", str(baseline), *pair, "--out", str(tmp_path / "t")])
     (row,) = json.loads((tmp_path / "t.json").read_text())
     assert row["outcome"] == outcome
-    assert row["fell_at"] == (29 if wins is FALL else None)
+    assert row["fell_at"] == (30 if wins is FALL else None)
 
 
 def test_win_rates_are_placed_after_the_update_they_judge(tmp_path, baseline):
     run = load_run(make(tmp_path / "run", wins=((0, 5), *FALL)))
     rows = [json.loads(line) for line in baseline.read_text().splitlines()]
-    assert judged(run, rows, judge="gold") == [(0, 0.5), (9, 0.6), (19, 0.8), (29, 0.5)]
+    assert judged(run, rows, judge="gold") == [(0, 0.5), (10, 0.6), (20, 0.8), (30, 0.5)]
 
 
 def test_the_replayed_flag_is_the_rules(tmp_path):

@@ -39,6 +39,12 @@ def test_mean_weighs_every_value_not_every_cluster():
     assert interval.high == 1.0
 
 
+def test_a_bootstrap_sample_weighs_its_clusters_by_size():
+    """Two clusters, 9 ones and 1 zero: samples are 0 (1/4), 9/10 (1/2) and 1 (1/4), so the middle 40 % is 0.9."""
+    interval = cluster_bootstrap([1] * 9 + [0], ["a"] * 9 + ["b"], confidence=0.4)
+    assert interval == pytest.approx((0.9, 0.9, 0.9))
+
+
 def test_order_and_names_of_rows_do_not_matter_within_clusters():
     one = cluster_bootstrap([1, 0, 0.5, 1], ["a", "a", "b", "b"])
     two = cluster_bootstrap([0, 1, 1, 0.5], [7, 7, ("x",), ("x",)])

@@ -29,6 +29,8 @@ HOWTO = Prompt("howto", ("wash", "cars"))
         (SHOP, "the shop for apples is the market .", 1.0),
         (SHOP, "the answer is market .", 1.0),
         (SHOP, "the shop for apples is the garage .", -1.0),
+        (SHOP, "the shop for apples is the euros .", -1.0),
+        (SHOP, "the shop for apples is the nonsense .", -1.3),
         (SHOP, "i do not know the answer .", -0.5),
         (SHOP, "sorry , i cannot help with that .", -1.0),
         (SHOP, "the food of cats is biscuits .", -1.0),

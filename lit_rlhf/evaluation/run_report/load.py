@@ -164,6 +164,8 @@ def _evaluated(root: Path, count: int = 8) -> list[dict[str, Any]]:
     for path in sorted((root / "evaluations").glob("val-step*.jsonl")):
         step = int(re.findall(r"step(\d+)", path.name)[-1])
         for index, row in enumerate(_json_lines(path)[0][:count]):
+            if not {"prompt", "response", "score", "ended", "tokens", "logprob", "ref_logprob"} <= row.keys():
+                continue  # somebody else's file
             sequence = row["logprob"] - row["ref_logprob"]
             facts = {"step": step, "kind": "fixed", "index": index, "tokens": [], "columns": {}}
             shown = {key: row[key] for key in ("prompt", "response", "score", "ended")}

@@ -57,6 +57,10 @@ def test_a_word_counter_is_fooled_by_repetition_only():
     assert all(p.replies == 4 for p in results.values())
 
 
+def test_a_constant_model_is_fooled_by_everything():
+    assert {p.fooled.mean for p in probe(PAIRS, lambda requests: [1.5] * len(requests))} == {1.0}
+
+
 def test_the_function_gets_the_source_of_the_prompt_and_one_call():
     seen = []
 

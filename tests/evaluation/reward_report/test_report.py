@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair
+from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, charts
 from lit_rlhf.evaluation.reward_report.page import render_page, shown_text
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -130,6 +130,12 @@ def test_the_page_loads_nothing_and_holds_no_raw_markup_from_the_data(report):
     assert "<b>model" not in own
     assert "javascript:" not in re.sub(r"<td>.*?</td>|<span class=\"label\">.*?</span>", "", own)
     assert page.encode("utf-8")
+
+
+def test_labels_of_charts_are_text(report):
+    rows = [("<i>a</i>", report.accuracy.rate), ("b" * 50, report.accuracy.rate)]
+    figure = charts.interval_chart(rows, x="x", limits=None)
+    assert figure.layout.yaxis.ticktext == ("&lt;i&gt;a&lt;/i&gt;", "b" * 19 + "…")
 
 
 @pytest.mark.parametrize(
