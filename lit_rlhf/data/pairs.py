@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.models.cpu_kernels import SDPA_NAMES
 from lit_rlhf.types import Columns, PreferenceBatch
 
 
@@ -53,7 +54,7 @@ class PackedPairs(Columns):
         Raises:
             ValueError: The implementation takes no mask of its own (flash attention); see :func:`can_pack`.
         """
-        if attention == "sdpa":
+        if attention in SDPA_NAMES:
             return self.attention_mask
         if attention == "eager":
             mask = torch.zeros(self.attention_mask.shape, dtype=dtype, device=self.attention_mask.device)
@@ -74,7 +75,7 @@ def can_pack(trunk: nn.Module) -> bool:
         {"position_ids", "attention_mask"} <= given
         and layers == {"full_attention"}
         and window is None
-        and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+        and getattr(config, "_attn_implementation", None) in (*SDPA_NAMES, "eager")
     )
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SDPA_NAME = "lit_sdpa"
+SDPA_NAMES = ("sdpa", SDPA_NAME)
+"""Attention implementations that take a bool mask, as `scaled_dot_product_attention` does."""
 
 
 @functools.cache

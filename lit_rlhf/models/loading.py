@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.models.causal import projector
 from lit_rlhf.models.checkpoint import check_weights_are_plain, read_tensor, resolve_folder, tensor_keys
-from lit_rlhf.models.cpu_kernels import tune_for_cpu
+from lit_rlhf.models.cpu_kernels import SDPA_NAMES, tune_for_cpu
 from lit_rlhf.models.fingerprint import check_fingerprint
 from lit_rlhf.models.scalar import HEAD_KEY, ScalarHead, ScalarModel, sequence_classifier
 
@@ -229,7 +229,7 @@ def load_scalar_model(
 def _attention_for_the_cpu(model: Any) -> Iterator[None]:
     """Attention that runs anywhere: the checks at load time happen before the model is on its device."""
     wanted = model.config._attn_implementation
-    if wanted in ("eager", "sdpa"):
+    if wanted in ("eager", *SDPA_NAMES):
         yield
         return
     model.set_attn_implementation("eager")

@@ -6,16 +6,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lit_rlhf.data.pairs import can_pack
+from lit_rlhf.models.cpu_kernels import tune_for_cpu
 from lit_rlhf.models.scalar import ScalarHead, ScalarModel
 from lit_rlhf.modules import pairs as module
 from tests.data.test_pairs import batch_of, trunk
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "tuned"])
 @pytest.mark.parametrize("with_reply", [True, False])
 def test_packed_equals_separate(attention, with_reply):
     torch.manual_seed(1)
-    model, batch = ScalarModel(trunk(attention), ScalarHead(16)), batch_of(width=2)
+    model, batch = ScalarModel(trunk(attention.replace("tuned", "sdpa")), ScalarHead(16)), batch_of(width=2)
+    if attention == "tuned":
+        tune_for_cpu(model.trunk)
+        assert can_pack(model.trunk)
     results = []
     for forward in (module._packed, module._separate):
         out = forward(model, batch, with_reply=with_reply)
