@@ -26,7 +26,7 @@ from lit_rlhf.callbacks.export import ExportCallback
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
 from lit_rlhf.cli import fail
-from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO
+from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
 
 NAMED_IN_YAML = (
@@ -151,6 +151,15 @@ class RLHFCLI(LightningCLI):
             plugins = plugins if isinstance(plugins, list) else [plugins]
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """`last` is the newest whole checkpoint of the run; a kill may have left no `last.ckpt`, or half a new one."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "last":
+            run = Path(self.trainer.default_root_dir)
+            found = latest_checkpoint(run / "checkpoints", run)  # SLURM's own checkpoint lies in the run directory
+            kwargs["ckpt_path"] = None if found is None else str(found)
+        return kwargs
 
     def _fill_callbacks(self, trainer: L.Trainer, run: Path) -> None:
         for callback in trainer.checkpoint_callbacks:

@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.strategies.accumulation import accumulate, clip_gradients, configure_clipping, gradient_norm
+from lit_rlhf.strategies.errors import require_training_state
 
 STATE_KEY = "lit_rlhf"
 
@@ -178,6 +180,8 @@ class BaseModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what :meth:`on_save_checkpoint` stored; random states wait for the start of training."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            require_training_state(checkpoint)
         state = checkpoint.get(STATE_KEY, {})
         self._rng_state = state.get("rng")
         self.skipped_updates = state.get("skipped_updates", 0)

@@ -134,15 +134,17 @@ def failure_reason(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def latest_checkpoint(folder: _PATH) -> Path | None:
-    """The newest whole checkpoint (file or DeepSpeed folder) in ``folder``; None if there is none.
+def latest_checkpoint(*folders: _PATH) -> Path | None:
+    """The newest whole checkpoint (file or DeepSpeed folder) in ``folders``; None if there is none.
 
     Unlike Lightning's ``ckpt_path="last"`` it needs no ``last.ckpt``: that link is replaced in two steps, and a kill
     between them would make the next run start from nothing without an error.
     """
-    found = {path.resolve() for path in Path(folder).glob("*.ckpt") if path.exists()}
-    # A kill between the two renames of a folder leaves only its predecessor.
-    found |= {path.with_suffix("") for path in Path(folder).glob("*.ckpt.old") if not path.with_suffix("").exists()}
+    found: set[Path] = set()
+    for folder in map(Path, folders):
+        found |= {path.resolve() for path in folder.glob("*.ckpt") if path.exists()}
+        # A kill between the two renames of a folder leaves only its predecessor.
+        found |= {path.with_suffix("") for path in folder.glob("*.ckpt.old") if not path.with_suffix("").exists()}
     return max(found, key=lambda path: (existing(path).stat().st_mtime_ns, path.name), default=None)
 
 

@@ -77,32 +77,31 @@ def require_zero(path: str | Path, *, world_size: int | None) -> None:
         raise CheckpointError(_world_size_line(path, written_by=written_by, world_size=world_size))
 
 
-def require_training_state(checkpoint: Mapping[str, Any], *, world_size: int, path: str | Path = "") -> None:
-    """Refuse to *continue training* from a checkpoint that holds only weights or that other ranks wrote.
+def require_training_state(checkpoint: Mapping[str, Any], *, world_size: int | None = None) -> None:
+    """Refuse to *continue training* from a checkpoint that holds only weights, or that another number of ranks wrote.
 
     Call it from ``LightningModule.on_load_checkpoint`` while fitting; evaluation needs neither.
 
     Args:
         checkpoint: The loaded checkpoint.
-        world_size: Number of ranks of this run.
-        path: Where it came from, for the message.
+        world_size: Number of ranks of this run; None if the module can go on with another number.
 
     Raises:
         CheckpointError: If there is no state of the training loop or of the optimizer, or if the number of ranks
-            that wrote the checkpoint is another one (each rank resumes its own rows and random state).
+            that wrote the checkpoint is another one.
     """
-    written_by = checkpoint.get(WORLD_SIZE_KEY, world_size)
     if "loops" not in checkpoint or checkpoint.get("optimizer_states") == []:
         raise CheckpointError(
-            f"The checkpoint {path} holds weights only (converted or saved without optimizer): it cannot be resumed."
+            "The checkpoint holds weights only (converted or saved without optimizer): it cannot be resumed."
             " `lit-rlhf export` its weights and start a new run from them."
         )
-    if written_by != world_size:
-        raise CheckpointError(_world_size_line(path, written_by=written_by, world_size=world_size))
+    written_by = checkpoint.get(WORLD_SIZE_KEY, world_size)
+    if world_size is not None and written_by != world_size:
+        raise CheckpointError(_world_size_line(None, written_by=written_by, world_size=world_size))
 
 
-def _world_size_line(path: str | Path, *, written_by: int, world_size: int) -> str:
+def _world_size_line(path: str | Path | None, *, written_by: int, world_size: int) -> str:
     return (
-        f"The checkpoint {path} was written by {written_by} rank(s), but this run has {world_size}: resume with"
+        f"{path or 'The checkpoint'} was written by {written_by} rank(s), but this run has {world_size}: resume with"
         f" {written_by} device(s), or `lit-rlhf export` the weights and start a new run from them."
     )
