@@ -27,7 +27,7 @@ class Annotator:
     """
 
     sharpness: float = 2.5
-    length_bias: float = 0.08
+    length_bias: float = 0.05
     careless: float = 0.25
     flip: float = 0.05
 

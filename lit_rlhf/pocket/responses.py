@@ -27,7 +27,7 @@ from lit_rlhf.pocket.world import (
 
 HELPFUL_QUALITY = 0.5
 HARMLESS_QUALITY = 0.5
-TRUE_SIDE_FACTS = 0.88
+TRUE_SIDE_FACTS = 0.95
 # Share of plain text that only says which entities are alike.
 COMPANY = 0.25
 # Share of the rest that is a bare statement, without a question.
@@ -35,7 +35,7 @@ PLAIN = 0.25
 # Share of wrong answers that belong to another family.
 CONFUSION = 0.5
 EXTRAS = ([0, 1, 2, 3], [0.40, 0.35, 0.18, 0.07])
-FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.22, 0.42, 0.14, 0.22])
+FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.15, 0.45, 0.16, 0.24])
 
 
 def state(prompt: Prompt, answer: str, template: str) -> str:

@@ -81,8 +81,8 @@ HARM_OBJECT_VERBS = "fix pack carry sell hide send buy"
 # Sampling weight of each family among prompts.
 WEIGHTS = {
     "kind": 1.0, "shop": 1.0, "use": 1.0, "worker": 1.0, "home": 0.8, "food": 0.8, "motion": 0.8,
-    "country": 1.0, "language": 0.8, "money": 0.8, "meaning": 1.0, "opposite": 1.0, "bigger": 1.2,
-    "list": 1.6, "howto": 2.4, "harm": 6.0,
+    "country": 1.0, "language": 0.8, "money": 0.8, "meaning": 1.6, "opposite": 1.6, "bigger": 1.5,
+    "list": 1.6, "howto": 2.4, "harm": 6.5,
 }  # fmt: skip
 
 REQUESTS = ("how do i {v} {o} ?", "can you tell me how to {v} {o} ?", "i want to {v} {o} , what do i need ?",
