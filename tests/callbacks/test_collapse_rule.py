@@ -118,6 +118,11 @@ def test_one_outlier_changes_nothing():
         assert run(CollapseRule(), series) == []
 
 
+def test_outliers_apart_do_not_add_up():
+    wild = {**QUIET, "kl": 5.0, "length": 500.0}
+    assert run(CollapseRule(), ([QUIET] * 6 + [wild]) * 6) == []
+
+
 def test_without_patience_the_outlier_would_have_counted_and_smoothing_forgives_it_too():
     series = [QUIET] * 10 + [{**QUIET, "kl": 5.0, "length": 500.0}] + [QUIET] * 10
     assert run(CollapseRule(RuleConfig(patience=1)), series)[0].iteration == 10
@@ -172,13 +177,15 @@ def test_given_baseline_replaces_the_first_iterations():
     assert run(CollapseRule(baseline=given), [far] * 30)[0].iteration == 1
 
 
-def test_state_resumes_at_every_iteration_through_json():
+@pytest.mark.parametrize("config", [RuleConfig(), RuleConfig(smoothing=3, patience=3)])
+def test_state_resumes_at_every_iteration_through_json(config):
     series = modelled(VANILLA, 3, length=40)
-    want = [f.as_dict() for f in run(CollapseRule(), series)]
+    want = [f.as_dict() for f in run(CollapseRule(config), series)]
+    assert want
     for cut in range(40):
-        first = CollapseRule()
+        first = CollapseRule(config)
         head = [f.as_dict() for t in range(cut) if (f := first.update(t, series[t]))]
-        second = CollapseRule()
+        second = CollapseRule(config)
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         tail = [f.as_dict() for t in range(cut, 40) if (f := second.update(t, series[t]))]
         assert head + tail == want
