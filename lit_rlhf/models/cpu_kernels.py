@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+ROW_STEP = 64
 SDPA_NAME = "lit_sdpa"
 SDPA_NAMES = ("sdpa", SDPA_NAME)
 """Attention implementations that take a bool mask, as `scaled_dot_product_attention` does."""
@@ -36,49 +37,63 @@ def prefers_onednn() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` in fp32 through oneDNN."""
+    """``x @ weight.T`` in fp32 through oneDNN, two dimensions each."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
     return out
 
 
-class _OneDnnLinear(torch.autograd.Function):
-    """``x @ weight.T`` in fp32; both gradients are oneDNN products too."""
+def _low_product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` in bf16 with an fp32 result."""
+    return (x @ weight.t()).float()
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` as ``(n, features)`` in ``dtype``, zero rows added up to a multiple of `ROW_STEP`.
+
+    oneDNN compiles a kernel for every shape it meets, for about half the price of a product and up to 2 MiB; without
+    steps every micro-batch would be a new shape. Few rows (decoding) recur often enough as they are.
+    """
+    flat = x.reshape(-1, x.size(-1))
+    missing = -flat.size(0) % ROW_STEP
+    if flat.size(0) <= ROW_STEP or not missing:
+        return flat.to(dtype)
+    padded = flat.new_empty(flat.size(0) + missing, flat.size(1), dtype=dtype)
+    padded[: flat.size(0)] = flat
+    padded[flat.size(0) :] = 0
+    return padded
+
+
+def _plain_linear(x: Tensor, weight: Tensor, *, low: bool) -> Tensor:
+    """``x @ weight.T`` with an fp32 result, without gradients."""
+    dtype, multiply = (torch.bfloat16, _low_product) if low else (torch.float32, _product)
+    count = x.numel() // x.size(-1)
+    return multiply(_rows(x, dtype), weight.to(dtype))[:count].view(*x.shape[:-1], -1)
+
+
+class _Linear(torch.autograd.Function):
+    """The same with gradients, which are products of the same kind; keeps ``x`` in the product's dtype."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, low: bool) -> Tensor:  # noqa: FBT001
+        dtype, multiply = (torch.bfloat16, _low_product) if low else (torch.float32, _product)
+        rows = _rows(x, dtype)
+        ctx.save_for_backward(rows, weight)
+        ctx.shape, ctx.dtype, ctx.multiply = x.shape, x.dtype, multiply
+        return multiply(rows, weight.to(dtype))[: x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.size(-1))
-        needs_x, needs_weight = ctx.needs_input_grad
-        grad_x = _product(flat, weight.t()).view_as(x) if needs_x else None
-        grad_weight = _product(flat.t(), x.reshape(-1, x.size(-1)).t()) if needs_weight else None
-        return grad_x, grad_weight
-
-
-class _Bf16Linear(torch.autograd.Function):
-    """``x @ weight.T`` as a bf16 product with an fp32 result; so are both gradients. Keeps ``x`` in bf16."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        low = x.bfloat16()
-        ctx.save_for_backward(low, weight)
-        ctx.dtype = x.dtype
-        return (low @ weight.bfloat16().t()).float()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.size(-1)).bfloat16()
-        needs_x, needs_weight = ctx.needs_input_grad
-        grad_x = (flat @ weight.bfloat16()).to(ctx.dtype).view(x.shape) if needs_x else None
-        grad_weight = (flat.t() @ x.reshape(-1, x.size(-1))).to(weight.dtype) if needs_weight else None
-        return grad_x, grad_weight
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        flat = _rows(grad, rows.dtype)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        grad_x = grad_weight = None
+        if needs_x:
+            count = grad.numel() // grad.size(-1)
+            grad_x = ctx.multiply(flat, weight.to(rows.dtype).t())[:count].view(ctx.shape).to(ctx.dtype)
+        if needs_weight:
+            grad_weight = ctx.multiply(flat.t(), rows.t()).to(weight.dtype)
+        return grad_x, grad_weight, None
 
 
 class CpuLinear(nn.Linear):
@@ -88,19 +103,22 @@ class CpuLinear(nn.Linear):
         """``(..., in) -> (..., out)``; fp32 out of fp32 parameters, under autocast too."""
         if x.device.type != "cpu" or self.weight.dtype != torch.float32:
             return super().forward(x)
-        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
-            return self._low(x)
-        if x.dtype != torch.float32 or not prefers_onednn():
+        low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if not low and (x.dtype != torch.float32 or not prefers_onednn()):
             return super().forward(x)
-        product = _OneDnnLinear.apply if torch.is_grad_enabled() else _product
-        out: Tensor = product(x, self.weight)
+        if not low:
+            return self._multiply(x, low=False)
+        with torch.autocast("cpu", enabled=False):
+            return self._multiply(x, low=True)
+
+    def _multiply(self, x: Tensor, *, low: bool) -> Tensor:
+        out: Tensor
+        if torch.is_grad_enabled():
+            out = _Linear.apply(x, self.weight, low)  # type: ignore[no-untyped-call]
+        else:
+            out = _plain_linear(x, self.weight, low=low)
         # Outside the product, so that the bits are the same with and without gradients.
         return out if self.bias is None else out + self.bias
-
-    def _low(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            out: Tensor = _Bf16Linear.apply(x, self.weight)  # type: ignore[no-untyped-call]
-            return out if self.bias is None else out + self.bias
 
 
 def sdpa_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ def pair_of_layers(*, bias: bool) -> tuple[nn.Linear, CpuLinear]:
 
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(7, 24), (3, 5, 24), (1, 24)])
+@pytest.mark.parametrize("shape", [(7, 24), (3, 5, 24), (1, 24), (64, 24), (65, 24), (3, 64, 24), (5, 31, 24)])
 def test_linear_equals_torch(bias, shape):
     plain, tuned = pair_of_layers(bias=bias)
     x = torch.randn(shape)
@@ -42,19 +42,21 @@ def test_linear_equals_torch(bias, shape):
 
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("autocast", [False, True])
-def test_same_bits_with_and_without_gradients(autocast):
+@pytest.mark.parametrize("rows", [9, 130])
+def test_same_bits_with_and_without_gradients(autocast, rows):
     """The first ratio of an iteration is exactly 1 only if scoring and update give the same bits."""
     _, tuned = pair_of_layers(bias=True)
-    x = torch.randn(9, 24)
+    x = torch.randn(rows, 24)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         with torch.no_grad():
             scored = tuned(x)
         assert torch.equal(scored, tuned(x))
 
 
-def test_autocast_multiplies_in_bf16_and_answers_in_fp32():
+@pytest.mark.parametrize("rows", [9, 130])
+def test_autocast_multiplies_in_bf16_and_answers_in_fp32(rows):
     plain, tuned = pair_of_layers(bias=True)
-    x = torch.randn(9, 24, requires_grad=True)
+    x = torch.randn(rows, 24, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, reference = tuned(x), plain(x)
     assert out.dtype == torch.float32
@@ -62,6 +64,8 @@ def test_autocast_multiplies_in_bf16_and_answers_in_fp32():
     assert not torch.allclose(out, plain(x), atol=1e-6), "the product must be in bf16"
     out.sum().backward()
     assert tuned.weight.grad.dtype == x.grad.dtype == torch.float32
+    torch.testing.assert_close(x.grad, plain.weight.sum(0).expand_as(x), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(tuned.weight.grad, x.detach().sum(0).expand(40, -1), atol=0.1, rtol=2e-2)
 
 
 def test_other_dtypes_take_the_plain_layer():
