@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+
+from lit_rlhf.evaluation.intervals import cluster_bootstrap
 
 RESAMPLES = 2000
 
@@ -44,30 +45,6 @@ def compare(score: float, baselines: Sequence[float], *, tie_margin: float) -> t
     return wins, 1.0 - wins - losses, losses
 
 
-def bootstrap_interval(
-    clusters: Sequence[tuple[float, int]], *, confidence: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    """Percentile interval of a mean when whole clusters are drawn with replacement.
-
-    Args:
-        clusters: (sum, count) of each cluster.
-        confidence: Coverage, in (0, 1).
-        resamples: Number of bootstrap samples.
-        seed: Of the resampling.
-
-    Returns:
-        Lower and upper end. Source: Efron and Tibshirani 1993, chapter 13.
-    """
-    rng = random.Random(seed)
-    means = []
-    for _ in range(resamples):
-        drawn = rng.choices(clusters, k=len(clusters))
-        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
-    means.sort()
-    tail = (1.0 - confidence) / 2.0
-    return means[int(tail * (resamples - 1))], means[round((1.0 - tail) * (resamples - 1))]
-
-
 def win_rate(
     scores: Sequence[float],
     baseline_scores: Sequence[Sequence[float]],
@@ -101,13 +78,10 @@ def win_rate(
     shares = [
         compare(score, others, tie_margin=tie_margin) for score, others in zip(scores, baseline_scores, strict=True)
     ]
-    sums: dict[Hashable, tuple[float, int]] = {}
-    for group, (win, tie, _) in zip(groups, shares, strict=True):
-        total, count = sums.get(group, (0.0, 0))
-        sums[group] = (total + win + 0.5 * tie, count + 1)
-    low, high = bootstrap_interval(list(sums.values()), confidence=confidence, resamples=resamples, seed=seed)
+    halves = [win + 0.5 * tie for win, tie, _ in shares]
+    interval = cluster_bootstrap(halves, groups, num_samples=resamples, confidence=confidence, seed=seed)
     win, tie, lose = (sum(share[i] for share in shares) / len(shares) for i in range(3))
-    return WinRate(win, tie, lose, win + 0.5 * tie, low, high, len(shares), len(sums))
+    return WinRate(win, tie, lose, win + 0.5 * tie, interval.low, interval.high, len(shares), len(set(groups)))
 
 
 def _check(scores: Sequence[float], baselines: Sequence[Sequence[float]], groups: Sequence[Hashable]) -> None:

@@ -23,7 +23,7 @@ def test_carelessness_and_flips_are_where_the_noise_comes_from():
 
 
 def test_length_impresses():
-    longer = RIGHT + " many people ask about this ."
+    longer = RIGHT + " many people ask about this . it is important to know this ."
     assert _share(Annotator(), longer, RIGHT) > 0.57
     assert abs(_share(Annotator(length_bias=0.0), longer, RIGHT) - 0.5) < 0.03
 
