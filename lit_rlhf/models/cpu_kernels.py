@@ -63,7 +63,7 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return padded
 
 
-def _plain_linear(x: Tensor, weight: Tensor, *, low: bool) -> Tensor:
+def _plain_linear(x: Tensor, weight: Tensor, low: bool) -> Tensor:  # noqa: FBT001
     """``x @ weight.T`` with an fp32 result, without gradients."""
     dtype, multiply = (torch.bfloat16, _low_product) if low else (torch.float32, _product)
     count = x.numel() // x.size(-1)
@@ -112,11 +112,8 @@ class CpuLinear(nn.Linear):
             return self._multiply(x, low=True)
 
     def _multiply(self, x: Tensor, *, low: bool) -> Tensor:
-        out: Tensor
-        if torch.is_grad_enabled():
-            out = _Linear.apply(x, self.weight, low)  # type: ignore[no-untyped-call]
-        else:
-            out = _plain_linear(x, self.weight, low=low)
+        multiply = _Linear.apply if torch.is_grad_enabled() else _plain_linear
+        out: Tensor = multiply(x, self.weight, low)
         # Outside the product, so that the bits are the same with and without gradients.
         return out if self.bias is None else out + self.bias
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.data.pairs import can_pack
+from lit_rlhf.models.causal import unwrap
 from lit_rlhf.rollout.engine import RolloutEngine, assemble, check_request
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.types import PromptBatch, Rollout
@@ -241,6 +243,10 @@ class _Batch:
             static=engine.static_cache,
         )
         self.accepts = inspect.signature(model.forward).parameters
+        trunk = unwrap(model).base_model
+        # Building the mask anew at every step, as the models do by themselves, costs more than a small layer.
+        self.own_mask = trunk.config._attn_implementation if can_pack(trunk) else None
+        self.position = torch.zeros(1, dtype=torch.int64, device=running.ids.device) if engine.static_cache else None
 
     def run(self, out: _Responses) -> None:
         """Fill the batch's rows of ``out``."""
@@ -278,11 +284,31 @@ class _Batch:
     def _decode(self, step: int) -> Tensor:
         """Run the tokens of ``step`` through the model; logits after them."""
         running, column, first = self.running, self.width + step, self.first_column
-        position = torch.tensor([column], device=running.ids.device) if self.engine.static_cache else None
-        self.cache.aim_decode(column=column, first_column=first, position=position)
+        if self.position is not None:
+            self.position.fill_(column)
+        self.cache.aim_decode(column=column, first_column=first, position=self.position)
         run = self.engine.step_function(self.model)
-        ids, mask = running.ids[:, column, None], running.visible[:, first : column + 1]
-        return self._forward(run, ids, mask, (running.lengths + step)[:, None])
+        mask, positions = self._decode_mask(column), (running.lengths + step)[:, None]
+        return self._forward(run, running.ids[:, column, None], mask, positions)
+
+    def _decode_mask(self, column: int) -> Tensor:
+        """What the token in ``column`` sees, for the models that let us say so; else the columns that are not padding.
+
+        With a static cache all columns are there, and the shape is the same at every step.
+        """
+        visible = self.running.visible
+        if self.own_mask is None:
+            return visible[:, self.first_column : column + 1]
+        if self.position is None:
+            visible = visible[:, None, None, self.first_column : column + 1]
+        else:
+            visible = (visible & (torch.arange(visible.size(1), device=visible.device) <= column))[:, None, None]
+        if self.own_mask != "eager":
+            return visible
+        dtype = self.model.dtype
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+            ~visible, torch.finfo(dtype).min
+        )
 
     def _draw(self, logits: Tensor, step: int) -> None:
         """Draw a token for every running row and write it down."""
@@ -311,18 +337,27 @@ class _Batch:
             )
 
     def _drop_finished(self, out: _Responses, step: int) -> bool:
-        """Take finished rows out of the batch; whether none is left."""
-        running = self.running
-        count = len(running.rows) - int(running.done.sum())
-        if count == len(running.rows):
-            return False
-        leading = torch.arange(len(running.rows), device=running.rows.device) < count
-        holes, movers = (running.done & leading).nonzero()[:, 0], (~running.done & ~leading).nonzero()[:, 0]
+        """Take finished rows out of the batch; whether none is left.
+
+        With a static cache the batch only ever halves, so that few shapes occur; finished rows fill it up.
+        """
+        running, size = self.running, len(self.running.rows)
+        count = size - int(running.done.sum())
+        target = count
+        if self.engine.static_cache:
+            target = size
+            while target // 2 >= count > 0:
+                target //= 2
+        if count == 0 or target == size:
+            return count == 0
+        leading = torch.arange(size, device=running.rows.device) < target
+        movers = (~running.done & ~leading).nonzero()[:, 0]
+        holes = (running.done & leading).nonzero()[: len(movers), 0]
         out.write(running.take(running.done.nonzero()[:, 0]), width=self.width)
         self.cache.move_rows(movers, holes, stop=self.width + step)
-        order = torch.arange(count, device=running.rows.device)
+        order = torch.arange(target, device=running.rows.device)
         order[holes] = movers
         self.running = running.take(order)
-        if count and not self.engine.static_cache:
+        if not self.engine.static_cache:
             self.first_column = self.width - int(self.running.lengths.max())
-        return count == 0
+        return False
