@@ -138,6 +138,7 @@ class BaseModule(L.LightningModule):
     def _refuse_update(self, what: str) -> None:
         self.skipped_updates += 1
         if self.on_non_finite == "skip":
+            self.log_values({"update/skipped": float(self.skipped_updates)})
             return
         self.fail_non_finite(what)
 

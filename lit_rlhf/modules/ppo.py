@@ -358,7 +358,6 @@ class PPOModule(EvaluationMixin):
         limit = self.loss_config.target_kl
         self._left_out = limit is not None and metrics["update/approx_kl"] > limit
         if result is None:
-            self.log_values({"update/skipped": float(self.skipped_updates)})
             return
         metrics["update/grad_norm"] = float(result["grad_norm"])
         self._timings["time/update"] = self._timings.get("time/update", 0.0) + time.perf_counter() - started
