@@ -36,11 +36,11 @@ def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) 
         "ref_nll": -experience.ref_logprobs,
         "entropy": entropy,
         "value": experience.old_values,
-        "value_sq": experience.old_values.square(),
+        "value_sq": experience.old_values.double().square(),
         "return": experience.returns,
-        "return_sq": experience.returns.square(),
+        "return_sq": experience.returns.double().square(),
         "advantage": experience.advantages,
-        "advantage_sq": experience.advantages.square(),
+        "advantage_sq": experience.advantages.double().square(),
         "reward": experience.rewards,
     }
     normalized = (experience.scores - module.moments.mean) / module.moments.std
