@@ -373,6 +373,7 @@ class PPOModule(EvaluationMixin):
         logprobs, entropy = response_logprobs(self.policy, compact, with_entropy=config.entropy_coef > 0)
         old = taken.ref_logprobs if config.old_logprobs == "reference" else taken.old_logprobs
         advantages = self.update_advantages(minibatch, taken.advantages[:, :width], compact.response_mask)
+        sums.add_advantages(advantages, compact.response_mask)
         loss = self.policy_loss(logprobs, old[:, :width], advantages, compact.response_mask, minibatch, sums)
         if entropy is not None:
             loss = loss + self.entropy_loss(entropy, compact.response_mask, minibatch, sums)

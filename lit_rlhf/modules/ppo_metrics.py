@@ -119,6 +119,12 @@ class UpdateSums:
             self.add(name, value)
         self._drift = torch.maximum(self._drift, result.ratio_drift.detach())
 
+    def add_advantages(self, advantages: Tensor, mask: Tensor) -> None:
+        """Advantages as the loss sees them, whitened and clipped or not."""
+        kept = torch.where(mask, advantages, 0.0).double()
+        self.add("update/advantage", kept.sum())
+        self.add("update/advantage_sq", kept.square().sum())
+
     def add_value(self, result: ValueLoss, values: Tensor, returns: Tensor, mask: Tensor) -> None:
         """Value loss, its clip fraction and what explained variance needs."""
         self.add("loss/value", result.loss)
@@ -135,6 +141,9 @@ class UpdateSums:
         for name in names:
             if name.startswith("update/"):
                 out[name] /= minibatch.num_tokens
+        if "update/advantage_sq" in out:
+            out["update/advantage_std"] = _std(out, "update/advantage")
+            del out["update/advantage_sq"]
         if self._has_values:
             out["update/explained_variance"] = float(explained_variance_from_sums(reduced[len(names) :]))
         if minibatch.position == 0:
