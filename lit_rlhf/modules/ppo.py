@@ -222,7 +222,8 @@ class PPOModule(EvaluationMixin):
                 micro_batches = scoring_micro_batches(plan_updates(rollout, batching, iteration), batching)
                 scored, entropy = self.score_rollout(rollout, micro_batches)
                 self._check_scores(scored)
-                self.moments = self._updated_moments(scored.scores)
+                if not self._left_out:
+                    self.moments = self._updated_moments(scored.scores)
                 rewards = self.shape_rewards(scored)
                 advantages, returns = self.estimate_advantages(scored, rewards)
         experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
@@ -286,7 +287,7 @@ class PPOModule(EvaluationMixin):
             return output
         if self.on_non_finite == "stop":
             self.fail_non_finite("score", f"{problems[0]} ")
-        self._left_out = True
+        self._left_out = True  # the zeros below enter neither the moments nor the log
         return RewardOutput(scores=torch.zeros(len(rollout), device=self.device))
 
     def reward_request(self, rollout: Rollout) -> RewardRequest:

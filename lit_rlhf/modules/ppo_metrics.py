@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lit_rlhf.rollout.minibatch import Minibatch
 
 
+FROM_SCORES = ("score", "score_normalized", "reward", "reward_total", "return", "advantage")
+
+
 def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) -> dict[str, float]:
     """Means over the iteration's responses and response tokens of all ranks.
 
@@ -73,9 +76,12 @@ def _named(mean: dict[str, float], tokens: float, module: PPOModule) -> dict[str
     spent = sum(times.values())
     plain = ["score", "score_normalized", "reward", "reward_total", "kl", "kl_k3", "kl_sequence", "response_length"]
     plain += ["eos_rate", "entropy", "value", "return", "advantage"]
+    spread = ["score", "value", "return", "advantage"]
+    if module._left_out:  # there are no scores
+        plain, spread = [n for n in plain if n not in FROM_SCORES], ["value"]
     return {
         **{f"rollout/{name}": mean[name] for name in plain},
-        **{f"rollout/{name}_std": _std(mean, name) for name in ("score", "value", "return", "advantage")},
+        **{f"rollout/{name}_std": _std(mean, name) for name in spread},
         "rollout/cut_rate": 1.0 - mean["eos_rate"],
         "rollout/perplexity": math.exp(min(700.0, mean["nll"])),
         "rollout/ref_perplexity": math.exp(min(700.0, mean["ref_nll"])),
