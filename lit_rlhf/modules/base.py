@@ -65,6 +65,7 @@ class BaseModule(L.LightningModule):
         self.skipped_updates = 0
         self.tokenizer: Any = None
         self._rng_state: list[dict[str, Any]] | None = None
+        self._rates: dict[str, float] = {}
 
     # ---------------------------------------------------------------- what subclasses say of themselves
 
@@ -128,6 +129,7 @@ class BaseModule(L.LightningModule):
                 return None
         clip_gradients(self.trainer, optimizer, self.optimizer_config.max_grad_norm)
         optimizer.step()
+        self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
         self.lr_schedulers().step()  # type: ignore[union-attr]
         return {"loss": total, "grad_norm": gradient_norm(self.trainer) if sharded else norm}
 
@@ -136,6 +138,7 @@ class BaseModule(L.LightningModule):
     def _refuse_update(self, what: str) -> None:
         self.skipped_updates += 1
         if self.on_non_finite == "skip":
+            self.log_values({"update/skipped": float(self.skipped_updates)})
             return
         self.fail_non_finite(what)
 
@@ -220,10 +223,8 @@ class BaseModule(L.LightningModule):
             self.log(name, float(value), prog_bar=name in prog_bar, rank_zero_only=False, batch_size=1)
 
     def learning_rates(self) -> dict[str, float]:
-        """Current learning rate of each group, as ``lr/<group>``."""
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        return {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+        """Learning rate of each group in the last step, as ``lr/<group>``."""
+        return self._rates
 
 
 def total_steps(trainer: L.Trainer) -> float:

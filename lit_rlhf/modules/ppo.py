@@ -222,7 +222,8 @@ class PPOModule(EvaluationMixin):
                 micro_batches = scoring_micro_batches(plan_updates(rollout, batching, iteration), batching)
                 scored, entropy = self.score_rollout(rollout, micro_batches)
                 self._check_scores(scored)
-                self.moments = self._updated_moments(scored.scores)
+                if not self._left_out:
+                    self.moments = self._updated_moments(scored.scores)
                 rewards = self.shape_rewards(scored)
                 advantages, returns = self.estimate_advantages(scored, rewards)
         experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
@@ -286,7 +287,7 @@ class PPOModule(EvaluationMixin):
             return output
         if self.on_non_finite == "stop":
             self.fail_non_finite("score", f"{problems[0]} ")
-        self._left_out = True
+        self._left_out = True  # the zeros below enter neither the moments nor the log
         return RewardOutput(scores=torch.zeros(len(rollout), device=self.device))
 
     def reward_request(self, rollout: Rollout) -> RewardRequest:
@@ -358,7 +359,6 @@ class PPOModule(EvaluationMixin):
         limit = self.loss_config.target_kl
         self._left_out = limit is not None and metrics["update/approx_kl"] > limit
         if result is None:
-            self.log_values({"update/skipped": float(self.skipped_updates)})
             return
         metrics["update/grad_norm"] = float(result["grad_norm"])
         self._timings["time/update"] = self._timings.get("time/update", 0.0) + time.perf_counter() - started
@@ -374,6 +374,7 @@ class PPOModule(EvaluationMixin):
         logprobs, entropy = response_logprobs(self.policy, compact, with_entropy=config.entropy_coef > 0)
         old = taken.ref_logprobs if config.old_logprobs == "reference" else taken.old_logprobs
         advantages = self.update_advantages(minibatch, taken.advantages[:, :width], compact.response_mask)
+        sums.add_advantages(advantages, compact.response_mask)
         loss = self.policy_loss(logprobs, old[:, :width], advantages, compact.response_mask, minibatch, sums)
         if entropy is not None:
             loss = loss + self.entropy_loss(entropy, compact.response_mask, minibatch, sums)

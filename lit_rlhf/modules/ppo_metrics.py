@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lit_rlhf.rollout.minibatch import Minibatch
 
 
+FROM_SCORES = ("score", "score_normalized", "reward", "reward_total", "return", "advantage")
+
+
 def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) -> dict[str, float]:
     """Means over the iteration's responses and response tokens of all ranks.
 
@@ -36,11 +39,11 @@ def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) 
         "ref_nll": -experience.ref_logprobs,
         "entropy": entropy,
         "value": experience.old_values,
-        "value_sq": experience.old_values.square(),
+        "value_sq": experience.old_values.double().square(),
         "return": experience.returns,
-        "return_sq": experience.returns.square(),
+        "return_sq": experience.returns.double().square(),
         "advantage": experience.advantages,
-        "advantage_sq": experience.advantages.square(),
+        "advantage_sq": experience.advantages.double().square(),
         "reward": experience.rewards,
     }
     normalized = (experience.scores - module.moments.mean) / module.moments.std
@@ -73,9 +76,12 @@ def _named(mean: dict[str, float], tokens: float, module: PPOModule) -> dict[str
     spent = sum(times.values())
     plain = ["score", "score_normalized", "reward", "reward_total", "kl", "kl_k3", "kl_sequence", "response_length"]
     plain += ["eos_rate", "entropy", "value", "return", "advantage"]
+    spread = ["score", "value", "return", "advantage"]
+    if module._left_out:  # there are no scores
+        plain, spread = [n for n in plain if n not in FROM_SCORES], ["value"]
     return {
         **{f"rollout/{name}": mean[name] for name in plain},
-        **{f"rollout/{name}_std": _std(mean, name) for name in ("score", "value", "return", "advantage")},
+        **{f"rollout/{name}_std": _std(mean, name) for name in spread},
         "rollout/cut_rate": 1.0 - mean["eos_rate"],
         "rollout/perplexity": math.exp(min(700.0, mean["nll"])),
         "rollout/ref_perplexity": math.exp(min(700.0, mean["ref_nll"])),
@@ -119,6 +125,12 @@ class UpdateSums:
             self.add(name, value)
         self._drift = torch.maximum(self._drift, result.ratio_drift.detach())
 
+    def add_advantages(self, advantages: Tensor, mask: Tensor) -> None:
+        """Advantages as the loss sees them, whitened and clipped or not."""
+        kept = torch.where(mask, advantages, 0.0).double()
+        self.add("update/advantage", kept.sum())
+        self.add("update/advantage_sq", kept.square().sum())
+
     def add_value(self, result: ValueLoss, values: Tensor, returns: Tensor, mask: Tensor) -> None:
         """Value loss, its clip fraction and what explained variance needs."""
         self.add("loss/value", result.loss)
@@ -135,6 +147,9 @@ class UpdateSums:
         for name in names:
             if name.startswith("update/"):
                 out[name] /= minibatch.num_tokens
+        if "update/advantage_sq" in out:
+            out["update/advantage_std"] = _std(out, "update/advantage")
+            del out["update/advantage_sq"]
         if self._has_values:
             out["update/explained_variance"] = float(explained_variance_from_sums(reduced[len(names) :]))
         if minibatch.position == 0:
