@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
+from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.export import ExportCallback
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
@@ -179,7 +180,8 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
     if config.get("enable_progress_bar") is not False:
         kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
     for kind, make in kinds:
-        if not any(isinstance(callback, kind) for callback in given):
+        # BestPolicy keeps the best by score; what a run resumes from is a checkpoint of its own.
+        if not any(isinstance(callback, kind) and not isinstance(callback, BestPolicy) for callback in given):
             defaults.append(make())
     return defaults
 
