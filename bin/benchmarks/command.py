@@ -22,7 +22,6 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--preset", choices=list(PRESETS), default="5m")
-    shared.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
     shared.add_argument("--threads", type=int, default=1)
     shared.add_argument("--precision", choices=["fp32", "bf16-mixed"], default="fp32")
     shared.add_argument("--clock", choices=["cpu", "wall"], help="default: cpu for one thread, else wall")
@@ -32,6 +31,10 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--peer-dir", type=Path, help="folder with the peer's harness")
     shared.add_argument("--rounds", type=int, default=3, help="interleaved runs of each library")
     ppo = commands.add_parser("ppo", parents=[shared], help="one PPO iteration, by phase")
+    rm = commands.add_parser("rm", parents=[shared], help="reward-model training")
+    commands.add_parser("kernels", parents=[shared], help="products, attention and draws")
+    for command in (ppo, rm):
+        command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
     ppo.add_argument("--prompts", type=int, default=64)
     ppo.add_argument("--prompt-len", type=int, default=128)
     ppo.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
@@ -41,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
     ppo.add_argument("--mini-batches", type=int, default=4)
     ppo.add_argument("--iterations", type=int, default=3)
     ppo.add_argument("--warmup", type=int, default=1)
-    rm = commands.add_parser("rm", parents=[shared], help="reward-model training")
     rm.add_argument("--batch-pairs", type=int, default=16)
     rm.add_argument("--steps", type=int, default=20)
     rm.add_argument("--warmup", type=int, default=3)
@@ -56,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     options.clock = options.clock or ("cpu" if options.threads == 1 else "wall")
     if (options.peer is None) != (options.peer_dir is None):
         parser().error("--peer and --peer-dir go together")
+    if options.peer and options.command == "kernels":
+        parser().error("`kernels` has no peer")
     print(json.dumps(compare(options, arguments) if options.peer else run(options)))
 
 
@@ -67,9 +71,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from benchmarks.ppo import run as run_ppo
 
         return run_ppo(options)
-    from benchmarks.rm import run as run_rm
+    if options.command == "rm":
+        from benchmarks.rm import run as run_rm
 
-    return run_rm(options)
+        return run_rm(options)
+    from benchmarks.kernels import run as run_kernels
+
+    return run_kernels(options)
 
 
 # ------------------------------------------------------------------------------------------------ beside a peer

@@ -1,0 +1,88 @@
+"""Times the pieces that choices in the library rest on: products, attention, draws; PyTorch's own beside ours."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.shapes import PRESETS, Clock, versions
+from lit_rlhf.models.cpu_kernels import CpuLinear, prefers_onednn
+from lit_rlhf.rollout.sampling import inverse_cdf
+
+
+def microseconds(clock: Clock, function: Callable[[], Any], budget: float = 0.15) -> float:
+    """Time of one call after two to warm up, averaged over about ``budget`` seconds."""
+    function()
+    start = clock.now()
+    function()
+    calls = max(3, int(budget / max(clock.now() - start, 1e-6)))
+    start = clock.now()
+    for _ in range(calls):
+        function()
+    return round((clock.now() - start) / calls * 1e6, 1)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """All of them at the preset's sizes, in microseconds."""
+    torch.set_num_threads(options.threads)
+    clock = Clock(options.clock)
+    return {
+        "versions": versions(),
+        "onednn_fp32": prefers_onednn(),
+        "linear": linear(options, clock),
+        "attention": attention(options, clock),
+        "draw": draw(options, clock),
+    }
+
+
+def linear(options: argparse.Namespace, clock: Clock) -> dict[str, float]:
+    """Forward and backward of the widest layer over one micro-batch, and forward over 32 rows of a decode step."""
+    hidden, _, _, intermediate, _ = PRESETS[options.preset]
+    out = {}
+    for name, layer in (("torch", nn.Linear), ("ours", CpuLinear)):
+        module = layer(hidden, intermediate, bias=False)
+        for rows in (32, options.micro_batch_tokens):
+            x = torch.randn(rows, hidden, requires_grad=rows > 32)
+            for precision in ("fp32", "bf16"):
+
+                def step(module: nn.Module = module, x: Tensor = x, low: bool = precision == "bf16") -> None:  # noqa: FBT001
+                    with (
+                        torch.autocast("cpu", dtype=torch.bfloat16, enabled=low),
+                        torch.set_grad_enabled(x.requires_grad),
+                    ):
+                        result = module(x)
+                    if x.requires_grad:
+                        result.sum().backward()
+
+                out[f"{name}_{precision}_{rows}"] = microseconds(clock, step)
+    return out
+
+
+def attention(options: argparse.Namespace, clock: Clock) -> dict[str, float]:
+    """Causal attention over 8 rows of 128 tokens, forward and backward, and one decode step of 32 rows over 160."""
+    hidden, _, heads, _, _ = PRESETS[options.preset]
+    out = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        q, k, v = (torch.randn(8, heads, 128, hidden // heads, dtype=dtype, requires_grad=True) for _ in range(3))
+        out[f"train_{name}"] = microseconds(
+            clock, lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
+        )
+        q, k, v = (torch.randn(32, heads, n, hidden // heads, dtype=dtype) for n in (1, 160, 160))
+        out[f"decode_{name}"] = microseconds(clock, lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v))
+    return out
+
+
+def draw(options: argparse.Namespace, clock: Clock) -> dict[str, float]:
+    """One token for each of 64 rows."""
+    weights = torch.randn(64, PRESETS[options.preset][-1]).softmax(-1)
+    uniforms = torch.rand(64, dtype=torch.float64)
+    return {
+        "multinomial": microseconds(clock, lambda: torch.multinomial(weights, 1)),
+        "inverse_cdf": microseconds(clock, lambda: inverse_cdf(weights, uniforms)),
+    }

@@ -1,0 +1,57 @@
+"""The parts of bin/bench that turn options and runs into comparisons."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bin"))
+
+from benchmarks.command import costs, parser, peer_arguments, spread, without_peer
+from benchmarks.shapes import Clock, medians
+
+
+def test_our_command_line_loses_only_the_peer():
+    arguments = ["ppo", "--peer", "python", "--seed", "3", "--peer-dir=x", "--rounds", "2", "--data", "d"]
+    assert without_peer(arguments) == ["ppo", "--seed", "3", "--data", "d"]
+
+
+def test_the_peer_gets_the_same_work():
+    options = parser().parse_args(["ppo", "--data", "d", "--iterations", "5", "--precision", "bf16-mixed"])
+    options.clock = "cpu"
+    arguments = peer_arguments(options)
+    assert arguments[-1] == "--bf16"
+    pairs = dict(zip(arguments[:-1:2], arguments[1:-1:2], strict=True))
+    assert pairs["--updates"] == "5"
+    assert pairs["--eos-rate"] == "0.04"
+    assert pairs["--mini-batches"] == "4"
+
+
+def test_costs_are_ours_and_theirs():
+    ours = {"seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1}, "response_tokens": 10, "memory_peak_mib": 5}
+    theirs = {
+        "phases_median_s": {"total": 6.0, "rollout": 4.0, "between": 0.5},
+        "response_tokens_per_iteration": 20,
+        "peak_rss_mb": 10,
+    }
+    found = costs("ppo", ours, theirs)
+    assert found == {"total": (2.0, 6.0), "rollout": (1.0, 4.0), "rollout_per_token": (0.1, 0.2), "memory": (5, 10)}
+
+
+def test_spread_and_medians():
+    assert spread([3.0, 1.0, 2.0]) == {"min": 1.0, "median": 2.0, "max": 3.0}
+    assert medians([{"a": 1.0}, {"a": 3.0, "b": 2.0}]) == {"a": 2.0, "b": 1.0}
+
+
+def test_clock_adds_up_and_starts_again():
+    clock = Clock("wall")
+    clock.timed("x", sum)([1])
+    clock.timed("x", sum)([1])
+    assert list(clock.take()) == ["x"]
+    assert clock.take() == {}
+
+
+def test_options_are_required_and_checked(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["ppo"])
+    assert "--data" in capsys.readouterr().err
