@@ -7,6 +7,7 @@ and saved activations are counted for the very architecture, attention and check
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,7 @@ class Model:
     checkpointing: bool = False
     attention: str | None = None
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.fake(torch.float32)[1].parameters())
