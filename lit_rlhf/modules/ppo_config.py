@@ -72,7 +72,7 @@ class LossConfig:
         clip_range: Epsilon of `clip`.
         kl_penalty_coef: Beta of `kl_penalty`.
         old_logprobs: Denominator of the ratio: `rollout` (recomputed over the update's own micro-batches), `reference`
-            (detail 2, importance sampling), or `sampler` (as the engine saw them: faster, with a logged drift).
+            (detail 2, importance sampling), or `sampler` (as the engine saw them, with a logged drift).
         value_clip_range: Critic's clip (detail 7), or None.
         vf_coef: Weight of the value loss.
         entropy_coef: Weight of the entropy bonus (detail 3); 0 is off.
