@@ -69,6 +69,10 @@ def _run(words: list[str]) -> None:
         _command(words)
     except KeyboardInterrupt:
         fail("interrupted")
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's orderly end after Ctrl-C is silent
+            fail("interrupted; `--ckpt_path last` goes on from the last checkpoint")
+        raise
     except Exception as error:
         told = None if os.environ.get("LIT_RLHF_DEBUG") else _for_users(error)
         if told is None:

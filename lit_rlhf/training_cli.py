@@ -96,7 +96,10 @@ def check_top_level(args: list[str]) -> None:
     for flag, path in pairwise(words):
         if flag not in ("-c", "--config") or not Path(path).is_file():
             continue
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            fail(f"{path} is not YAML: {error}")
         for key in content if isinstance(content, dict) else []:
             if key not in TOP_LEVEL:
                 near = difflib.get_close_matches(str(key), TOP_LEVEL, n=1) or TOP_LEVEL
@@ -156,16 +159,26 @@ class RLHFCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """`last` is the newest whole checkpoint of the run; a kill may have left no `last.ckpt`, or half a new one."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if kwargs.get("ckpt_path") == "last":
+        path = kwargs.get("ckpt_path")
+        if path == "last":
             run = Path(self.trainer.default_root_dir)
             found = latest_checkpoint(run / "checkpoints", run)  # SLURM's own checkpoint lies in the run directory
+            if found is None and subcommand != "fit":
+                fail(f"`ckpt_path: last`: there is no checkpoint in '{run}'. Leave it out to use the model as it is.")
             kwargs["ckpt_path"] = None if found is None else str(found)
+        elif path and _is_local_path(path) and not Path(path).exists():
+            fail(f"`ckpt_path`: there is no checkpoint at '{path}'.")
         return kwargs
 
     def _fill_callbacks(self, trainer: L.Trainer, run: Path) -> None:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run / "checkpoints")
+
+
+def _is_local_path(path: str) -> bool:
+    """Whether a ``ckpt_path`` is neither a URL nor one of Lightning's names."""
+    return "://" not in path and path not in ("best", "hpc") and not path.startswith("registry")
 
 
 def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) -> list[Callback]:
@@ -176,7 +189,7 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
         (JSONLWriter, lambda: JSONLWriter(run / "predictions.jsonl")),
     ]
     if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
-        kinds.insert(0, (ModelCheckpoint, lambda: ModelCheckpoint(run / "checkpoints", save_last="link")))
+        kinds.insert(0, (ModelCheckpoint, lambda: _checkpoints(run / "checkpoints")))
     if config.get("enable_progress_bar") is not False:
         kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
     for kind, make in kinds:
@@ -184,6 +197,11 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
         if not any(isinstance(callback, kind) and not isinstance(callback, BestPolicy) for callback in given):
             defaults.append(make())
     return defaults
+
+
+def _checkpoints(folder: Path) -> ModelCheckpoint:
+    # Without version numbers: a resumed run would leave `last.ckpt` as it is and write `last-v1.ckpt`.
+    return ModelCheckpoint(folder, save_last="link", enable_version_counter=False)
 
 
 def _brings_own_checkpoints(config: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Shared fixtures: one thread, no hub, no accelerator."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,3 +15,11 @@ import torch
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Policy, reward model and files of a few letters: see ``tests.modules.tiny_ppo``."""
+    from tests.modules.tiny_ppo import write_world
+
+    return write_world(tmp_path_factory.mktemp("world"))

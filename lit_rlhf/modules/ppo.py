@@ -463,6 +463,13 @@ class PPOModule(EvaluationMixin):
 
     # ---------------------------------------------------------------- state, phases
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See ``BaseModule``; evaluation has no critic and leaves the checkpoint's out."""
+        super().on_load_checkpoint(checkpoint)
+        if self.critic is None and self.estimator.needs_critic:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("critic.")}
+
     def where(self) -> str:
         """The place in the run, for error messages."""
         return f"iteration {self.iteration}, step {self.global_step}"

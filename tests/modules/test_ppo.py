@@ -75,6 +75,19 @@ def test_resume_is_bit_for_bit(world, tmp_path, stop) -> None:
     assert resumed.moments == straight.moments
 
 
+def test_resume_from_the_end_of_an_epoch_is_bit_for_bit(world, tmp_path) -> None:
+    """Where ModelCheckpoint saves by default, and where Lightning leaves the loader's state out."""
+    straight, _, recorder = fit(world, tmp_path / "a", max_epochs=3)
+    fit(world, tmp_path / "b", max_epochs=1, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, "end")])
+    resumed, again = make_ppo(world), Recorder()
+    make_trainer(tmp_path / "b", max_epochs=3, callbacks=[again]).fit(
+        resumed, make_data(world), ckpt_path=str(tmp_path / "end.ckpt"), weights_only=True
+    )
+    assert len(again.experiences) == 2
+    assert torch.equal(again.experiences[0].prompt_ids, recorder.experiences[1].prompt_ids), "an iteration came twice"
+    assert same(weights(resumed), weights(straight))
+
+
 def test_checkpoint_holds_no_frozen_weight_and_loads_without_code(world, tmp_path) -> None:
     module, trainer, _ = fit(world, tmp_path, max_epochs=1)
     before = [p.clone() for p in module.reference.model.parameters()]
