@@ -129,7 +129,11 @@ def test_options_change_the_plan_as_they_should(small: str) -> None:
     assert peak(*init, "model", "gradient_checkpointing", to=False) > base
     assert peak("trainer", "strategy", to="ddp") > base
     assert peak("trainer", "strategy", to="lit_deepspeed_stage_2_offload") < base
-    assert peak(*init, "engine", "init_args", "max_batch_tokens", to=2048) < base
+    fewer = plan(
+        merged(config, {"model": {"init_args": {"engine": {"init_args": {"max_batch_tokens": 2048}}}}}), stand_in=small
+    )
+    # one row of 2048 slots in place of sixteen
+    assert fewer[0].phases["rollout"]["KV cache"] * 16 == plan(config, stand_in=small)[0].phases["rollout"]["KV cache"]
     assert peak(*init, "estimator", to={"class_path": "GroupNormalized", "init_args": {}}) < base
 
 
