@@ -204,6 +204,7 @@ class BaseModule(L.LightningModule):
         Set-up consumes random numbers, so states are restored here rather than when the checkpoint is read. Hugging
         Face models come out of ``from_pretrained`` in eval mode and gradient checkpointing needs train mode.
         """
+        load_dropped_loader_state(self.trainer)
         self.train()
         if self._rng_state is None or len(self._rng_state) != world_size():
             return
@@ -240,6 +241,19 @@ def total_steps(trainer: L.Trainer) -> float:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
         steps = float(trainer.max_epochs * batches)
     return min(steps, float(trainer.max_steps)) if trainer.max_steps >= 0 else steps
+
+
+def load_dropped_loader_state(trainer: L.Trainer) -> None:
+    """Give the train loader the checkpoint's state where Lightning kept it back.
+
+    Lightning 2.6 loads it only when the checkpoint's epoch counters say that an epoch was under way. They do not say so
+    after an epoch's end, nor in the middle of an epoch of a run that was itself resumed at the end of one: the run
+    would start at its first rollout again. Loaders here read their state at the first batch, so this is in time.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load and loop._combined_loader is not None:
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
 
 
 def run_directory(trainer: L.Trainer) -> Path:

@@ -17,7 +17,7 @@ from lit_rlhf.pocket.world import ARGUMENTS, Prompt, Split, ask, sample_prompt, 
 
 DOCUMENTS = 28_800
 DEMONSTRATIONS = 11_200
-PAIRS: dict[Split, int] = {"train": 8_000, "val": 600, "test": 600}
+PAIRS: dict[Split, int] = {"train": 16_000, "val": 600, "test": 600}
 TRAIN_PROMPTS = 6_000
 # Wordings of every held-out argument: the distinct prompts of the validation and test splits.
 HELD_OUT_WORDINGS = 2

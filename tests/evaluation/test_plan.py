@@ -57,7 +57,11 @@ def really_saved(*, attention: str, rows: int, width: int, checkpointing: bool) 
 def test_fake_activations_are_the_real_ones(attention: str, checkpointing: bool) -> None:
     real = really_saved(attention=attention, rows=3, width=40, checkpointing=checkpointing)
     fake = model(attention=attention, checkpointing=checkpointing).saved_activations(3, 40, torch.float32)
+<<<<<<< HEAD
     # The fused kernel's bookkeeping differs by some per cent (at this size) between a real and a fake pass.
+=======
+    # The fused kernel's bookkeeping differs somewhat at this size; nothing else may.
+>>>>>>> refs/heads/strategies
     assert fake == pytest.approx(real, rel=0.1 if attention == "sdpa" else 0.001)
 
 
@@ -129,7 +133,11 @@ def test_options_change_the_plan_as_they_should(small: str) -> None:
     assert peak(*init, "model", "gradient_checkpointing", to=False) > base
     assert peak("trainer", "strategy", to="ddp") > base
     assert peak("trainer", "strategy", to="lit_deepspeed_stage_2_offload") < base
-    assert peak(*init, "engine", "init_args", "max_batch_tokens", to=2048) < base
+    fewer = plan(
+        merged(config, {"model": {"init_args": {"engine": {"init_args": {"max_batch_tokens": 2048}}}}}), stand_in=small
+    )
+    # one row of 2048 slots in place of sixteen
+    assert fewer[0].phases["rollout"]["KV cache"] * 16 == plan(config, stand_in=small)[0].phases["rollout"]["KV cache"]
     assert peak(*init, "estimator", to={"class_path": "GroupNormalized", "init_args": {}}) < base
 
 

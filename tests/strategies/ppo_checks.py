@@ -71,6 +71,17 @@ class Watch(L.Callback):
         trainer.callback_metrics.clear()
 
 
+class SaveAtEpochEnd(L.Callback):
+    """Save when the first iteration has ended, as ModelCheckpoint does by default."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
 def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple[PPOModule, RolloutDataModule]:
     options = {
         "optimizer": PPOOptimizerConfig(lr=0.3, critic_lr=0.1, max_grad_norm=CLIP),
@@ -124,11 +135,17 @@ def resume(world: Path, strategy: str, devices: int, out: Path, precision: str =
         "middle": (out / f"m-{strategy}-{precision}.ckpt", STEPS + 1),
     }
     saves = [SaveAt(path, step) for path, step in paths.values()]
-    module, _ = fit(world, strategy, devices, callbacks=saves, **adamw)
+    at_end = SaveAtEpochEnd(out / f"e-{strategy}-{precision}.ckpt")
+    module, _ = fit(world, strategy, devices, callbacks=[*saves, at_end], **adamw)
     hashes = {"straight": fingerprint(module)}
-    for name, (path, _) in paths.items():
-        resumed, _ = fit(world, strategy, devices, ckpt_path=str(path), **adamw)
+    for name, path in {**{name: path for name, (path, _) in paths.items()}, "epoch_end": at_end.path}.items():
+        again = out / f"again-{name}-{strategy}-{precision}.ckpt"
+        callbacks = [SaveAt(again, STEPS + 2)]
+        resumed, _ = fit(world, strategy, devices, ckpt_path=str(path), callbacks=callbacks, **adamw)
         hashes[name] = fingerprint(resumed)
+        if name != "middle":  # a resumed run is itself resumed, in the middle of the iteration after
+            resumed, _ = fit(world, strategy, devices, ckpt_path=str(again), **adamw)
+            hashes[f"{name}, then middle"] = fingerprint(resumed)
     return hashes
 
 
