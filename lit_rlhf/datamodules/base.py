@@ -147,7 +147,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         if self.rows:
             return
         self._check_world()
-        self.tokenizer = load_module_tokenizer(self, self.tokenizer_path)
+        self.tokenizer = self.tokenizer or load_module_tokenizer(self, self.tokenizer_path)
         check_template(self.tokenizer, self.template)
         records: dict[str, list[RecordT]] = {}
         for split, paths in self.paths.items():

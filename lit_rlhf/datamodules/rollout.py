@@ -17,6 +17,7 @@ from lit_rlhf.data.template import check_template, fit_prompt
 from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.distributed import rank, world_size
+from lit_rlhf.models.loading import check_context, load_config
 from lit_rlhf.modules.config import require
 from lit_rlhf.rollout.loader import ExperienceSource, RolloutLoader
 from lit_rlhf.rollout.minibatch import Minibatch, minibatches
@@ -107,6 +108,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
                 self._prompts[split] = self._read(split)
         if stage == "fit":
             self._check_training()
+        self._check_context()
 
     def _read(self, split: str) -> list[EncodedPrompt]:
         if self._tokenizer is None:
@@ -147,6 +149,24 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
                 f"`rollout_batch_size` ({self.batching.rollout_batch_size}) needs {needed} distinct prompts an "
                 f"iteration; `train` holds {len(prompts)}."
             )
+
+    def _check_context(self) -> None:
+        """Refuse prompts that leave no room for a whole response in the policy's context, before it is loaded."""
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        if module is None or not hasattr(module, "policy_path"):
+            return
+        config = load_config(module.policy_path, trust_remote_code=module.model_config.trust_remote_code)
+        for split, prompts in self._prompts.items():
+            sampling = module.sampling if split == "train" else module.eval_sampling
+            longest = max(len(prompt.ids) for prompt in prompts)
+            try:
+                check_context(config, longest + sampling.max_response_length)
+            except ValueError as error:
+                raise ValueError(
+                    f"`data.{split}` has a prompt of {longest} tokens and `max_response_length` is "
+                    f"{sampling.max_response_length}. {error} "
+                    f"Lower `data.max_prompt_length` ({self.max_prompt_length})."
+                ) from error
 
     # ---------------------------------------------------------------- training
 

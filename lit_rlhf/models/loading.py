@@ -143,6 +143,35 @@ def check_embeddings(config: Any, tokenizer: Any) -> None:
         raise ValueError(f"The tokenizer's largest id ({largest}) must be below the model's vocabulary size ({rows}).")
 
 
+def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face configuration of a model, without its weights.
+
+    Raises:
+        FileNotFoundError: No such folder or hub name.
+    """
+    from transformers import AutoConfig
+
+    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
+    return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+
+
+def check_tokenizers(tokenizer: Any, path: str | Path, *, trust_remote_code: bool = False) -> None:
+    """:func:`check_vocabulary` against the model at ``path``; one that comes without a tokenizer passes.
+
+    Raises:
+        FileNotFoundError: No such folder or hub name.
+        ValueError: The same ids mean different tokens.
+    """
+    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
+    if not (folder / "tokenizer_config.json").is_file():
+        return
+    other = load_tokenizer(folder, needs_pad=False, trust_remote_code=trust_remote_code)
+    try:
+        check_vocabulary(tokenizer, other)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from error
+
+
 def load_causal_lm(
     path: str | Path,
     *,

@@ -37,7 +37,13 @@ from lit_rlhf.modules.ppo_config import (
 )
 from lit_rlhf.modules.ppo_evaluation import EvaluationMixin
 from lit_rlhf.modules.ppo_metrics import UpdateSums, rollout_metrics
-from lit_rlhf.modules.ppo_models import load_critic, load_frozen_reference, load_policy, load_tokenizer_for
+from lit_rlhf.modules.ppo_models import (
+    check_sources,
+    load_critic,
+    load_frozen_reference,
+    load_policy,
+    load_tokenizer_for,
+)
 from lit_rlhf.modules.ptx import PTXText
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.compact import CompactRows, compact_rows
@@ -156,8 +162,10 @@ class PPOModule(EvaluationMixin):
         predicting = self._trainer is not None and self.trainer.predicting
         training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
         self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
+        with_critic = training and self.estimator.needs_critic
+        check_sources(self, with_critic=with_critic, with_reference=not predicting)
         self.policy = load_policy(self.policy_path, self.model_config)
-        if training and self.estimator.needs_critic:
+        if with_critic:
             self.critic = load_critic(self)
         if not predicting:
             self._reference = self.build_reference()
@@ -165,7 +173,7 @@ class PPOModule(EvaluationMixin):
             for extra in self.eval_rewards.values():
                 extra.setup(device=self.device, tokenizer=self.tokenizer)
         if training and self.ptx is not None:
-            self._ptx_text = PTXText(self.ptx, self.policy_path)
+            self._ptx_text = PTXText(self.ptx, self.tokenizer)
 
     def build_reference(self) -> FrozenModel[nn.Module]:
         """The frozen reference; override to bring your own."""

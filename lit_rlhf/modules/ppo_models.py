@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model, load_tokenizer
 from lit_rlhf.modules.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -36,27 +36,49 @@ def load_critic(module: PPOModule) -> nn.Module:
     Raises:
         ValueError: If the critic is to come from a reward that is not a model, or its vocabulary is not the policy's.
     """
-    init, config = module.critic_config.init, module.model_config
-    head: Literal["load", "fresh"] = "load"
-    if init == "reward":
-        path = getattr(module.reward, "path", None)
-        if path is None:
-            raise ValueError(
-                f"`critic.init: reward` needs a reward that is a model; {type(module.reward).__name__} is not. "
-                "Use `policy`, or name a folder."
-            )
-    elif init == "policy":
-        path, head = module.policy_path, "fresh"
-    else:
-        path = init
+    config = module.model_config
+    head: Literal["load", "fresh"] = "fresh" if module.critic_config.init == "policy" else "load"
     critic = load_scalar_model(
-        path,
+        critic_path(module),
         head=head,
         gradient_checkpointing=config.gradient_checkpointing,
         **load_options(config),
     )
     check_same_vocabulary(module.policy, critic.trunk, "critic")
     return critic
+
+
+def critic_path(module: PPOModule) -> str:
+    """Folder or hub name that the critic's trunk comes from.
+
+    Raises:
+        ValueError: If the critic is to come from a reward that is not a model.
+    """
+    init = module.critic_config.init
+    if init == "policy":
+        return module.policy_path
+    if init != "reward":
+        return init
+    path = getattr(module.reward, "path", None)
+    if path is None:
+        raise ValueError(
+            f"`critic.init: reward` needs a reward that is a model; {type(module.reward).__name__} is not. "
+            "Use `policy`, or name a folder."
+        )
+    return str(path)
+
+
+def check_sources(module: PPOModule, *, with_critic: bool, with_reference: bool) -> None:
+    """Refuse, before any weights are read, a critic or reference that reads token ids differently.
+
+    Raises:
+        FileNotFoundError: A model's folder does not exist.
+        ValueError: The vocabularies differ.
+    """
+    paths = {module.reference_path} if with_reference else set()
+    paths |= {critic_path(module)} if with_critic else set()
+    for path in sorted(paths - {module.policy_path}):
+        check_tokenizers(module.tokenizer, path, trust_remote_code=module.model_config.trust_remote_code)
 
 
 def load_frozen_reference(module: PPOModule) -> FrozenModel[nn.Module]:

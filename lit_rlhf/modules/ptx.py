@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lit_rlhf.datamodules.sft import SFTDataModule
@@ -16,21 +18,21 @@ class PTXText:
 
     Args:
         config: Files, sizes and templates.
-        tokenizer_path: The policy's.
+        tokenizer: The policy's, with its pad token.
 
     Raises:
         ValueError: If the files hold no usable row.
     """
 
-    def __init__(self, config: PTXConfig, tokenizer_path: str) -> None:
+    def __init__(self, config: PTXConfig, tokenizer: Any) -> None:
         self._config = config
         self._data = SFTDataModule(
-            tokenizer_path,
-            config.data,
+            train=config.data,
             format=config.format,
             template=config.template,
             max_length=config.max_length,
         )
+        self._data.tokenizer = tokenizer
         self._data.setup()
         self._rows = self._data.rows["train"]
         if not self._rows:
