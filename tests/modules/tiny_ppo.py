@@ -49,8 +49,8 @@ def write_world(folder: Path, *, prompts: int = 32) -> Path:
     return folder
 
 
-def make_ppo(world: Path, **options: Any) -> PPOModule:
-    """The module on a world, any option overridden."""
+def make_ppo(world: Path, kind: type[PPOModule] = PPOModule, **options: Any) -> PPOModule:
+    """The module (or a subclass, ``kind``) on a world, any option overridden."""
     defaults: dict[str, Any] = {
         "policy": str(world / "policy"),
         "reward": ModelReward(str(world / "reward")),
@@ -59,7 +59,7 @@ def make_ppo(world: Path, **options: Any) -> PPOModule:
         "schedule": ScheduleConfig(kind="constant", warmup=0),
         "loss": LossConfig(),
     }
-    return PPOModule(**{**defaults, **options})
+    return kind(**{**defaults, **options})
 
 
 def make_data(world: Path, **options: Any) -> RolloutDataModule:
