@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -159,7 +160,7 @@ class Pipeline:
 
     def command(self, *words: str, log: Path | None = None) -> Command:
         """Start a `lit-rlhf` command."""
-        print("lit-rlhf " + " ".join(words), flush=True)
+        print("lit-rlhf " + shlex.join(words), flush=True)
         return Command(words, log)
 
 

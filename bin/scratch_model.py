@@ -38,6 +38,8 @@ def write(preset: str, data: list[Path], out: Path, *, context: int, seed: int) 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from lit_rlhf.models.loading import quiet
+
     width, layers, heads, inner, vocabulary = PRESETS[preset]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,7 +67,8 @@ def write(preset: str, data: list[Path], out: Path, *, context: int, seed: int) 
         eos_token_id=2,
     )
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(out)
+    with quiet():
+        LlamaForCausalLM(config).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
