@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lit_rlhf.models.checkpoint import load_pickle
 from lit_rlhf.models.export import (
     causal_lm_from_state,
     export_policy,
@@ -86,33 +87,21 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: It was not written by this library, or asks for code.
+        CheckpointError: It is a ZeRO checkpoint of which a shard asks for code, or is damaged.
+        ValueError: It was not written by this library, asks for code, or is damaged.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
-    content = _read_zero(path) if path.is_dir() else _read_file(path)
+    content = _read_zero(path) if path.is_dir() else load_pickle(path)
     if STATE_KEY not in content or "state_dict" not in content:
         raise ValueError(f"{path} was not written by lit_rlhf: it does not say what its parts were loaded from.")
-    return content
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    import pickle
-
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint of tensors and plain values: {error}") from error
     return content
 
 
 def _read_zero(path: Path) -> dict[str, Any]:
     if not (path / "latest").is_file():
         raise ValueError(f"{path} is not a DeepSpeed checkpoint folder: it has no file `latest`.")
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from lit_rlhf.strategies.zero_engine import consolidated_state
 
-    client = next((path / "checkpoint").glob("*model_states.pt"))
-    content = _read_file(client)
-    weights = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
-    content["state_dict"] = {key: value.clone() for key, value in weights.items()}
-    return content
+    content, weights = consolidated_state(path, "checkpoint")
+    return {**content, "state_dict": weights}

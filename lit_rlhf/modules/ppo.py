@@ -39,6 +39,7 @@ from lit_rlhf.modules.ppo_evaluation import EvaluationMixin
 from lit_rlhf.modules.ppo_metrics import UpdateSums, rollout_metrics
 from lit_rlhf.modules.ppo_models import (
     check_sources,
+    critic_path,
     load_critic,
     load_frozen_reference,
     load_policy,
@@ -199,7 +200,8 @@ class PPOModule(EvaluationMixin):
 
     def sources(self) -> dict[str, str]:
         """What checkpoints say of where the parts came from."""
-        return {"policy": self.policy_path, "tokenizer": self.policy_path}
+        critic = {} if self.critic is None else {"critic": critic_path(self)}
+        return {"policy": self.policy_path, "tokenizer": self.policy_path, **critic}
 
     def export(self, path: str | Path) -> None:
         """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""

@@ -12,6 +12,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor
 
 from lit_rlhf.strategies.checkpoint_io import safe_load, write_through
 
@@ -49,8 +50,7 @@ class SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one shard with ``weights_only=True`` (DeepSpeed's own reader switches it off)."""
-        with torch.serialization.safe_globals(_PLAIN_CLASSES):
-            return safe_load(path, map_location=map_location)
+        return load_shard(path, map_location=map_location)
 
     @classmethod
     def install(cls, engine: Any) -> None:
@@ -64,3 +64,38 @@ class SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
 
         engine.checkpoint_engine = writer
         engine._copy_recovery_script = copy_recovery_script
+
+
+def load_shard(path: str | Path, map_location: Any = None) -> Any:
+    """One shard of a ZeRO checkpoint: tensors, plain values and DeepSpeed's own few plain classes.
+
+    Raises:
+        CheckpointError: If it asks for code, or is truncated.
+    """
+    with torch.serialization.safe_globals(_PLAIN_CLASSES):
+        return safe_load(path, map_location=map_location)
+
+
+def consolidated_state(folder: Path, tag: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a ZeRO checkpoint holds besides weights, and its fp32 weights joined from all shards.
+
+    Args:
+        folder: The checkpoint.
+        tag: Name of the folder of the shards inside it.
+
+    Raises:
+        CheckpointError: If a shard asks for code, or is truncated.
+        ValueError: If there are no shards.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    shards = sorted((folder / tag).glob("*_states.pt"))
+    clients = [path for path in shards if path.name.endswith("model_states.pt")]
+    if not clients or len(shards) == len(clients):
+        raise ValueError(f"{folder} is not a whole DeepSpeed checkpoint: it has no shards in `{tag}`.")
+    # DeepSpeed's converter unpickles anything, so every shard goes through the restricted reader before it.
+    for path in shards:
+        load_shard(path, map_location="cpu")
+    content = load_shard(clients[0], map_location="cpu")
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=True)
+    return content, {key: value.clone() for key, value in weights.items()}
