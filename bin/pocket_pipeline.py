@@ -6,6 +6,8 @@ Every stage is one `lit-rlhf` command, printed before it runs, so that each can 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import os
 import shlex
 import subprocess
@@ -47,6 +49,7 @@ class Pipeline:
 
     def run(self) -> None:
         """All stages in order; PPO-max and vanilla PPO side by side."""
+        self.same_run()
         self.configs()
         self.data()
         for number, (stage, title) in enumerate(
@@ -60,6 +63,16 @@ class Pipeline:
         self.evaluate()
         self.say(7, "results")
         self.results()
+
+    def same_run(self) -> None:
+        """Refuse a directory that another seed or number of iterations was run in: its results are not this run's."""
+        path, own = self.runs / "run.json", {"seed": self.seed, "epochs": self.epochs}
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found != own:
+                sys.exit(f"{self.runs} was made with {found}, not {own}: use another --runs, or delete it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(own), encoding="utf-8")
 
     def say(self, number: int, title: str) -> None:
         """Announce a stage."""
@@ -86,8 +99,7 @@ class Pipeline:
         started = time.perf_counter()
         todo = [stage for stage in stages if not self.done(stage)]
         running = [self.fit(stage, quiet=stage != stages[0]) for stage in todo]
-        for command in running:
-            command.check()
+        wait_for(running)
         self.trained += time.perf_counter() - started
         for stage in stages:
             print(f"{stage}: {'' if stage in todo else 'already '}done, {self.model(stage)}")
@@ -105,8 +117,7 @@ class Pipeline:
         words = ["fit", "--config", str(self.runs / "configs" / f"{stage}.yaml"), *self.seeds()]
         if self.epochs is not None and stage.startswith("ppo"):
             words += ["--trainer.max_epochs", str(self.epochs)]
-        if (self.runs / stage / "checkpoints" / "last.ckpt").exists():
-            words += ["--ckpt_path", "last"]
+        words += ["--ckpt_path", "last"]  # the newest whole checkpoint, or a fresh start
         return self.command(*words, log=self.runs / f"{stage}.log" if quiet else None)
 
     def seeds(self) -> list[str]:
@@ -130,8 +141,7 @@ class Pipeline:
             reference = ["--model.reference", str(self.model("sft"))]
             words = [*common, *words, *reference, "--trainer.default_root_dir", str(root)]
             running.append(self.command(*words, log=self.runs / f"test-{name}.log"))
-        for command in running:
-            command.check()
+        wait_for(running)
 
     def results(self) -> None:
         """Table, plot and report."""
@@ -151,7 +161,7 @@ class Pipeline:
         from lit_rlhf.evaluation.plots import plot_panels
 
         logs = {
-            name: sorted((self.runs / stage / "csv").glob("version_*/metrics.csv"))[-1:]
+            name: [joined_metrics(self.runs / stage)]
             for name, stage in (("PPO-max", "ppo_max"), ("vanilla PPO", "ppo_vanilla"))
         }
         plot_panels(logs, self.runs / "panels.png")
@@ -162,6 +172,37 @@ class Pipeline:
         """Start a `lit-rlhf` command."""
         print("lit-rlhf " + shlex.join(words), flush=True)
         return Command(words, log)
+
+
+def joined_metrics(run: Path) -> Path:
+    """The metrics of a run and of what it was resumed as, one file; a later part replaces the iterations it repeats."""
+    parts = sorted((run / "csv").glob("version_*"), key=lambda part: int(part.name.split("_")[1]))
+    rows: dict[tuple[str, bool], dict[str, str]] = {}
+    names: list[str] = []
+    for part in parts:
+        with (part / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names += [name for name in reader.fieldnames or () if name not in names]
+            rows.update({(row["step"], bool(row.get("val/score"))): row for row in reader})
+    out = run / "metrics.csv"
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(sorted(rows.values(), key=lambda row: int(row["step"])))
+    return out
+
+
+def wait_for(commands: list[Command]) -> None:
+    """Wait for all; when one fails or Ctrl-C comes, none of the others is left behind."""
+    try:
+        for command in commands:
+            command.check()
+    except BaseException:
+        for command in commands:
+            command.process.terminate()
+        for command in commands:
+            command.process.wait()
+        raise
 
 
 class Command:
@@ -183,11 +224,7 @@ class Command:
 
     def check(self) -> None:
         """Wait; end the pipeline with the command's own last lines if it failed."""
-        try:
-            code = self.process.wait()
-        except KeyboardInterrupt:
-            self.process.wait()  # it got the same Ctrl-C and is saving
-            raise
+        code = self.process.wait()
         if code:
             tail = "" if self.log is None else "\n".join(self.log.read_text(encoding="utf-8").splitlines()[-5:])
             sys.exit(f"{tail}\nfailed (exit code {code}): lit-rlhf {' '.join(self.words)}")

@@ -68,7 +68,8 @@ def _run(words: list[str]) -> None:
     try:
         _command(words)
     except KeyboardInterrupt:
-        fail("interrupted")
+        print("lit-rlhf: interrupted", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's orderly end after Ctrl-C is silent
             fail("interrupted; `--ckpt_path last` goes on from the last checkpoint")

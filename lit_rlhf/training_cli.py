@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -201,7 +200,8 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
 
 def _checkpoints(folder: Path) -> ModelCheckpoint:
     # Without version numbers: a resumed run would leave `last.ckpt` as it is and write `last-v1.ckpt`.
-    return ModelCheckpoint(folder, save_last="link", enable_version_counter=False)
+    # At every epoch's end, also in epochs without validation: by default Lightning would wait for the next one.
+    return ModelCheckpoint(folder, save_last="link", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
 def _brings_own_checkpoints(config: dict[str, Any]) -> bool:
@@ -253,7 +253,6 @@ def quiet() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    torch.set_float32_matmul_precision("high")
 
 
-__all__ = ["RLHFCLI", "LearningRateMonitor", "run"]
+__all__ = ["RLHFCLI", "run"]

@@ -204,7 +204,9 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
 
     def minibatches(self, experience: Experience, iteration: int) -> Iterator[Minibatch]:
         """See ``ExperienceSource``."""
-        ptx = self._module().ptx_batches(self.batching, iteration)
+        module = self._module()
+        ptx = module.ptx_batches(self.batching, iteration)
+        experience = experience.to(module.device)  # a resumed iteration's comes from the checkpoint, on the CPU
         return minibatches(experience, self.batching, iteration, ptx)
 
     def _module(self) -> PPOModule:

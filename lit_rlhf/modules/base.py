@@ -12,7 +12,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.strategies.accumulation import accumulate, clip_gradients, configure_clipping, gradient_norm
+from lit_rlhf.strategies.deepspeed import ZeroStrategy
 from lit_rlhf.strategies.errors import require_training_state
 
 STATE_KEY = "lit_rlhf"
@@ -52,7 +53,7 @@ class BaseModule(L.LightningModule):
         model: ModelConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
-        on_non_finite: str = "stop",
+        on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         if on_non_finite not in ("stop", "skip"):
@@ -125,6 +126,8 @@ class BaseModule(L.LightningModule):
         for name, value in (("loss", total), ("gradient norm", norm)):
             if not bool(torch.isfinite(value)):
                 optimizer.zero_grad()
+                if isinstance(self.trainer.strategy, ZeroStrategy):
+                    self.trainer.strategy.discard_gradient()
                 self._refuse_update(name)
                 return None
         clip_gradients(self.trainer, optimizer, self.optimizer_config.max_grad_norm)
@@ -140,7 +143,11 @@ class BaseModule(L.LightningModule):
         if self.on_non_finite == "skip":
             self.log_values({"update/skipped": float(self.skipped_updates)})
             return
-        self.fail_non_finite(what)
+        self.fail_non_finite(what, self.describe_batch())
+
+    def describe_batch(self) -> str:
+        """What the update was computed on, one sentence with a space at its end, for error messages."""
+        return ""
 
     def fail_non_finite(self, what: str, detail: str = "") -> None:
         """Save the last good state and stop. Call it on every rank.
@@ -151,8 +158,8 @@ class BaseModule(L.LightningModule):
         path = Path(self.trainer.default_root_dir) / "checkpoints" / "last_good.ckpt"
         self.trainer.save_checkpoint(path)
         raise NonFiniteError(
-            f"{self.where()}: {what} is not finite. {detail}The state before this update is in {path}; "
-            "`on_non_finite: skip` leaves such updates out instead."
+            f"{self.where()}: {what} is not finite. {detail}The state before this update is in {path}."
+            + (" `on_non_finite: skip` leaves such updates out instead." if self.on_non_finite == "stop" else "")
         )
 
     def where(self) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class PPOModule(EvaluationMixin):
         engine: RolloutEngine | None = None,
         frozen: FrozenConfig = FrozenConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
-        on_non_finite: str = "stop",
+        on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         self.policy_path = policy
@@ -143,6 +143,7 @@ class PPOModule(EvaluationMixin):
         self._rollout_metrics: dict[str, float] = {}
         self._timings: dict[str, float] = {}
         self._left_out = False
+        self._updating: Minibatch | None = None
 
     def _check_options(self) -> None:
         loss, needs_critic = self.loss_config, self.estimator.needs_critic
@@ -358,6 +359,7 @@ class PPOModule(EvaluationMixin):
             self.skipped_updates += 1
             self.log_values({"update/skipped": float(self.skipped_updates)})
             return
+        self._updating = minibatch
         sums = UpdateSums(self.device)
         result = self.optimize(
             [
@@ -477,8 +479,17 @@ class PPOModule(EvaluationMixin):
         """See ``BaseModule``; evaluation has no critic and leaves the checkpoint's out."""
         super().on_load_checkpoint(checkpoint)
         if self.critic is None and self.estimator.needs_critic:
-            state = checkpoint["state_dict"]
+            state = checkpoint.get("state_dict", {})  # a ZeRO folder keeps the weights elsewhere
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("critic.")}
+
+    def describe_batch(self) -> str:
+        """The first prompts of the minibatch that was being learned."""
+        if self._updating is None:
+            return ""
+        experience = self._updating.experience
+        rows = zip(experience.prompt_ids[:3], experience.prompt_mask[:3], strict=True)
+        shown = "; ".join(repr(text[-120:]) for text in self.tokenizer.batch_decode([ids[keep] for ids, keep in rows]))
+        return f"Prompts of rank {rank()} begin with {shown}. "
 
     def where(self) -> str:
         """The place in the run, for error messages."""

@@ -28,6 +28,7 @@ class EvaluationMixin(BaseModule):
     """Validation, test and prediction steps of ``PPOModule``, which has what is declared here."""
 
     _eval_rows: list[dict[str, Any]]
+    _eval_problem: str | None = None
     policy: Any
     reward: Reward
     eval_rewards: dict[str, Reward]
@@ -50,11 +51,18 @@ class EvaluationMixin(BaseModule):
 
     def validation_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
         """Answer and score a batch of held-out prompts."""
-        self._eval_rows.extend(self.evaluate_prompts(batch.content))
+        self._evaluate(batch.content)
 
     def test_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
         """The same as validation, on the test prompts."""
-        self._eval_rows.extend(self.evaluate_prompts(batch.content))
+        self._evaluate(batch.content)
+
+    def _evaluate(self, batch: PromptBatch) -> None:
+        # Ranks may have different numbers of batches, so they agree on a bad score at the end of the epoch only.
+        try:
+            self._eval_rows.extend(self.evaluate_prompts(batch))
+        except ValueError as error:
+            self._eval_problem = self._eval_problem or str(error)
 
     def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
         """Responses as JSON-able rows: ``prompt``, ``response``, ``ended``, ``tokens`` and the raw record."""
@@ -127,6 +135,10 @@ class EvaluationMixin(BaseModule):
     # ---------------------------------------------------------------- the table
 
     def _finish_evaluation(self, stage: str) -> None:
+        problems = [problem for problem in all_gather_object(self._eval_problem) if problem]
+        self._eval_problem = None
+        if problems:
+            raise ValueError(problems[0])
         rows = [row for part in all_gather_object(self._eval_rows) for row in part]
         self._eval_rows = []
         if not rows:

@@ -50,7 +50,7 @@ class RewardModelModule(BaseModule):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
         micro_batch_tokens: int = 16384,
-        on_non_finite: str = "stop",
+        on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(lm_coef >= 0, "lm_coef", lm_coef, "must not be negative")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class SFTModule(BaseModule):
         model: ModelConfig = ModelConfig(),  # noqa: B008
         micro_batch_tokens: int = 16384,
         sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.9),  # noqa: B008
-        on_non_finite: str = "stop",
+        on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")

@@ -6,16 +6,14 @@ same bits, which is what makes the ratio of the first update exactly 1 (docs/arc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import projector, trunk_hidden
-from lit_rlhf.rollout.compact import CompactRows, compact_rows
-from lit_rlhf.types import Rollout, TextBatch
+from lit_rlhf.rollout.compact import CompactRows
+from lit_rlhf.types import TextBatch
 
 CHUNK_TOKENS = 4096
 
@@ -50,28 +48,6 @@ def response_logprobs(
 def response_values(critic: Any, rows: CompactRows) -> Tensor:
     """The critic's value before each response token is drawn, ``(b, T)`` fp32, zero outside the mask."""
     return rows.scatter(rows.gather(critic(rows.input_ids)).float())
-
-
-def over_micro_batches(
-    rollout: Rollout, micro_batches: Sequence[Tensor], function: Callable[[CompactRows], Tensor]
-) -> Tensor:
-    """Apply ``function`` to each micro-batch without gradient and put the rows back in order.
-
-    Args:
-        rollout: B responses of up to T tokens.
-        micro_batches: Row indices of each micro-batch; together every row once.
-        function: Maps compact rows to ``(b, t)`` fp32.
-
-    Returns:
-        ``(B, T)`` fp32.
-    """
-    out = torch.zeros(rollout.response_mask.shape, device=rollout.input_ids.device)
-    with torch.no_grad():
-        for rows in micro_batches:
-            compact = compact_rows(rollout, rows)
-            values = function(compact)
-            out[rows.to(out.device), : values.size(1)] = values
-    return out
 
 
 def text_logprobs(model: Any, text: TextBatch) -> tuple[Tensor, Tensor]:

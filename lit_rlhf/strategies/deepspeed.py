@@ -112,6 +112,14 @@ class ZeroStrategy(DeepSpeedStrategy):
         finally:
             self._gradient_complete = False
 
+    def discard_gradient(self) -> None:
+        """Forget the gradient of the backwards since the last step: the update is left out."""
+        self._gradient_complete = False
+        for name in ("averaged_gradients", "all_grad_tensors"):
+            kept: Any = getattr(self.deepspeed_engine.optimizer, name, None)
+            if isinstance(kept, dict):
+                kept.update(dict.fromkeys(kept))
+
     @override
     def init_deepspeed(self) -> None:
         super().init_deepspeed()
