@@ -145,14 +145,15 @@ def costs(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[st
     if command == "ppo":
         phases = {name: (ours["seconds"][name], theirs["phases_median_s"][name]) for name in ours["seconds"]}
         phases = {name: pair for name, pair in phases.items() if name != "between"}
-        per_token = tuple(
-            run_seconds / tokens
-            for run_seconds, tokens in (
-                (ours["seconds"]["rollout"], ours["response_tokens"]),
-                (theirs["phases_median_s"]["rollout"], theirs["response_tokens_per_iteration"]),
-            )
+        # The two shuffle the prompts differently, so that an iteration is not exactly the same number of tokens.
+        own_tokens, peer_tokens = ours["response_tokens"], theirs["response_tokens_per_iteration"]
+        per_response = (phases["rollout"][0] / own_tokens, phases["rollout"][1] / peer_tokens)
+        own_tokens, peer_tokens = (
+            own_tokens + ours["prompt_tokens"],
+            peer_tokens + theirs["prompt_tokens_per_iteration"],
         )
-        return {**phases, "rollout_per_token": per_token, "memory": memory}  # type: ignore[dict-item]
+        per_token = (phases["total"][0] / own_tokens, phases["total"][1] / peer_tokens)
+        return {**phases, "rollout_per_token": per_response, "total_per_token": per_token, "memory": memory}
     return {
         "pair": (1 / ours["pairs_per_s"], 1 / theirs["pairs_per_s"]),
         "token": (1 / ours["tokens_per_s"], 1 / theirs["real_tokens_per_s"]),
