@@ -8,6 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bin"))
 
 from benchmarks.command import costs, parser, peer_arguments, spread, without_peer
+from benchmarks.scaling import slope
 from benchmarks.shapes import Clock, medians
 
 
@@ -28,14 +29,30 @@ def test_the_peer_gets_the_same_work():
 
 
 def test_costs_are_ours_and_theirs():
-    ours = {"seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1}, "response_tokens": 10, "memory_peak_mib": 5}
+    ours = {
+        "seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1},
+        "response_tokens": 10,
+        "prompt_tokens": 10,
+        "memory_peak_mib": 5,
+    }
     theirs = {
         "phases_median_s": {"total": 6.0, "rollout": 4.0, "between": 0.5},
         "response_tokens_per_iteration": 20,
+        "prompt_tokens_per_iteration": 10,
         "peak_rss_mb": 10,
     }
     found = costs("ppo", ours, theirs)
-    assert found == {"total": (2.0, 6.0), "rollout": (1.0, 4.0), "rollout_per_token": (0.1, 0.2), "memory": (5, 10)}
+    assert found == {
+        "total": (2.0, 6.0),
+        "rollout": (1.0, 4.0),
+        "rollout_per_token": (0.1, 0.2),
+        "total_per_token": (0.1, 0.2),
+        "memory": (5, 10),
+    }
+
+
+def test_slope_is_the_exponent():
+    assert slope({size: 3.0 * size**1.5 for size in (2, 4, 16)}) == 1.5
 
 
 def test_spread_and_medians():

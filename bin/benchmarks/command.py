@@ -32,18 +32,20 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--rounds", type=int, default=3, help="interleaved runs of each library")
     ppo = commands.add_parser("ppo", parents=[shared], help="one PPO iteration, by phase")
     rm = commands.add_parser("rm", parents=[shared], help="reward-model training")
+    scaling = commands.add_parser("scaling", parents=[shared], help="cost over response length and over batch")
     commands.add_parser("kernels", parents=[shared], help="products, attention and draws")
-    for command in (ppo, rm):
+    for command in (ppo, rm, scaling):
         command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
+    for command in (ppo, scaling):
+        command.add_argument("--prompt-len", type=int, default=128)
+        command.add_argument("--ppo-epochs", type=int, default=1)
+        command.add_argument("--mini-batches", type=int, default=4)
+        command.add_argument("--iterations", type=int, default=3 if command is ppo else 1)
+        command.add_argument("--warmup", type=int, default=1)
     ppo.add_argument("--prompts", type=int, default=64)
-    ppo.add_argument("--prompt-len", type=int, default=128)
     ppo.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
     ppo.add_argument("--response-len", type=int, default=64)
     ppo.add_argument("--eos-rate", type=float, default=0.04, help="0: every response has the full length")
-    ppo.add_argument("--ppo-epochs", type=int, default=1)
-    ppo.add_argument("--mini-batches", type=int, default=4)
-    ppo.add_argument("--iterations", type=int, default=3)
-    ppo.add_argument("--warmup", type=int, default=1)
     rm.add_argument("--batch-pairs", type=int, default=16)
     rm.add_argument("--steps", type=int, default=20)
     rm.add_argument("--warmup", type=int, default=3)
@@ -58,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     options.clock = options.clock or ("cpu" if options.threads == 1 else "wall")
     if (options.peer is None) != (options.peer_dir is None):
         parser().error("--peer and --peer-dir go together")
-    if options.peer and options.command == "kernels":
-        parser().error("`kernels` has no peer")
+    if options.peer and options.command in ("kernels", "scaling"):
+        parser().error(f"`{options.command}` has no peer")
     print(json.dumps(compare(options, arguments) if options.peer else run(options)))
 
 
@@ -75,6 +77,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from benchmarks.rm import run as run_rm
 
         return run_rm(options)
+    if options.command == "scaling":
+        from benchmarks.scaling import run as run_scaling
+
+        return run_scaling(options)
     from benchmarks.kernels import run as run_kernels
 
     return run_kernels(options)
@@ -139,14 +145,15 @@ def costs(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[st
     if command == "ppo":
         phases = {name: (ours["seconds"][name], theirs["phases_median_s"][name]) for name in ours["seconds"]}
         phases = {name: pair for name, pair in phases.items() if name != "between"}
-        per_token = tuple(
-            run_seconds / tokens
-            for run_seconds, tokens in (
-                (ours["seconds"]["rollout"], ours["response_tokens"]),
-                (theirs["phases_median_s"]["rollout"], theirs["response_tokens_per_iteration"]),
-            )
+        # The two shuffle the prompts differently, so that an iteration is not exactly the same number of tokens.
+        own_tokens, peer_tokens = ours["response_tokens"], theirs["response_tokens_per_iteration"]
+        per_response = (phases["rollout"][0] / own_tokens, phases["rollout"][1] / peer_tokens)
+        own_tokens, peer_tokens = (
+            own_tokens + ours["prompt_tokens"],
+            peer_tokens + theirs["prompt_tokens_per_iteration"],
         )
-        return {**phases, "rollout_per_token": per_token, "memory": memory}  # type: ignore[dict-item]
+        per_token = (phases["total"][0] / own_tokens, phases["total"][1] / peer_tokens)
+        return {**phases, "rollout_per_token": per_response, "total_per_token": per_token, "memory": memory}
     return {
         "pair": (1 / ours["pairs_per_s"], 1 / theirs["pairs_per_s"]),
         "token": (1 / ours["tokens_per_s"], 1 / theirs["real_tokens_per_s"]),
