@@ -224,17 +224,6 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             self._loader = RolloutLoader(self, self.batching.steps_per_iteration)
         return self._loader
 
-    def state_dict(self) -> dict[str, Any]:
-        """The iteration to go on with.
-
-        The loader's own state says more, but Lightning leaves it out when it resumes at the end of an epoch.
-        """
-        return {} if self._loader is None else {"iteration": self._loader.next_iteration}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`state_dict`; where Lightning restores the loader too, that comes later and counts."""
-        self.train_dataloader().iteration = state_dict["iteration"]
-
     # ---------------------------------------------------------------- evaluation
 
     def _eval_loader(self, split: str, samples: int) -> PromptLoader | list[Any]:

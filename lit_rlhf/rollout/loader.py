@@ -70,11 +70,6 @@ class RolloutLoader:
             self._position = minibatch.position + 1
             yield DeviceBatch(minibatch)
 
-    @property
-    def next_iteration(self) -> int:
-        """The iteration in progress, or the one after it where every update of it was handed out."""
-        return self.iteration + (self._position >= self._source.steps_per_epoch())
-
     def state_dict(self) -> dict[str, Any]:
         """Iteration, position and, in the middle of an iteration, the experience of all ranks. A collective."""
         if self._position >= self._source.steps_per_epoch():

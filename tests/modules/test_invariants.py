@@ -1,0 +1,164 @@
+"""The invariants of docs/architecture.md on the whole module: padding, order, garbage, frozen weights, drift."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_rlhf.models.loading import load_causal_lm, load_scalar_model
+from lit_rlhf.modules.ppo import PPOModule
+from lit_rlhf.modules.ppo_config import LossConfig, PPOOptimizerConfig
+from lit_rlhf.modules.ppo_metrics import UpdateSums
+from lit_rlhf.rollout.minibatch import Minibatch
+from lit_rlhf.rollout.transformers_engine import TransformersEngine
+from lit_rlhf.types import Experience, Rollout
+from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer
+
+PAD, GARBAGE = 0, 7
+LOSS = LossConfig(whiten_advantages=True, advantage_clip=1.5, entropy_coef=0.05, clip_range=0.05, value_clip_range=0.05)
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory) -> tuple[PPOModule, Experience]:
+    """A module a few updates away from the policy that drew the experience, so that ratios and clips are at work."""
+    module, recorder = make_ppo(world, loss=LOSS, optimizer=PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2)), Recorder()
+    trainer = make_trainer(tmp_path_factory.mktemp("fit"), max_epochs=1, callbacks=[recorder], limit_val_batches=0)
+    trainer.fit(module, make_data(world))
+    (experience,) = recorder.experiences
+    return module.eval(), experience
+
+
+def loss_and_gradients(module: PPOModule, experience: Experience, *, parts: int = 1) -> tuple[Tensor, list[Tensor]]:
+    """The whole experience as one minibatch, in ``parts`` micro-batches."""
+    taken = experience.advantages[experience.response_mask]
+    minibatch = Minibatch(
+        experience=experience,
+        micro_batches=torch.arange(len(experience)).chunk(parts),
+        num_tokens=float(len(taken)),
+        advantage_mean=float(taken.double().mean()),
+        advantage_std=float(taken.double().std(correction=0)),
+        iteration=0,
+        position=0,
+    )
+    module.zero_grad()
+    sums = UpdateSums(module.device)
+    losses = [module.minibatch_loss(minibatch, rows, sums, part) for part, rows in enumerate(minibatch.micro_batches)]
+    total = torch.stack(losses).sum()
+    total.backward()
+    return total.detach(), [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def pad_prompts(experience: Experience, width: int) -> Experience:
+    """The same prompts behind ``width`` more pad tokens."""
+
+    def widen(x: Tensor, value: int | bool) -> Tensor:
+        return torch.nn.functional.pad(x, (width, 0), value=value)
+
+    return replace(
+        experience,
+        prompt_ids=widen(experience.prompt_ids, PAD),
+        prompt_mask=widen(experience.prompt_mask, False),
+        input_ids=widen(experience.input_ids, PAD),
+        attention_mask=widen(experience.attention_mask, False),
+    )
+
+
+def with_garbage(experience: Experience) -> Experience:
+    """Other token ids wherever the attention mask is False: after EOS and before the prompt."""
+    assert bool((~experience.response_mask).any()), "no response ended before the limit"
+    return replace(experience, input_ids=experience.input_ids.masked_fill(~experience.attention_mask, GARBAGE))
+
+
+def test_the_comparison_exercises_ratios_and_clips(trained) -> None:
+    module, experience = trained
+    lengths = experience.attention_mask.sum(1)
+    assert len(set(lengths.tolist())) > 3, "rows of one length have no padding to go wrong"
+    loss, gradients = loss_and_gradients(module, experience)
+    assert len(gradients) == len(list(module.parameters()))
+    shifted = replace(experience, response_mask=experience.response_mask.roll(1, 0))
+    assert abs(float(loss_and_gradients(module, shifted)[0] - loss)) > 1e-4, "a wrong mask would not be seen"
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_left_padding_and_row_order_change_nothing_beyond_rounding(trained, parts) -> None:
+    module, experience = trained
+    loss, gradients = loss_and_gradients(module, experience)
+    order = torch.randperm(len(experience), generator=torch.Generator().manual_seed(1))
+    for other in (pad_prompts(experience, 9), experience.rows(order), pad_prompts(experience.rows(order), 3)):
+        found, others = loss_and_gradients(module, other, parts=parts)
+        torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-6)
+        for a, b in zip(others, gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+
+
+def test_left_padding_alone_changes_not_a_bit(trained) -> None:
+    """Rows are rewritten without left padding before any model sees them."""
+    module, experience = trained
+    loss, gradients = loss_and_gradients(module, experience)
+    found, others = loss_and_gradients(module, pad_prompts(experience, 9))
+    assert torch.equal(found, loss)
+    assert all(torch.equal(a, b) for a, b in zip(others, gradients, strict=True))
+
+
+def test_garbage_after_eos_changes_not_a_bit_of_the_update(trained) -> None:
+    module, experience = trained
+    loss, gradients = loss_and_gradients(module, experience)
+    found, others = loss_and_gradients(module, with_garbage(experience))
+    assert torch.equal(found, loss)
+    assert all(torch.equal(a, b) for a, b in zip(others, gradients, strict=True))
+
+
+@torch.no_grad()
+def test_garbage_after_eos_changes_not_a_bit_of_scores_and_rewards(trained) -> None:
+    module, experience = trained
+    results = []
+    for one in (experience, with_garbage(experience)):
+        rollout = Rollout(**{field.name: getattr(one, field.name) for field in fields(Rollout)})
+        scored, entropy = module.score_rollout(rollout, [torch.arange(len(one))])
+        rewards = module.shape_rewards(scored)
+        columns = (scored.scores, scored.old_logprobs, scored.ref_logprobs, scored.old_values, entropy, rewards)
+        results.append([*columns, *module.estimate_advantages(scored, rewards)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reference_and_reward_are_bitwise_what_was_loaded_and_in_eval(world, trained) -> None:
+    module, _ = trained
+    module.train()
+    frozen = {
+        "reference": (module.reference.model, load_causal_lm(str(world / "policy"))),
+        "reward": (module.reward.model.model, load_scalar_model(str(world / "reward"), head="load")),
+    }
+    for name, (model, loaded) in frozen.items():
+        assert not any(part.training for part in model.modules()), name
+        found, expected = model.state_dict(), loaded.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in found), f"the {name} moved"
+        assert all(p.grad is None and not p.requires_grad for p in model.parameters()), name
+    module.eval()
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 5e-3)])
+def test_log_probabilities_of_the_sampler_drift_within_rounding(world, tmp_path, precision, bound) -> None:
+    drifts: list[float] = []
+
+    class Watched(PPOModule):
+        def score_rollout(self, rollout: Rollout, micro_batches: list[Tensor]):
+            scored, entropy = super().score_rollout(rollout, micro_batches)
+            assert torch.equal(scored.old_logprobs, rollout.sampler_logprobs)
+            return scored, entropy
+
+        def log_values(self, values, **options) -> None:
+            drifts.extend([values["update/ratio_drift"]] if "update/ratio_drift" in values else [])
+            super().log_values(values, **options)
+
+    module = make_ppo(
+        world, Watched, loss=LossConfig(old_logprobs="sampler"), engine=TransformersEngine(sampler_logprobs=True)
+    )
+    trainer = make_trainer(tmp_path, max_epochs=3, precision=precision, limit_val_batches=0)
+    trainer.fit(module, make_data(world))
+    assert len(drifts) == 3
+    assert 0.0 < max(drifts) <= bound, drifts

@@ -1,0 +1,65 @@
+"""SFT and reward-model training on the ranks' own rows, to be compared with one process on all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_rlhf.datamodules.preference import PreferenceDataModule
+from lit_rlhf.datamodules.sft import SFTDataModule
+from lit_rlhf.modules.config import OptimizerConfig
+from lit_rlhf.modules.reward_model import RewardModelModule
+from lit_rlhf.modules.sft import SFTModule
+from tests.modules.test_reward_model import write_pairs
+from tests.modules.tiny_ppo import LETTERS, Recorder, write_world
+from tests.strategies.sgd import SGDMixin
+from tests.strategies.toy import fingerprint, trainer
+
+CLIP = 1.0
+
+
+class SGDSFT(SGDMixin, SFTModule):
+    """SFT with SGD."""
+
+
+class SGDRewardModel(SGDMixin, RewardModelModule):
+    """Reward model with SGD."""
+
+
+def write_files(folder: Path) -> None:
+    """A tiny world, replies of many lengths (so that ranks hold different token counts), and pairs."""
+    folder.mkdir()
+    write_world(folder)
+    rows = [{"prompt": LETTERS[i % 8], "completion": LETTERS[: 1 + (5 * i) % 9]} for i in range(16)]
+    (folder / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(folder / "pairs.jsonl", count=16)
+
+
+def build(folder: Path, kind: str) -> tuple[Any, Any]:
+    """Module and data of ``kind``."""
+    torch.manual_seed(0)  # the fresh head is drawn from the global generator
+    options = {"optimizer": OptimizerConfig(lr=0.1, max_grad_norm=CLIP), "micro_batch_tokens": 40}
+    policy = str(folder / "policy")
+    if kind == "sft":
+        return SGDSFT(policy, **options), SFTDataModule(
+            train=str(folder / "dialogues.jsonl"), batch_size=8, max_length=32
+        )
+    module = SGDRewardModel(policy, lm_coef=0.5, **options)
+    module.configure_model()
+    return module, PreferenceDataModule(train=str(folder / "pairs.jsonl"), batch_size=8, max_length=32)
+
+
+def equality(folder: Path, strategy: str, devices: int, out: Path) -> dict[str, Any]:
+    """Two epochs of two steps each; weights go to ``out`` (rank 0), the numbers of every step come back."""
+    found: dict[str, Any] = {}
+    for kind in ("sft", "reward"):
+        module, data = build(folder, kind)
+        recorder = Recorder()
+        trainer(strategy, folder, devices=devices, epochs=2, callbacks=[recorder]).fit(module, datamodule=data)
+        if module.global_rank == 0:
+            torch.save([p.detach().clone() for p in module.parameters()], out / f"{kind}-{strategy}.pt")
+        found[kind] = {"rows": recorder.metrics, "hash": fingerprint(module)}
+    return found
