@@ -8,6 +8,7 @@ The life of an iteration, and the method to override for each stage::
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.callbacks.seam import emit_phase, emit_rollout
-from lit_rlhf.distributed import all_gather_object, rank
+from lit_rlhf.distributed import all_gather_object, any_rank, rank
 from lit_rlhf.functional.losses import clipped_policy_loss, entropy_term, kl_penalty_policy_loss, lm_loss, value_loss
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
@@ -154,6 +155,8 @@ class PPOModule(EvaluationMixin):
             )
         if loss.old_logprobs == "reference" and loss.target_kl is not None:
             raise ValueError("`loss.target_kl` measures the old policy, `loss.old_logprobs: reference` has none.")
+        if loss.old_logprobs == "sampler" and not getattr(self.engine, "sampler_logprobs", True):
+            raise ValueError("`loss.old_logprobs: sampler` needs an engine with `sampler_logprobs: true`.")
 
     # ---------------------------------------------------------------- models
 
@@ -232,7 +235,7 @@ class PPOModule(EvaluationMixin):
             with self._in_phase("scoring"):
                 micro_batches = scoring_micro_batches(plan_updates(rollout, batching, iteration), batching)
                 scored, entropy = self.score_rollout(rollout, micro_batches)
-                self._check_scores(scored)
+                scored = self._finite(scored)
                 if not self._left_out:
                     self.moments = self._updated_moments(scored.scores)
                 rewards = self.shape_rewards(scored)
@@ -305,9 +308,23 @@ class PPOModule(EvaluationMixin):
         """The responses as rewards see them."""
         return reward_request(self.tokenizer, rollout)
 
-    def _check_scores(self, scored: ScoredRollout) -> None:
-        for name in ("scores", "token_scores", "old_logprobs", "ref_logprobs", "old_values"):
-            self.check_finite(name, getattr(scored, name))
+    def _finite(self, scored: ScoredRollout) -> ScoredRollout:
+        """The rollout itself; or with `on_non_finite: skip` zeros for what is not finite, the iteration left out.
+
+        Raises:
+            NonFiniteError: With `on_non_finite: stop`, on all ranks, naming the column.
+        """
+        names = ("scores", "token_scores", "old_logprobs", "ref_logprobs", "old_values")
+        if self.on_non_finite == "stop":
+            for name in names:
+                self.check_finite(name, getattr(scored, name))
+            return scored
+        columns = {name: getattr(scored, name) for name in names}
+        bad = any(not bool(column.isfinite().all()) for column in columns.values())
+        if not any_rank(bad, self.device):
+            return scored
+        self._left_out = True
+        return dataclasses.replace(scored, **{k: v.nan_to_num(0.0, 0.0, 0.0) for k, v in columns.items()})
 
     def _updated_moments(self, scores: Tensor) -> RunningMoments:
         own = RunningMoments().update_from(scores)

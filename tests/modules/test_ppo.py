@@ -12,6 +12,7 @@ from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.config import ScheduleConfig
+from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.modules.ppo_config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.estimators import GAE, GroupNormalized, LeaveOneOut
@@ -302,3 +303,38 @@ def test_bad_data_options_are_refused_before_models_load(world, tmp_path, option
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make_trainer(tmp_path).fit(module, make_data(world, **options))
     assert module.policy is None
+
+
+class NaNValues(PPOModule):
+    """A critic that says NaN in the second iteration."""
+
+    def score_rollout(self, rollout, micro_batches):
+        scored, entropy = super().score_rollout(rollout, micro_batches)
+        if self.iteration == 1:
+            scored.old_values[0, 0] = float("nan")
+        return scored, entropy
+
+
+def test_values_that_are_not_finite_stop_or_leave_the_iteration_out(world, tmp_path) -> None:
+    module = make_ppo(world, kind=NaNValues)
+    with pytest.raises(NonFiniteError, match="iteration 1, step 2: old_values is not finite"):
+        fit(world, tmp_path / "stop", module=module, data=make_data(world, val=None), max_epochs=3)
+    module = make_ppo(world, kind=NaNValues, on_non_finite="skip")
+    module, trainer, _ = fit(world, tmp_path / "skip", module=module, data=make_data(world, val=None), max_epochs=3)
+    assert trainer.global_step == 4
+    assert module.skipped_updates == 2
+    assert all(bool(p.isfinite().all()) for p in module.parameters())
+
+
+def test_a_loss_that_is_not_finite_names_the_prompts(world, tmp_path) -> None:
+    class Explodes(PPOModule):
+        def policy_loss(self, *args, **kwargs):
+            return super().policy_loss(*args, **kwargs) * float("nan")
+
+    with pytest.raises(NonFiniteError, match=r"iteration 0, step 0: loss is not finite\. Prompts of rank 0 begin with"):
+        fit(world, tmp_path, module=make_ppo(world, kind=Explodes), data=make_data(world, val=None), max_epochs=1)
+
+
+def test_sampler_logprobs_need_an_engine_that_gives_them(world) -> None:
+    with pytest.raises(ValueError, match="needs an engine with"):
+        make_ppo(world, loss=LossConfig(old_logprobs="sampler"))
