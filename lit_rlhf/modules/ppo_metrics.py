@@ -15,14 +15,14 @@ from lit_rlhf.types import Experience
 
 if TYPE_CHECKING:
     from lit_rlhf.functional.losses import PolicyLoss, ValueLoss
-    from lit_rlhf.modules.ppo import PPOModule
+    from lit_rlhf.modules.ppo_collection import ExperienceCollection
     from lit_rlhf.rollout.minibatch import Minibatch
 
 
 FROM_SCORES = ("score", "score_normalized", "reward", "reward_total", "return", "advantage")
 
 
-def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) -> dict[str, float]:
+def rollout_metrics(experience: Experience, entropy: Tensor, module: ExperienceCollection) -> dict[str, float]:
     """Means over the iteration's responses and response tokens of all ranks.
 
     Args:
@@ -71,7 +71,7 @@ def _std(mean: dict[str, float], name: str) -> float:
     return math.sqrt(max(0.0, mean[f"{name}_sq"] - mean[name] ** 2))
 
 
-def _named(mean: dict[str, float], tokens: float, module: PPOModule) -> dict[str, float]:
+def _named(mean: dict[str, float], tokens: float, module: ExperienceCollection) -> dict[str, float]:
     times: dict[str, float] = module._timings
     spent = sum(times.values())
     plain = ["score", "score_normalized", "reward", "reward_total", "kl", "kl_k3", "kl_sequence", "response_length"]
