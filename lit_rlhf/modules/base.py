@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ class NonFiniteError(RuntimeError):
     """A loss, gradient or score is not finite; the message names the iteration, the tensor and the prompts."""
 
 
-class BaseModule(L.LightningModule):
+class BaseModule(L.LightningModule, ABC):
     """Optimizer, schedule, accumulation, clipping, random state and export.
 
     Args:
@@ -70,17 +71,17 @@ class BaseModule(L.LightningModule):
 
     # ---------------------------------------------------------------- what subclasses say of themselves
 
+    @abstractmethod
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """Trainable parameters and peak learning rate of each named group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sources(self) -> dict[str, str]:
         """Folder or hub name each exportable part was loaded from; stored in checkpoints."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
-        raise NotImplementedError
 
     # ---------------------------------------------------------------- optimizer
 
