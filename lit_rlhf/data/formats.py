@@ -1,4 +1,4 @@
-"""What a raw row format is, and how the format of a source is recognised.
+"""What a raw row format is, and how the format of a source is recognized.
 
 A new format is one file with one :class:`RowFormat` and a place in ``FORMATS`` of ``loading.py``.
 """
@@ -111,7 +111,7 @@ def choose_format(rows: Sequence[Any], kind: Kind, formats: Sequence[RowFormat],
     if not votes:
         known = "; ".join(f"`{f.name}`: {f.expects}" for f in able)
         seen = describe(rows[0]) if rows else "no rows"
-        raise UnknownFormatError(f"{source}: format not recognised for {kind} data. First row: {seen}. Known: {known}.")
+        raise UnknownFormatError(f"{source}: format not recognized for {kind} data. First row: {seen}. Known: {known}.")
     found = ", ".join(f"`{name}` ({count} of {len(rows)} rows)" for name, count in votes.most_common())
     raise ValueError(f"{source}: the format is ambiguous: {found}. Name one with `format=`.")
 

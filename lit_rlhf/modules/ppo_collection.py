@@ -81,7 +81,10 @@ class ExperienceCollection(FourModels):
                 advantages, returns = self.estimate_advantages(scored, rewards)
         experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
         self.train()
-        self._rollout_metrics = rollout_metrics(experience, entropy, self)
+        metrics = rollout_metrics(
+            experience, entropy, moments=self.moments, times=self._timings, scored=not self._left_out
+        )
+        self._rollout_metrics = {**metrics, "kl_coef": self.kl_controller.value, "iteration": float(iteration)}
         self.kl_controller.update(self._rollout_metrics["rollout/kl_sequence"], batching.rollout_batch_size)
         emit_rollout(self.trainer, self, experience)
         emit_phase(self.trainer, self, "update")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lit_rlhf.distributed import rank
 from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model, load_tokenizer
+from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model
 from lit_rlhf.modules.answers import eos_token_ids, reward_request
 from lit_rlhf.modules.base import BaseModule
-from lit_rlhf.modules.config import ModelConfig
+from lit_rlhf.modules.loading import load_options, load_policy, load_tokenizer_for
 from lit_rlhf.modules.ppo_config import CriticConfig, FrozenConfig, PTXConfig
 from lit_rlhf.modules.ptx import PTXText
 from lit_rlhf.rewards.base import Reward
@@ -112,21 +112,6 @@ class FourModels(BaseModule):
     def reward_request(self, rollout: Rollout) -> RewardRequest:
         """The responses as rewards see them."""
         return reward_request(self.tokenizer, rollout)
-
-
-def load_options(config: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments that every model is loaded with."""
-    return {"attn_implementation": config.attn_implementation, "trust_remote_code": config.trust_remote_code}
-
-
-def load_tokenizer_for(path: str, config: ModelConfig) -> Any:
-    """The tokenizer of ``path`` with the checks of ``load_tokenizer``."""
-    return load_tokenizer(path, pad_token=config.pad_token, trust_remote_code=config.trust_remote_code)
-
-
-def load_policy(path: str, config: ModelConfig) -> Any:
-    """The trainable policy."""
-    return load_causal_lm(path, gradient_checkpointing=config.gradient_checkpointing, **load_options(config))
 
 
 def load_critic(module: FourModels) -> nn.Module:

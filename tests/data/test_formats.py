@@ -161,7 +161,7 @@ def test_prompt_must_end_with_the_human(write):
 
 
 def test_unknown_format_names_the_keys_and_the_candidates(write):
-    with pytest.raises(ValueError, match=r"not recognised for preference data.*question: str.*`hh`.*`moss`.*`columns`"):
+    with pytest.raises(ValueError, match=r"not recognized for preference data.*question: str.*`hh`.*`moss`.*`columns`"):
         read_preferences(write("x.jsonl", [{"question": "a"}]))
 
 
