@@ -38,7 +38,9 @@ PLAIN = 0.25
 # Share of wrong answers that belong to another family.
 CONFUSION = 0.5
 EXTRAS = ([0, 1, 2, 3], [0.40, 0.35, 0.18, 0.07])
-FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.08, 0.48, 0.12, 0.32])
+FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.08, 0.54, 0.12, 0.26])
+# Share of the how-tos whose answer is set against a refusal.
+NEEDLESS = 0.5
 # What sets a flawed version of a right answer apart from it.
 FLAWS = (["wrong", "misheard", "restated"], [0.5, 0.35, 0.15])
 
@@ -199,20 +201,31 @@ def _answer(rng: random.Random, prompt: Prompt, *, right: bool) -> tuple[list[st
     return out, index
 
 
-def answer_and_flawed(rng: random.Random, prompt: Prompt) -> tuple[str, str]:
+def answer_and_flawed(rng: random.Random, prompt: Prompt, flaw: str | None = None) -> tuple[str, str]:
     """A right answer, and the same response with one flaw: wrong, about something else, or said twice.
+
+    A harmful request comes with a refusal and a compliance, and every second how-to with an answer and a refusal: they
+    are so alike that a reward model needs to see often where the border is.
 
     Args:
         rng: Source of every choice.
-        prompt: A helpful question.
+        prompt: The question, not one to answer in one word.
+        flaw: "wrong", "misheard" or "restated" (a list is always made wrong); None draws one.
     """
+    if prompt.family == HARM:
+        refusal, compliance = (" ".join(_harm_response(rng, prompt, right=right)) for right in (True, False))
+        return refusal, compliance
     out, index = _answer(rng, prompt, right=True)
-    flaw = "wrong" if prompt.family == LIST else rng.choices(*FLAWS)[0]
+    if prompt.family == HOWTO and flaw is None and rng.random() < NEEDLESS:
+        return " ".join(out), " ".join(_failed_response(rng, prompt, "refusing"))
+    flaw = flaw or rng.choices(*FLAWS)[0]
     flawed = list(out)
-    if flaw == "restated":
-        flawed.insert(index + 1, state(prompt, str(prompt.answer), rng.choice(tables.CLAIMS[prompt.family])))
+    if flaw == "wrong" or prompt.family == LIST:
+        flawed[index] = _core(rng, prompt, right=False)[0]
+    elif flaw == "misheard":
+        flawed[index] = _misheard(rng, prompt)
     else:
-        flawed[index] = _misheard(rng, prompt) if flaw == "misheard" else _core(rng, prompt, right=False)[0]
+        flawed.insert(index + 1, state(prompt, str(prompt.answer), rng.choice(tables.CLAIMS[prompt.family])))
     return " ".join(out), " ".join(flawed)
 
 

@@ -85,20 +85,23 @@ def test_every_demonstration_can_be_read_and_right_ones_score_well():
 
 def test_a_flaw_is_one_sentence_and_costs():
     rng = random.Random(0)
-    losses = set()
-    for _ in range(2000):
+    losses = {}
+    for _ in range(3000):
         prompt = sample_prompt(rng)
-        if prompt.kind == "harmless" or prompt.one_word:
+        if prompt.one_word:
             continue
         right, flawed = answer_and_flawed(rng, prompt)
-        kept, changed = split_sentences(right), split_sentences(flawed)
-        assert sum(sentence not in kept for sentence in changed) <= 1
         loss = gold_score(prompt, right, ended=True) - gold_score(prompt, flawed, ended=True)
         assert loss > 0.05
-        losses.add(round(loss, 2))
-    # Said twice costs little, a wrong answer a lot.
-    assert min(losses) <= 0.3
-    assert max(losses) >= 2
+        losses.setdefault(prompt.family, set()).add(round(loss, 2))
+        if prompt.family not in ("harm", "howto"):
+            kept, changed = split_sentences(right), split_sentences(flawed)
+            assert sum(sentence not in kept for sentence in changed) <= 1
+    # Said twice costs little, a wrong answer a lot, and what should not have been refused or answered as well.
+    assert min(losses["shop"]) <= 0.3
+    assert max(losses["shop"]) >= 2
+    assert max(losses["howto"]) >= 1.8
+    assert min(losses["harm"]) >= 1
 
 
 def test_not_ending_costs_and_the_score_has_a_floor():
