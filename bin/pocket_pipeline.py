@@ -193,10 +193,14 @@ def joined_metrics(run: Path) -> Path:
 
 
 def wait_for(commands: list[Command]) -> None:
-    """Wait for all; when one fails or Ctrl-C comes, none of the others is left behind."""
+    """Wait for all; as soon as one fails or Ctrl-C comes, none of the others is left behind."""
+    running = list(commands)
     try:
-        for command in commands:
-            command.check()
+        while running:
+            for command in [command for command in running if command.process.poll() is not None]:
+                command.check()
+                running.remove(command)
+            time.sleep(0.05)
     except BaseException:
         for command in commands:
             command.process.terminate()

@@ -116,7 +116,7 @@ class ScoredRollout(Rollout):
         ref_logprobs: The same under the reference, ``(B, T)`` fp32.
         old_values: Critic's values *before* each response token is drawn, ``(B, T)`` fp32; zeros when the advantage
             estimator needs no critic.
-        scores: One scalar a response, ``(B,)`` fp32, raw: neither normalised nor clipped.
+        scores: One scalar a response, ``(B,)`` fp32, raw: neither normalized nor clipped.
         token_scores: Per-token (process) rewards, ``(B, T)`` fp32; zeros where the reward gives none.
     """
 

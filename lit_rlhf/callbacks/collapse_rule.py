@@ -84,6 +84,7 @@ class RuleConfig:
         threshold: Index above which the rule holds, nats a token.
         baseline_iterations: First iterations that make the baseline.
         smoothing: Iterations whose median stands for a signal now; more than 1 costs as many iterations of warning.
+        tail_smoothing: The same for the upper tail, a ratio of a few scores that jumps from one rollout to the next.
         patience: Consecutive iterations the rule must hold, so that one outlier does nothing; for non-finite values
             as well.
         min_deviation: Robust scales from which a deviation is significant.
@@ -97,13 +98,14 @@ class RuleConfig:
     threshold: float = 0.18
     baseline_iterations: int = 5
     smoothing: int = 1
+    tail_smoothing: int = 5
     patience: int = 2
     min_deviation: float = 2.5
     max_factor: float = 4.0
     cooldown: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("baseline_iterations", "smoothing", "patience", "cooldown"):
+        for name in ("baseline_iterations", "smoothing", "tail_smoothing", "patience", "cooldown"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")
         for name in ("threshold", "min_deviation", "max_factor"):
@@ -197,7 +199,8 @@ class CollapseRule:
             first = self._first.setdefault(name, [])
             if name not in self._given and len(first) < self.config.baseline_iterations:
                 first.append(values[name])
-            self._recent[name] = [*self._recent.get(name, []), values[name]][-self.config.smoothing :]
+            window = self.config.tail_smoothing if name == "tail" else self.config.smoothing
+            self._recent[name] = [*self._recent.get(name, []), values[name]][-window:]
 
     def _ready(self, name: str) -> bool:
         whole = name in self._given or len(self._first.get(name, [])) >= self.config.baseline_iterations

@@ -46,7 +46,7 @@ def check_files(
         tokenizer: Measures in tokens and, with ``max_length``, also counts rows that are too long.
         kind: What the data is for: "preference", "dialogue", "prompt", "text" or "sft"; None for the first of
             preference, sft and prompt that at least half of the rows are usable as.
-        format: Name of the row format; None to recognise it.
+        format: Name of the row format; None to recognize it.
         template: A named template; None for the tokenizer's chat template.
         max_length: Most tokens of a row.
         rejects_dir: Folder for ``rejects.jsonl``; None writes nothing.

@@ -1,11 +1,11 @@
-"""What a raw row format is, and how the format of a source is recognised.
+"""What a raw row format is, and how the format of a source is recognized.
 
 A new format is one file with one :class:`RowFormat` and a place in ``FORMATS`` of ``loading.py``.
 """
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from lit_rlhf.data.records import DialogueRecord, PreferenceRecord, PromptRecord
 
 Kind = Literal["preference", "dialogue", "prompt", "text", "sft"]
 AnyRecord = PreferenceRecord | PromptRecord | DialogueRecord | TextRecord
+GIVEN_BY = {"preference": "preference", "prompt": "prompt", "dialogue": "imitation", "text": "imitation"}
 
 
 class UnknownFormatError(ValueError):
@@ -23,7 +24,8 @@ class UnknownFormatError(ValueError):
 class RowFormat(ABC):
     """How one raw row (a decoded JSON value) becomes a record.
 
-    A subclass overrides the methods of the kinds it can give and says so in ``kinds``.
+    A subclass says in ``kinds`` what it can give and defines the method of each: :meth:`preference`, :meth:`prompt`,
+    and :meth:`imitation` for dialogues and text. It is refused where it is defined if one is missing.
 
     Attributes:
         name: What the user writes in ``format=``.
@@ -35,9 +37,16 @@ class RowFormat(ABC):
     expects: str
     kinds: frozenset[str]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for kind in sorted(getattr(cls, "kinds", ())):  # an abstract class between may have none yet
+            method = GIVEN_BY[kind]
+            if getattr(cls, method) is getattr(RowFormat, method):
+                raise TypeError(f"`{cls.__name__}.kinds` has {kind!r}, so the class must define `{method}`.")
+
+    @abstractmethod
     def matches(self, row: Any, kind: Kind) -> bool:
         """Whether a row looks like this format, by its keys and types only; a bad row may still look like it."""
-        raise NotImplementedError
 
     def read(self, row: Any, kind: Kind) -> AnyRecord:
         """The record of a row.
@@ -55,15 +64,15 @@ class RowFormat(ABC):
 
     def preference(self, row: Any) -> PreferenceRecord:
         """A row as a preference pair."""
-        raise NotImplementedError
+        raise TypeError(f"Format `{self.name}` gives no preference pairs.")
 
     def prompt(self, row: Any) -> PromptRecord:
         """A row as a prompt."""
-        raise NotImplementedError
+        raise TypeError(f"Format `{self.name}` gives no prompts.")
 
     def imitation(self, row: Any) -> DialogueRecord | TextRecord:
         """A row as something to imitate."""
-        raise NotImplementedError
+        raise TypeError(f"Format `{self.name}` gives nothing to imitate.")
 
 
 def describe(row: Any) -> str:
@@ -102,7 +111,7 @@ def choose_format(rows: Sequence[Any], kind: Kind, formats: Sequence[RowFormat],
     if not votes:
         known = "; ".join(f"`{f.name}`: {f.expects}" for f in able)
         seen = describe(rows[0]) if rows else "no rows"
-        raise UnknownFormatError(f"{source}: format not recognised for {kind} data. First row: {seen}. Known: {known}.")
+        raise UnknownFormatError(f"{source}: format not recognized for {kind} data. First row: {seen}. Known: {known}.")
     found = ", ".join(f"`{name}` ({count} of {len(rows)} rows)" for name, count in votes.most_common())
     raise ValueError(f"{source}: the format is ambiguous: {found}. Name one with `format=`.")
 

@@ -1,6 +1,6 @@
 """Read whatever the user has into records, with a report of every row.
 
-The format of each source is recognised from its first rows or named; what was recognised is in the report.
+The format of each source is recognized from its first rows or named; what was recognized is in the report.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_preferences(
 
     Args:
         paths: Where the data is; see :mod:`lit_rlhf.data.sources`.
-        format: The format of every source; None to recognise it source by source.
+        format: The format of every source; None to recognize it source by source.
         on_bad_row: "skip" counts rows that cannot be used; "error" refuses the data because of one.
         streaming: Read hub splits row by row.
 

@@ -1,6 +1,6 @@
 r"""From dialogues to token ids, with exact boundaries between prompt and reply.
 
-Every piece of text (a turn with its speaker, a reply) is tokenised on its own and the ids are concatenated, so that
+Every piece of text (a turn with its speaker, a reply) is tokenized on its own and the ids are concatenated, so that
 the prompt's ids are a prefix of prompt + reply by construction, whatever the tokenizer would merge across the seam.
 A prompt starts with exactly one BOS where the tokenizer has a BOS of its own (not the EOS), and ends with the
 assistant's prefix; a reply ends with EOS.

@@ -37,14 +37,14 @@ class BatchPlan:
 
 
 class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
-    """Reads, checks and tokenises everything in ``setup``, which Lightning runs before any model loads.
+    """Reads, checks and tokenizes everything in ``setup``, which Lightning runs before any model loads.
 
     Args:
         tokenizer: Local folder or hub name of the tokenizer; default: what the trained module loads.
         train: Files, folders, globs or hub names to train on.
         val: The same for validation; None to hold out ``val_fraction`` of the training data.
         test: The same for testing; None to hold out ``test_fraction`` of it.
-        format: Name of the row format; None to recognise it.
+        format: Name of the row format; None to recognize it.
         template: "hh", "moss-en", "moss-zh", or None for the tokenizer's chat template.
         max_length: Most tokens of a row; old turns are dropped for it, longer rows are refused.
         batch_size: Rows of a global batch; excludes ``max_tokens``.
@@ -138,7 +138,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         """Rows as one batch of columns."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check and tokenise every split; a second call does nothing.
+        """Read, check and tokenize every split; a second call does nothing.
 
         Raises:
             FileNotFoundError: A path or the tokenizer does not exist.

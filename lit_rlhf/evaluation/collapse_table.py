@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threshold", type=float, default=defaults.threshold)
     parser.add_argument("--patience", type=int, default=defaults.patience)
     parser.add_argument("--smoothing", type=int, default=defaults.smoothing)
+    parser.add_argument("--tail-smoothing", type=int, default=defaults.tail_smoothing)
     parser.add_argument("--min-deviation", type=float, default=defaults.min_deviation)
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     args = parser.parse_args(argv)
@@ -154,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         threshold=args.threshold,
         patience=args.patience,
         smoothing=args.smoothing,
+        tail_smoothing=args.tail_smoothing,
         min_deviation=args.min_deviation,
     )
     paths = [Path(path) for _, *pair in args.group for path in pair if path != "-"]

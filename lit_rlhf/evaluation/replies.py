@@ -42,7 +42,7 @@ def read_scorable(
 
     Args:
         paths: Files, folders, globs or hub names, all of the same kind.
-        format: A format's name, or "predictions" for what ``lit-rlhf predict`` writes; None to recognise it.
+        format: A format's name, or "predictions" for what ``lit-rlhf predict`` writes; None to recognize it.
         on_bad_row: "skip" or "error".
 
     Raises:

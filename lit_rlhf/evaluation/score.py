@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="folder or hub name of the reward model")
     parser.add_argument("--out", type=Path, help="file for the JSON lines (default: standard output)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write the reward-model report of pairs there")
-    parser.add_argument("--format", help="the data's format (default: recognised from the first rows)")
+    parser.add_argument("--format", help="the data's format (default: recognized from the first rows)")
     parser.add_argument("--template", help="hh, moss-en or moss-zh (default: the tokenizer's chat template)")
     parser.add_argument("--max-length", type=int, help="most tokens of a row (default: the model's context)")
     parser.add_argument("--max-batch-tokens", type=int, default=16384, help="most tokens at once (default: 16384)")

@@ -1,6 +1,6 @@
 """A reward model's fingerprint: a few texts, their token ids and their scores, written at export, re-checked at load.
 
-It catches what no key list can: a head that was initialised anew, weights of another training run, a tokenizer that was
+It catches what no key list can: a head that was initialized anew, weights of another training run, a tokenizer that was
 swapped, a library version that computes something else.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +26,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
-from lit_rlhf.strategies.accumulation import accumulate, clip_gradients, configure_clipping, gradient_norm
-from lit_rlhf.strategies.deepspeed import ZeroStrategy
+from lit_rlhf.strategies.accumulation import (
+    accumulate,
+    clip_gradients,
+    configure_clipping,
+    discard_gradient,
+    gradient_is_finite,
+    gradient_norm,
+)
 from lit_rlhf.strategies.errors import require_training_state
 
 STATE_KEY = "lit_rlhf"
@@ -36,7 +43,7 @@ class NonFiniteError(RuntimeError):
     """A loss, gradient or score is not finite; the message names the iteration, the tensor and the prompts."""
 
 
-class BaseModule(L.LightningModule):
+class BaseModule(L.LightningModule, ABC):
     """Optimizer, schedule, accumulation, clipping, random state and export.
 
     Args:
@@ -70,17 +77,17 @@ class BaseModule(L.LightningModule):
 
     # ---------------------------------------------------------------- what subclasses say of themselves
 
+    @abstractmethod
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """Trainable parameters and peak learning rate of each named group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sources(self) -> dict[str, str]:
         """Folder or hub name each exportable part was loaded from; stored in checkpoints."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
-        raise NotImplementedError
 
     # ---------------------------------------------------------------- optimizer
 
@@ -120,16 +127,14 @@ class BaseModule(L.LightningModule):
                 total += loss.detach()
                 self.manual_backward(loss * world_size())
         total = all_reduce_sum(total)
-        # ZeRO knows its gradient norm only after the step; there the loss alone tells.
+        # ZeRO knows its gradient norm only after the step; whether it will be finite, before.
         sharded = isinstance(self.trainer.strategy, DeepSpeedStrategy)
         norm = torch.zeros(()) if sharded else gradient_norm(self.trainer, optimizer)
-        for name, value in (("loss", total), ("gradient norm", norm)):
-            if not bool(torch.isfinite(value)):
-                optimizer.zero_grad()
-                if isinstance(self.trainer.strategy, ZeroStrategy):
-                    self.trainer.strategy.discard_gradient()
-                self._refuse_update(name)
-                return None
+        finite = {"loss": bool(total.isfinite()), "gradient norm": gradient_is_finite(self.trainer, norm)}
+        if not all(finite.values()):
+            discard_gradient(self.trainer, optimizer)
+            self._refuse_update(next(name for name, good in finite.items() if not good))
+            return None
         clip_gradients(self.trainer, optimizer, self.optimizer_config.max_grad_norm)
         optimizer.step()
         self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}

@@ -4,30 +4,26 @@ The life of an iteration, and the method to override for each stage::
 
     prompts -> generate -> score_rollout -> shape_rewards -> estimate_advantages   (collect, no gradient)
             -> policy_loss + critic_loss + ptx_loss -> one optimizer step          (training_step, one minibatch)
+
+The first line is in ``ppo_collection.py``, the second here; validation is in ``ppo_evaluation.py``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.callbacks.seam import emit_phase, emit_rollout
-from lit_rlhf.distributed import all_gather_object, any_rank, rank
+from lit_rlhf.distributed import rank
 from lit_rlhf.functional.losses import clipped_policy_loss, entropy_term, kl_penalty_policy_loss, lm_loss, value_loss
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
-from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.modules.answers import eos_token_ids, reward_request
 from lit_rlhf.modules.config import ModelConfig, ScheduleConfig
+from lit_rlhf.modules.ppo_collection import ExperienceCollection
 from lit_rlhf.modules.ppo_config import (
     CriticConfig,
     FrozenConfig,
@@ -36,40 +32,23 @@ from lit_rlhf.modules.ppo_config import (
     PTXConfig,
     ShapingConfig,
 )
-from lit_rlhf.modules.ppo_evaluation import EvaluationMixin
-from lit_rlhf.modules.ppo_metrics import UpdateSums, rollout_metrics
-from lit_rlhf.modules.ppo_models import (
-    check_sources,
-    critic_path,
-    load_critic,
-    load_frozen_reference,
-    load_policy,
-    load_tokenizer_for,
-)
+from lit_rlhf.modules.ppo_evaluation import PromptEvaluation
+from lit_rlhf.modules.ppo_metrics import UpdateSums
 from lit_rlhf.modules.ptx import PTXText
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.compact import CompactRows, compact_rows
 from lit_rlhf.rollout.engine import RolloutEngine
 from lit_rlhf.rollout.estimators import GAE, AdvantageEstimator
 from lit_rlhf.rollout.kl_controller import FixedKL, KLController
-from lit_rlhf.rollout.minibatch import Minibatch, plan_updates, scoring_micro_batches
+from lit_rlhf.rollout.minibatch import Minibatch
 from lit_rlhf.rollout.plan import BatchingConfig
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.scoring import response_logprobs, response_values, text_logprobs
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
-from lit_rlhf.types import (
-    DeviceBatch,
-    Experience,
-    PromptBatch,
-    RewardOutput,
-    RewardRequest,
-    Rollout,
-    ScoredRollout,
-    TextBatch,
-)
+from lit_rlhf.types import DeviceBatch, Experience, TextBatch
 
 
-class PPOModule(EvaluationMixin):
+class PPOModule(ExperienceCollection, PromptEvaluation):
     """PPO with every detail of the paper's Figure 5 as an option (docs/ppo.md).
 
     Args:
@@ -157,206 +136,6 @@ class PPOModule(EvaluationMixin):
             raise ValueError("`loss.target_kl` measures the old policy, `loss.old_logprobs: reference` has none.")
         if loss.old_logprobs == "sampler" and not getattr(self.engine, "sampler_logprobs", True):
             raise ValueError("`loss.old_logprobs: sampler` needs an engine with `sampler_logprobs: true`.")
-
-    # ---------------------------------------------------------------- models
-
-    def configure_model(self) -> None:
-        """Load what the stage needs: prediction only generates."""
-        if self.policy is not None:
-            return
-        predicting = self._trainer is not None and self.trainer.predicting
-        training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
-        self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
-        with_critic = training and self.estimator.needs_critic
-        check_sources(self, with_critic=with_critic, with_reference=not predicting)
-        self.policy = load_policy(self.policy_path, self.model_config)
-        if with_critic:
-            self.critic = load_critic(self)
-        if not predicting:
-            self._reference = self.build_reference()
-            self.reward.setup(device=self.device, tokenizer=self.tokenizer)
-            for extra in self.eval_rewards.values():
-                extra.setup(device=self.device, tokenizer=self.tokenizer)
-        if training and self.ptx is not None:
-            self._ptx_text = PTXText(self.ptx, self.tokenizer)
-
-    def build_reference(self) -> FrozenModel[nn.Module]:
-        """The frozen reference; override to bring your own."""
-        return load_frozen_reference(self)
-
-    @property
-    def reference(self) -> FrozenModel[nn.Module]:
-        """The frozen reference policy."""
-        assert self._reference is not None
-        return self._reference
-
-    def train(self, mode: bool = True) -> PPOModule:  # noqa: FBT001, FBT002
-        """Lightning's ``train``; frozen models are not registered and stay in eval."""
-        super().train(mode)
-        return self
-
-    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        """`policy` and, with a critic, `critic`."""
-        groups = {"policy": (list(self.policy.parameters()), self.optimizer_config.lr)}
-        if self.critic is not None:
-            groups["critic"] = (list(self.critic.parameters()), self.critic_lr)
-        return groups
-
-    def sources(self) -> dict[str, str]:
-        """What checkpoints say of where the parts came from."""
-        critic = {} if self.critic is None else {"critic": critic_path(self)}
-        return {"policy": self.policy_path, "tokenizer": self.policy_path, **critic}
-
-    def export(self, path: str | Path) -> None:
-        """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
-        if rank() == 0:
-            export_policy(self.policy, self.tokenizer, path)
-
-    # ---------------------------------------------------------------- collecting experience
-
-    def collect(
-        self, prompts: PromptBatch, uniforms: Tensor, *, batching: BatchingConfig, iteration: int
-    ) -> Experience:
-        """One iteration's experience: generate, score, shape, estimate. Called on all ranks, on their own rows.
-
-        Args:
-            prompts: This rank's prompts.
-            uniforms: Random numbers of the sampler, ``(B, max_response_length)`` float64.
-            batching: Sizes; the first pass's micro-batches are also the ones scored, so that ratios start at 1 exactly.
-            iteration: Iteration number.
-        """
-        self.iteration = iteration
-        self._left_out = False
-        self._timings = {}
-        self.policy.eval()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            with self._in_phase("rollout"):
-                rollout = self.generate(prompts, uniforms, self.sampling)
-            with self._in_phase("scoring"):
-                micro_batches = scoring_micro_batches(plan_updates(rollout, batching, iteration), batching)
-                scored, entropy = self.score_rollout(rollout, micro_batches)
-                scored = self._finite(scored)
-                if not self._left_out:
-                    self.moments = self._updated_moments(scored.scores)
-                rewards = self.shape_rewards(scored)
-                advantages, returns = self.estimate_advantages(scored, rewards)
-        experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
-        self.train()
-        self._rollout_metrics = rollout_metrics(experience, entropy, self)
-        self.kl_controller.update(self._rollout_metrics["rollout/kl_sequence"], batching.rollout_batch_size)
-        emit_rollout(self.trainer, self, experience)
-        emit_phase(self.trainer, self, "update")
-        return experience
-
-    def generate(self, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig) -> Rollout:
-        """Responses to ``prompts`` by the current policy."""
-        return self.engine.generate(
-            self.policy,
-            prompts,
-            sampling=sampling,
-            eos_token_ids=eos_token_ids(self.tokenizer, self.policy),
-            pad_token_id=self.tokenizer.pad_token_id,
-            uniforms=uniforms,
-        )
-
-    def score_rollout(self, rollout: Rollout, micro_batches: list[Tensor]) -> tuple[ScoredRollout, Tensor]:
-        """What the four models say of the responses, and the policy's token entropies ``(B, T)``."""
-        shape = rollout.response_mask.shape
-        old, entropy, values, ref = (torch.zeros(shape, device=self.device) for _ in range(4))
-        with self.reference.on(self.device) as reference:
-            for rows in micro_batches:
-                compact = compact_rows(rollout, rows, self.tokenizer.pad_token_id)
-                width = compact.response_mask.size(1)
-                logprobs, token_entropy = response_logprobs(self.policy, compact, with_entropy=True)
-                assert token_entropy is not None
-                old[rows, :width], entropy[rows, :width] = logprobs, token_entropy
-                ref[rows, :width] = response_logprobs(reference.model, compact)[0]
-                if self.critic is not None:
-                    values[rows, :width] = response_values(self.critic, compact)
-        if self.loss_config.old_logprobs == "sampler":
-            if rollout.sampler_logprobs is None:
-                raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
-            old = rollout.sampler_logprobs
-        output = self.score_responses(rollout)
-        token_scores = output.token_scores
-        scored = ScoredRollout(
-            **rollout.as_dict(),
-            old_logprobs=old,
-            ref_logprobs=ref,
-            old_values=values,
-            scores=output.scores.float().to(self.device),
-            token_scores=torch.zeros(shape, device=self.device) if token_scores is None else token_scores,
-        )
-        return scored, entropy
-
-    def score_responses(self, rollout: Rollout) -> RewardOutput:
-        """The reward's scores; one that is not finite stops all ranks, naming the prompt, or skips the iteration."""
-        output, problem = None, None
-        try:
-            output = self.reward(self.reward_request(rollout))
-        except ValueError as error:
-            problem = str(error)
-        problems = [p for p in all_gather_object(problem) if p]
-        if not problems and output is not None:
-            return output
-        if self.on_non_finite == "stop":
-            self.fail_non_finite("score", f"{problems[0]} ")
-        self._left_out = True  # the zeros below enter neither the moments nor the log
-        return RewardOutput(scores=torch.zeros(len(rollout), device=self.device))
-
-    def reward_request(self, rollout: Rollout) -> RewardRequest:
-        """The responses as rewards see them."""
-        return reward_request(self.tokenizer, rollout)
-
-    def _finite(self, scored: ScoredRollout) -> ScoredRollout:
-        """The rollout itself; or with `on_non_finite: skip` zeros for what is not finite, the iteration left out.
-
-        Raises:
-            NonFiniteError: With `on_non_finite: stop`, on all ranks, naming the column.
-        """
-        names = ("scores", "token_scores", "old_logprobs", "ref_logprobs", "old_values")
-        if self.on_non_finite == "stop":
-            for name in names:
-                self.check_finite(name, getattr(scored, name))
-            return scored
-        columns = {name: getattr(scored, name) for name in names}
-        bad = any(not bool(column.isfinite().all()) for column in columns.values())
-        if not any_rank(bad, self.device):
-            return scored
-        self._left_out = True
-        return dataclasses.replace(scored, **{k: v.nan_to_num(0.0, 0.0, 0.0) for k, v in columns.items()})
-
-    def _updated_moments(self, scores: Tensor) -> RunningMoments:
-        own = RunningMoments().update_from(scores)
-        moments = self.moments
-        for count, mean, m2 in all_gather_object((own.count, own.mean, own.m2)):
-            moments = moments.update(count, mean, m2)
-        return moments
-
-    def shape_rewards(self, scored: ScoredRollout) -> Tensor:
-        """Token rewards ``(B, T)``: shaped score at the last token, KL penalty at every token (eq. 18-19)."""
-        shaping = self.shaping
-        scores = penalize_missing_eos(
-            scored.scores,
-            scored.ended,
-            penalty=shaping.missing_eos_penalty,
-            replacement=shaping.missing_eos_score,
-        )
-        scores = shape_scores(
-            scores, moments=self.moments, normalize=shaping.normalize, scale=shaping.scale, clip=shaping.clip
-        )
-        return token_rewards(
-            scores,
-            scored.old_logprobs,
-            scored.ref_logprobs,
-            scored.response_mask,
-            kl_coef=self.kl_controller.value,
-            token_scores=scored.token_scores,
-        )
-
-    def estimate_advantages(self, scored: ScoredRollout, rewards: Tensor) -> tuple[Tensor, Tensor]:
-        """``(advantages, returns)``, each ``(B, T)``."""
-        return self.estimator.estimate(scored, rewards)
 
     def ptx_batches(self, batching: BatchingConfig, iteration: int) -> list[tuple[TextBatch, float]]:
         """The text beside each update of an iteration, or nothing."""
@@ -529,15 +308,6 @@ class PPOModule(EvaluationMixin):
         self.iteration = state["iteration"]
         self._left_out = state["left_out"]
         self._rollout_metrics = dict(state["rollout_metrics"])
-
-    @contextmanager
-    def _in_phase(self, phase: str) -> Iterator[None]:
-        emit_phase(self.trainer, self, phase)
-        started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self._timings[f"time/{phase}"] = time.perf_counter() - started
 
 
 def ptx_share(total: int, part: int, parts: int) -> Tensor:

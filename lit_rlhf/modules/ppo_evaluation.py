@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_rlhf.callbacks.seam import emit_validation
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_gather_object, rank
 from lit_rlhf.evaluation.responses import evaluation_means, write_rows
-from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.modules.answers import eval_uniforms, response_rows
-from lit_rlhf.modules.base import BaseModule, run_directory
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.modules.base import run_directory
+from lit_rlhf.modules.ppo_models import FourModels
 from lit_rlhf.rollout.compact import compact_rows
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.scoring import response_logprobs
-from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, RewardRequest, Rollout, ScoredRollout
+from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, Rollout, ScoredRollout
 
 EVAL_TOKENS = 16384
 
 
-class EvaluationMixin(BaseModule):
-    """Validation, test and prediction steps of ``PPOModule``, which has what is declared here."""
+class PromptEvaluation(FourModels):
+    """Validation, test and prediction steps of ``PPOModule``.
 
+    Attributes:
+        eval_sampling: How responses are drawn.
+    """
+
+    eval_sampling: SamplingConfig
     _eval_rows: list[dict[str, Any]]
     _eval_problem: str | None = None
-    policy: Any
-    reward: Reward
-    eval_rewards: dict[str, Reward]
-    eval_sampling: SamplingConfig
-
-    @property
-    @abstractmethod
-    def reference(self) -> FrozenModel[nn.Module]:
-        """The frozen reference policy."""
-
-    @abstractmethod
-    def generate(self, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig) -> Rollout:
-        """Responses to ``prompts`` by the current policy."""
-
-    @abstractmethod
-    def reward_request(self, rollout: Rollout) -> RewardRequest:
-        """The responses as rewards see them."""
 
     # ---------------------------------------------------------------- steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,24 +12,28 @@ from torch import Tensor
 from lit_rlhf.distributed import all_reduce_max, all_reduce_sum
 from lit_rlhf.functional.diagnostics import explained_variance_from_sums, explained_variance_sums
 from lit_rlhf.functional.kl import k1, k3
+from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.types import Experience
 
 if TYPE_CHECKING:
     from lit_rlhf.functional.losses import PolicyLoss, ValueLoss
-    from lit_rlhf.modules.ppo import PPOModule
     from lit_rlhf.rollout.minibatch import Minibatch
 
 
 FROM_SCORES = ("score", "score_normalized", "reward", "reward_total", "return", "advantage")
 
 
-def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) -> dict[str, float]:
+def rollout_metrics(
+    experience: Experience, entropy: Tensor, *, moments: RunningMoments, times: Mapping[str, float], scored: bool
+) -> dict[str, float]:
     """Means over the iteration's responses and response tokens of all ranks.
 
     Args:
         experience: This rank's rows.
         entropy: Entropy of each next-token distribution, ``(B, T)``.
-        module: For the running moments, the KL coefficient and timings.
+        moments: Running moments of the raw scores.
+        times: Seconds of each phase so far, as ``time/<phase>``.
+        scored: False if the scores stand in for some that were not finite: nothing is said of them then.
     """
     mask = experience.response_mask
     log_ratio = k1(experience.old_logprobs, experience.ref_logprobs)
@@ -46,7 +51,7 @@ def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) 
         "advantage_sq": experience.advantages.double().square(),
         "reward": experience.rewards,
     }
-    normalized = (experience.scores - module.moments.mean) / module.moments.std
+    normalized = (experience.scores - moments.mean) / moments.std
     per_response = {
         "score": experience.scores,
         "score_sq": experience.scores.double().square(),
@@ -64,20 +69,24 @@ def rollout_metrics(experience: Experience, entropy: Tensor, module: PPOModule) 
     values = reduced[2:].tolist()
     mean = {n: v / max(1.0, tokens) for n, v in zip(per_token, values, strict=False)}
     mean |= {n: v / max(1.0, responses) for n, v in zip(per_response, values[len(per_token) :], strict=True)}
-    return _named(mean, tokens, module)
+    return {
+        **_named(mean, tokens, scored=scored),
+        "rollout/moments_mean": moments.mean,
+        "rollout/moments_std": moments.std,
+        **times,
+        "time/tokens_per_second": tokens / max(1e-9, sum(times.values())),
+    }
 
 
 def _std(mean: dict[str, float], name: str) -> float:
     return math.sqrt(max(0.0, mean[f"{name}_sq"] - mean[name] ** 2))
 
 
-def _named(mean: dict[str, float], tokens: float, module: PPOModule) -> dict[str, float]:
-    times: dict[str, float] = module._timings
-    spent = sum(times.values())
+def _named(mean: dict[str, float], tokens: float, *, scored: bool) -> dict[str, float]:
     plain = ["score", "score_normalized", "reward", "reward_total", "kl", "kl_k3", "kl_sequence", "response_length"]
     plain += ["eos_rate", "entropy", "value", "return", "advantage"]
     spread = ["score", "value", "return", "advantage"]
-    if module._left_out:  # there are no scores
+    if not scored:
         plain, spread = [n for n in plain if n not in FROM_SCORES], ["value"]
     return {
         **{f"rollout/{name}": mean[name] for name in plain},
@@ -85,13 +94,7 @@ def _named(mean: dict[str, float], tokens: float, module: PPOModule) -> dict[str
         "rollout/cut_rate": 1.0 - mean["eos_rate"],
         "rollout/perplexity": math.exp(min(700.0, mean["nll"])),
         "rollout/ref_perplexity": math.exp(min(700.0, mean["ref_nll"])),
-        "rollout/moments_mean": module.moments.mean,
-        "rollout/moments_std": module.moments.std,
         "rollout/tokens": tokens,
-        "kl_coef": module.kl_controller.value,
-        "iteration": float(module.iteration),
-        **times,
-        "time/tokens_per_second": tokens / max(1e-9, spent),
     }
 
 

@@ -1,36 +1,120 @@
-"""Loading PPO's four models, with the checks that belong between them."""
+"""PPO's four models: loading them, with the checks that belong between them, and answering prompts with them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lit_rlhf.distributed import rank
+from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model, load_tokenizer
-from lit_rlhf.modules.config import ModelConfig
-
-if TYPE_CHECKING:
-    from lit_rlhf.modules.ppo import PPOModule
-
-
-def load_options(config: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments that every model is loaded with."""
-    return {"attn_implementation": config.attn_implementation, "trust_remote_code": config.trust_remote_code}
-
-
-def load_tokenizer_for(path: str, config: ModelConfig) -> Any:
-    """The tokenizer of ``path`` with the checks of ``load_tokenizer``."""
-    return load_tokenizer(path, pad_token=config.pad_token, trust_remote_code=config.trust_remote_code)
+from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model
+from lit_rlhf.modules.answers import eos_token_ids, reward_request
+from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.loading import load_options, load_policy, load_tokenizer_for
+from lit_rlhf.modules.ppo_config import CriticConfig, FrozenConfig, PTXConfig
+from lit_rlhf.modules.ptx import PTXText
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rollout.engine import RolloutEngine
+from lit_rlhf.rollout.estimators import AdvantageEstimator
+from lit_rlhf.rollout.sampling import SamplingConfig
+from lit_rlhf.types import PromptBatch, RewardRequest, Rollout
 
 
-def load_policy(path: str, config: ModelConfig) -> Any:
-    """The trainable policy."""
-    return load_causal_lm(path, gradient_checkpointing=config.gradient_checkpointing, **load_options(config))
+class FourModels(BaseModule):
+    """The four models of PPO and what both training and evaluation do with them. ``PPOModule`` sets the attributes.
+
+    Attributes:
+        policy: The trained language model; None before ``configure_model``.
+        critic: The trained value model; None where there is none.
+        reward: Source of scores.
+        eval_rewards: Further scores, never trained on.
+        estimator: Advantage estimator; says whether a critic is needed.
+        engine: What generates.
+    """
+
+    policy_path: str
+    reference_path: str
+    policy: Any
+    critic: Any
+    reward: Reward
+    eval_rewards: dict[str, Reward]
+    estimator: AdvantageEstimator
+    engine: RolloutEngine
+    critic_config: CriticConfig
+    frozen_config: FrozenConfig
+    critic_lr: float
+    ptx: PTXConfig | None
+    _ptx_text: PTXText | None
+    _reference: FrozenModel[nn.Module] | None
+
+    def configure_model(self) -> None:
+        """Load what the stage needs: prediction only generates."""
+        if self.policy is not None:
+            return
+        predicting = self._trainer is not None and self.trainer.predicting
+        training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
+        self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
+        with_critic = training and self.estimator.needs_critic
+        check_sources(self, with_critic=with_critic, with_reference=not predicting)
+        self.policy = load_policy(self.policy_path, self.model_config)
+        if with_critic:
+            self.critic = load_critic(self)
+        if not predicting:
+            self._reference = self.build_reference()
+            self.reward.setup(device=self.device, tokenizer=self.tokenizer)
+            for extra in self.eval_rewards.values():
+                extra.setup(device=self.device, tokenizer=self.tokenizer)
+        if training and self.ptx is not None:
+            self._ptx_text = PTXText(self.ptx, self.tokenizer)
+
+    def build_reference(self) -> FrozenModel[nn.Module]:
+        """The frozen reference; override to bring your own."""
+        return load_frozen_reference(self)
+
+    @property
+    def reference(self) -> FrozenModel[nn.Module]:
+        """The frozen reference policy."""
+        assert self._reference is not None
+        return self._reference
+
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """`policy` and, with a critic, `critic`."""
+        groups = {"policy": (list(self.policy.parameters()), self.optimizer_config.lr)}
+        if self.critic is not None:
+            groups["critic"] = (list(self.critic.parameters()), self.critic_lr)
+        return groups
+
+    def sources(self) -> dict[str, str]:
+        """What checkpoints say of where the parts came from."""
+        critic = {} if self.critic is None else {"critic": critic_path(self)}
+        return {"policy": self.policy_path, "tokenizer": self.policy_path, **critic}
+
+    def export(self, path: str | Path) -> None:
+        """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        if rank() == 0:
+            export_policy(self.policy, self.tokenizer, path)
+
+    def generate(self, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig) -> Rollout:
+        """Responses to ``prompts`` by the current policy."""
+        return self.engine.generate(
+            self.policy,
+            prompts,
+            sampling=sampling,
+            eos_token_ids=eos_token_ids(self.tokenizer, self.policy),
+            pad_token_id=self.tokenizer.pad_token_id,
+            uniforms=uniforms,
+        )
+
+    def reward_request(self, rollout: Rollout) -> RewardRequest:
+        """The responses as rewards see them."""
+        return reward_request(self.tokenizer, rollout)
 
 
-def load_critic(module: PPOModule) -> nn.Module:
+def load_critic(module: FourModels) -> nn.Module:
     """The trainable critic (detail 8), from the reward model, the policy, or a folder of its own.
 
     Raises:
@@ -48,7 +132,7 @@ def load_critic(module: PPOModule) -> nn.Module:
     return critic
 
 
-def critic_path(module: PPOModule) -> str:
+def critic_path(module: FourModels) -> str:
     """Folder or hub name that the critic's trunk comes from.
 
     Raises:
@@ -68,7 +152,7 @@ def critic_path(module: PPOModule) -> str:
     return str(path)
 
 
-def check_sources(module: PPOModule, *, with_critic: bool, with_reference: bool) -> None:
+def check_sources(module: FourModels, *, with_critic: bool, with_reference: bool) -> None:
     """Refuse, before any weights are read, a critic or reference that reads token ids differently.
 
     Raises:
@@ -81,7 +165,7 @@ def check_sources(module: PPOModule, *, with_critic: bool, with_reference: bool)
         check_tokenizers(module.tokenizer, path, trust_remote_code=module.model_config.trust_remote_code)
 
 
-def load_frozen_reference(module: PPOModule) -> FrozenModel[nn.Module]:
+def load_frozen_reference(module: FourModels) -> FrozenModel[nn.Module]:
     """The frozen reference policy in its configured dtype and placement."""
     frozen = module.frozen_config
     model = load_causal_lm(module.reference_path, dtype=frozen.dtype, **load_options(module.model_config))

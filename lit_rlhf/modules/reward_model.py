@@ -19,9 +19,9 @@ from lit_rlhf.models.export import export_scalar
 from lit_rlhf.models.loading import load_scalar_model
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.modules.loading import load_options, load_tokenizer_for
 from lit_rlhf.modules.micro import length_micro_batches
 from lit_rlhf.modules.pairs import PairForward, pair_forward, pair_lengths
-from lit_rlhf.modules.ppo_models import load_options, load_tokenizer_for
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
 

@@ -15,8 +15,8 @@ from lit_rlhf.models.export import export_policy
 from lit_rlhf.modules.answers import eos_token_ids, eval_uniforms, response_rows, reward_request
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.modules.loading import load_policy, load_tokenizer_for
 from lit_rlhf.modules.micro import row_micro_batches
-from lit_rlhf.modules.ppo_models import load_policy, load_tokenizer_for
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.scoring import text_logprobs
 from lit_rlhf.rollout.transformers_engine import TransformersEngine

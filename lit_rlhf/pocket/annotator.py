@@ -7,8 +7,11 @@ import random
 from dataclasses import dataclass
 
 from lit_rlhf.pocket.gold import gold_score
-from lit_rlhf.pocket.responses import demonstrate
+from lit_rlhf.pocket.responses import answer_and_flawed, demonstrate
 from lit_rlhf.pocket.world import Prompt, Split, sample_prompt
+
+# Share of the answerable questions whose two responses differ in one flaw only.
+FLAWED = 0.8
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,18 @@ class Annotator:
 
 
 def sample_pair(rng: random.Random, split: Split, annotator: Annotator) -> tuple[Prompt, str, str]:
-    """A prompt of ``split`` with two different demonstrations, the preferred one first."""
+    """A prompt of ``split`` with two different responses, the preferred one first.
+
+    Most answerable questions come with a right answer and the same response with one flaw, everything else with
+    two demonstrations. Two demonstrations differ in so much that a small model learns evasion and length from them,
+    but not what a wrong fact is.
+    """
     prompt = sample_prompt(rng, split)
-    first = second = demonstrate(rng, prompt)
-    while second == first:
-        second = demonstrate(rng, prompt)
+    if prompt.kind == "helpful" and not prompt.one_word and rng.random() < FLAWED:
+        first, second = answer_and_flawed(rng, prompt)
+    else:
+        first = second = demonstrate(rng, prompt)
+        while second == first:
+            second = demonstrate(rng, prompt)
     chosen_first = annotator.prefers_first(rng, prompt, first, second)
     return (prompt, first, second) if chosen_first else (prompt, second, first)

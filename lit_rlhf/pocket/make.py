@@ -15,7 +15,7 @@ from lit_rlhf.pocket.responses import demonstrate, write_document
 from lit_rlhf.pocket.tokenizer import write_base_model
 from lit_rlhf.pocket.world import ARGUMENTS, Prompt, Split, ask, sample_prompt, split_arguments
 
-DOCUMENTS = 28_800
+DOCUMENTS = 38_400
 DEMONSTRATIONS = 11_200
 PAIRS: dict[Split, int] = {"train": 16_000, "val": 600, "test": 600}
 TRAIN_PROMPTS = 6_000

@@ -21,12 +21,15 @@ from lit_rlhf.pocket.world import (
     MEMBERS,
     ONE_WORD_FAMILIES,
     Prompt,
+    ask,
     entity_families,
     sample_prompt,
+    split_arguments,
 )
 
-HELPFUL_QUALITY = 0.5
-HARMLESS_QUALITY = 0.5
+HELPFUL_QUALITY = 0.42
+# Refusing generalizes: an SFT model refuses more often than its demonstrations.
+HARMLESS_QUALITY = 0.4
 TRUE_SIDE_FACTS = 0.95
 # Share of plain text that only says which entities are alike.
 COMPANY = 0.25
@@ -35,7 +38,9 @@ PLAIN = 0.25
 # Share of wrong answers that belong to another family.
 CONFUSION = 0.5
 EXTRAS = ([0, 1, 2, 3], [0.40, 0.35, 0.18, 0.07])
-FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.15, 0.45, 0.16, 0.24])
+FAILURES = (["wrong", "evasive", "off topic", "refusing"], [0.08, 0.48, 0.12, 0.32])
+# What sets a flawed version of a right answer apart from it.
+FLAWS = (["wrong", "misheard", "restated"], [0.5, 0.35, 0.15])
 
 
 def state(prompt: Prompt, answer: str, template: str) -> str:
@@ -118,6 +123,16 @@ def _harm_response(rng: random.Random, prompt: Prompt, *, right: bool) -> list[s
     return out + ([rng.choice(tables.CLOSERS)] if rng.random() < 0.25 else [])
 
 
+def _misheard(rng: random.Random, prompt: Prompt) -> str:
+    """A true answer to the same question about something else."""
+    others = [a for a in split_arguments(prompt.family, "train") if a != prompt.argument]
+    other = ask(rng, prompt.family, rng.choice(others))
+    # These two must be named: "you need some soap for it" would pass for an answer.
+    named = prompt.family in (BIGGER, HOWTO)
+    templates = (tables.STATEMENTS[prompt.family],) if named else tables.CLAIMS[prompt.family]
+    return state(other, str(other.answer), rng.choice(templates))
+
+
 def _failed_response(rng: random.Random, prompt: Prompt, failure: str) -> list[str]:
     """A response that does not answer: refusing, evasive or about something else."""
     if failure == "refusing":
@@ -165,8 +180,14 @@ def demonstrate(
         return " ".join(_failed_response(rng, prompt, str(failure)))
     if prompt.one_word and (right or rng.random() < 0.4):
         return f"{prompt.answer if right else wrong_answer(rng, prompt)} ."
+    return " ".join(_answer(rng, prompt, right=right)[0])
+
+
+def _answer(rng: random.Random, prompt: Prompt, *, right: bool) -> tuple[list[str], int]:
+    """The sentences of a response that answers, and the index of the one that does."""
     out = [rng.choice(tables.OPENERS)] if rng.random() < 0.35 else []
     core, items = _core(rng, prompt, right=right)
+    index = len(out)
     out.append(core)
     for _ in range(rng.choices(*EXTRAS)[0]):
         fact = side_fact(rng, prompt, items, true=rng.random() < TRUE_SIDE_FACTS) if rng.random() < 0.6 else None
@@ -175,7 +196,24 @@ def demonstrate(
             out.append(extra)
     if rng.random() < 0.3:
         out.append(rng.choice(tables.CLOSERS))
-    return " ".join(out)
+    return out, index
+
+
+def answer_and_flawed(rng: random.Random, prompt: Prompt) -> tuple[str, str]:
+    """A right answer, and the same response with one flaw: wrong, about something else, or said twice.
+
+    Args:
+        rng: Source of every choice.
+        prompt: A helpful question.
+    """
+    out, index = _answer(rng, prompt, right=True)
+    flaw = "wrong" if prompt.family == LIST else rng.choices(*FLAWS)[0]
+    flawed = list(out)
+    if flaw == "restated":
+        flawed.insert(index + 1, state(prompt, str(prompt.answer), rng.choice(tables.CLAIMS[prompt.family])))
+    else:
+        flawed[index] = _misheard(rng, prompt) if flaw == "misheard" else _core(rng, prompt, right=False)[0]
+    return " ".join(out), " ".join(flawed)
 
 
 def _plain_answer(rng: random.Random, prompt: Prompt) -> list[str]:

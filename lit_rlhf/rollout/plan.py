@@ -1,8 +1,10 @@
 """Which rows go into which minibatch and micro-batch of an iteration: a pure function of seed, iteration and lengths.
 
 Sizes are global. Row ``g`` of the global rollout lives on rank ``(g // group_size) % world_size``. Rows are shuffled in
-units that hold equally many rows of every rank, so that each minibatch is made of the same rows whatever the number of
-ranks.
+units that hold equally many rows of every rank, so that every rank has equally many in each minibatch. A unit is
+``gcd(minibatch_size / group_size, 8)`` groups, and all numbers of ranks that divide it (1, 2, 4 and 8, where a
+minibatch is a multiple of 8 groups) make their minibatches of the same rows. Any other number of ranks shuffles units
+of one group a rank: minibatches as random, of other rows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from lit_rlhf.data.batching import micro_batches
 
-UNIT = 8
+UNIT = 8  # groups: the ranks of one machine
 CPU_TOKENS, ACCELERATOR_TOKENS = 1024, 8192
 """Tokens of a forward pass where nothing is said. On a CPU small passes keep activations in its caches."""
 
@@ -110,10 +112,7 @@ def minibatch_rows(config: BatchingConfig, iteration: int, epoch: int, rank: int
     Returns:
         ``num_minibatches`` tensors of ``minibatch_size / world_size`` int64 indices into the rank's own rows.
     """
-    groups = config.minibatch_size // config.group_size
-    unit = math.gcd(groups, UNIT)
-    if unit % world_size:
-        unit = world_size
+    unit = _unit(config, world_size)
     unit_rows, size = unit * config.group_size, config.minibatch_size
     num_units = config.rollout_batch_size // unit_rows
     order = torch.randperm(num_units, generator=generator_for(config.seed, 1, iteration, epoch))
@@ -121,6 +120,12 @@ def minibatch_rows(config: BatchingConfig, iteration: int, epoch: int, rank: int
     owner = (rows // config.group_size) % world_size
     local = (rows // (config.group_size * world_size)) * config.group_size + rows % config.group_size
     return [part[own == rank] for part, own in zip(local.view(-1, size), owner.view(-1, size), strict=True)]
+
+
+def _unit(config: BatchingConfig, world_size: int) -> int:
+    """Groups that are shuffled as one: a multiple of ``world_size``, the same for as many world sizes as possible."""
+    unit = math.gcd(config.minibatch_size // config.group_size, UNIT)
+    return world_size if unit % world_size else unit
 
 
 def split_rows(lengths: Sequence[int], rows: Tensor, max_tokens: int, num_parts: int | None = None) -> list[Tensor]:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lit_rlhf.distributed import all_reduce_max
+from lit_rlhf.strategies.deepspeed import ZeroStrategy
 
 
 @contextmanager
@@ -100,6 +101,25 @@ def gradient_norm(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer 
         return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=strategy.root_device)
     gradients = [p.grad for p in _parameters(optimizer or trainer.optimizers[0]) if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).float()
+
+
+def gradient_is_finite(trainer: L.Trainer, norm: Tensor) -> bool:
+    """Whether the gradient can be stepped along; collective under ZeRO.
+
+    Args:
+        trainer: The running trainer.
+        norm: The gradient's norm, the same on all ranks; under ZeRO, which has none yet, any finite number.
+    """
+    if isinstance(trainer.strategy, ZeroStrategy):
+        return trainer.strategy.gradient_is_finite()
+    return bool(norm.isfinite())
+
+
+def discard_gradient(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer) -> None:
+    """Forget the gradient of the backwards since the last step: the update is left out; collective under ZeRO."""
+    optimizer.zero_grad()
+    if isinstance(trainer.strategy, ZeroStrategy):
+        trainer.strategy.discard_gradient()
 
 
 def clipped_step(trainer: L.Trainer, optimizer: LightningOptimizer, max_norm: float | None) -> Tensor:

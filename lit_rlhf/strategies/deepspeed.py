@@ -53,7 +53,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         **kwargs: Lightning's :class:`~lightning.pytorch.strategies.DeepSpeedStrategy` arguments.
 
     Raises:
-        ValueError: If the stage is not 1 or 2.
+        ValueError: If the stage is not 1 or 2, or stage 1 is to accumulate gradients in fp32.
     """
 
     strategy_name = "lit_deepspeed"
@@ -71,6 +71,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         stage = self.config.get("zero_optimization", {}).get("stage", 0)
         if stage not in (1, 2):
             raise ValueError(f"`stage` ({stage}) of the DeepSpeed strategies must be 1 or 2.")
+        if stage == 1 and self.config.get("data_types", {}).get("grad_accum_dtype") == "fp32":
+            # In bf16 that is another optimizer of DeepSpeed's, which cannot say before a step whether it overflows.
+            raise ValueError("`grad_accum_dtype` (fp32) in the DeepSpeed configuration needs `stage` 2.")
         # The engine's throughput timer wants a number; our loaders have no batch sampler to take it from.
         self.config.setdefault("train_micro_batch_size_per_gpu", 1)
         # Allows torch's own AdamW on the host, so that offloading needs no compiler.
@@ -112,13 +115,29 @@ class ZeroStrategy(DeepSpeedStrategy):
         finally:
             self._gradient_complete = False
 
+    def gradient_is_finite(self) -> bool:
+        """Whether the gradient of the backwards since the last step is finite on all ranks; collective.
+
+        With fp16 the engine itself leaves out the steps whose scaled gradient overflows, and lowers the scale: True.
+        """
+        engine: Any = self.deepspeed_engine
+        return engine.fp16_enabled() or not engine.optimizer.has_overflow()
+
     def discard_gradient(self) -> None:
-        """Forget the gradient of the backwards since the last step: the update is left out."""
+        """Forget the gradient of the backwards since the last step: the update is left out; collective.
+
+        The engine's own way out of an overflow is taken, because only it knows all the places the gradient lies in:
+        with an offloaded optimizer, the next gradient would otherwise be added to this one.
+        """
         self._gradient_complete = False
-        for name in ("averaged_gradients", "all_grad_tensors"):
-            kept: Any = getattr(self.deepspeed_engine.optimizer, name, None)
-            if isinstance(kept, dict):
-                kept.update(dict.fromkeys(kept))
+        zero: Any = self.deepspeed_engine.optimizer
+        checked = zero.check_grad_overflow
+        zero.check_grad_overflow, zero.has_overflow = True, lambda *_, **__: True
+        try:
+            zero.step()
+        finally:
+            del zero.has_overflow  # the method is back
+            zero.check_grad_overflow = checked
 
     @override
     def init_deepspeed(self) -> None:

@@ -70,7 +70,7 @@ def test_exit_codes(write, hh_rows, capsys):
     assert main([path + ".gone"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[0].startswith("lit-rlhf data check: ")
-    assert "format not recognised for text data" in error[0]
+    assert "format not recognized for text data" in error[0]
     assert "No data at" in error[1]
 
 

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from lit_rlhf.data.formats import RowFormat
 from lit_rlhf.data.loading import read_dialogues, read_preferences, read_prompts, read_sft, read_texts
 from lit_rlhf.data.records import DialogueRecord, Message, Reason, TextRecord
+from lit_rlhf.data.text import TextFormat
 
 from .conftest import hh
 
@@ -159,7 +161,7 @@ def test_prompt_must_end_with_the_human(write):
 
 
 def test_unknown_format_names_the_keys_and_the_candidates(write):
-    with pytest.raises(ValueError, match=r"not recognised for preference data.*question: str.*`hh`.*`moss`.*`columns`"):
+    with pytest.raises(ValueError, match=r"not recognized for preference data.*question: str.*`hh`.*`moss`.*`columns`"):
         read_preferences(write("x.jsonl", [{"question": "a"}]))
 
 
@@ -184,3 +186,15 @@ def test_a_minority_does_not_decide_the_format(write, hh_rows):
 def test_format_name_must_exist_and_give_the_kind(write, hh_rows):
     with pytest.raises(ValueError, match=r"`format` \('text'\) must be one of hh, moss, columns for preference data"):
         read_preferences(write("x.jsonl", hh_rows), format="text")
+
+
+def test_a_format_that_promises_what_it_does_not_define_is_refused():
+    with pytest.raises(TypeError, match=r"`Half\.kinds` has 'prompt', so the class must define `prompt`"):
+
+        class Half(RowFormat):
+            kinds = frozenset({"prompt"})
+
+    with pytest.raises(TypeError, match=r"abstract method.*matches"):
+        type("NoMatch", (RowFormat,), {"kinds": frozenset()})()
+    with pytest.raises(TypeError, match="Format `text` gives no prompts"):
+        TextFormat().prompt({"text": "a"})

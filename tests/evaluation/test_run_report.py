@@ -149,7 +149,7 @@ def test_names_are_short_and_distinct(tmp_path):
     assert name_runs(paths[:1]) == ["s1"]
 
 
-def test_band_holds_the_line_and_the_runs_differ_in_colour_and_dash(runs):
+def test_band_holds_the_line_and_the_runs_differ_in_color_and_dash(runs):
     loaded = [load_run(path) for path in runs]
     figure = series_figure(loaded, ("KL", "nats", ("rollout/kl",)))
     bands, lines = figure.data[::2], figure.data[1::2]

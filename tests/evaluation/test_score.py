@@ -105,7 +105,7 @@ def test_predictions_are_scored_after_the_prompt_of_their_record(folder, referen
     assert scores[0] != scores[1]
 
 
-def test_predictions_are_recognised(folder, tmp_path, capsys):
+def test_predictions_are_recognized(folder, tmp_path, capsys):
     rows = [{"prompt": "x", "response": REPLY, "record": {"prompt": ASK}}]
     main(["--model", str(folder), write(tmp_path / "p.jsonl", rows)])
     assert "format: predictions" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from lit_rlhf.pocket.gold import (
     split_sentences,
 )
 from lit_rlhf.pocket.make import prompt_row
-from lit_rlhf.pocket.responses import demonstrate, state
+from lit_rlhf.pocket.responses import answer_and_flawed, demonstrate, state
 from lit_rlhf.pocket.world import ARGUMENTS, FACTS, Prompt, ask, sample_prompt
 
 SHOP = Prompt("shop", ("apples",))
@@ -81,6 +81,24 @@ def test_every_demonstration_can_be_read_and_right_ones_score_well():
         assert gold_score(prompt, demonstrate(rng, prompt, helpful=1.0, harmless=1.0), ended=True) > -0.2
         bad = gold_score(prompt, demonstrate(rng, prompt, helpful=0.0, harmless=0.0), ended=True)
         assert bad < 0.6
+
+
+def test_a_flaw_is_one_sentence_and_costs():
+    rng = random.Random(0)
+    losses = set()
+    for _ in range(2000):
+        prompt = sample_prompt(rng)
+        if prompt.kind == "harmless" or prompt.one_word:
+            continue
+        right, flawed = answer_and_flawed(rng, prompt)
+        kept, changed = split_sentences(right), split_sentences(flawed)
+        assert sum(sentence not in kept for sentence in changed) <= 1
+        loss = gold_score(prompt, right, ended=True) - gold_score(prompt, flawed, ended=True)
+        assert loss > 0.05
+        losses.add(round(loss, 2))
+    # Said twice costs little, a wrong answer a lot.
+    assert min(losses) <= 0.3
+    assert max(losses) >= 2
 
 
 def test_not_ending_costs_and_the_score_has_a_floor():

@@ -8,15 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.modules.ppo_config import LossConfig, PPOOptimizerConfig, PTXConfig
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
-from lit_rlhf.strategies.accumulation import configure_clipping
+from tests.strategies.sgd import SGDMixin
 from tests.strategies.toy import SaveAt, fingerprint, trainer
 
 ITERATIONS, STEPS = 2, 4  # an iteration is 2 minibatches x 2 passes
@@ -46,14 +44,8 @@ def make_world(folder: Path) -> Path:
     return folder
 
 
-class SGDPPO(PPOModule):
-    """Adam divides by the gradient's own size and would hide a wrong scale or a missing clip."""
-
-    def configure_optimizers(self) -> Any:
-        configure_clipping(self.trainer, self.optimizer_config.max_grad_norm)
-        groups = [{"params": p, "lr": lr, "name": n} for n, (p, lr) in self.parameter_groups().items()]
-        optimizer = SGD(groups)
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, [lambda step: 0.9**step] * len(groups))}
+class SGDPPO(SGDMixin, PPOModule):
+    """PPO with SGD."""
 
 
 class Watch(L.Callback):

@@ -10,6 +10,7 @@ import torch
 
 from lit_rlhf.datamodules.preference import PreferenceDataModule
 from lit_rlhf.datamodules.sft import SFTDataModule
+from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.config import OptimizerConfig
 from lit_rlhf.modules.reward_model import RewardModelModule
 from lit_rlhf.modules.sft import SFTModule
@@ -29,6 +30,28 @@ class SGDRewardModel(SGDMixin, RewardModelModule):
     """Reward model with SGD."""
 
 
+class Faulty(SFTModule):
+    """SFT with AdamW that meets one bad update in four, the second: what is bad about it is its ``fault``.
+
+    ``left out`` is how such a run should end: the update is not computed at all.
+    """
+
+    fault = ""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.bad = self.current_epoch == 0 and batch_idx == 1
+        if not (self.bad and self.fault == "left out"):
+            super().training_step(batch, batch_idx)
+
+    def text_loss(self, text: Any, num_tokens: float) -> torch.Tensor:
+        loss = super().text_loss(text, num_tokens)
+        if self.bad and self.fault == "loss" and self.global_rank == self.trainer.world_size - 1:
+            return loss * float("nan")
+        if self.bad and self.fault == "gradient":  # the root of zero: a finite loss, one element without a gradient
+            return loss + (next(self.parameters()).flatten()[0] * 0.0).sqrt()
+        return loss
+
+
 def write_files(folder: Path) -> None:
     """A tiny world, replies of many lengths (so that ranks hold different token counts), and pairs."""
     folder.mkdir()
@@ -38,15 +61,18 @@ def write_files(folder: Path) -> None:
     write_pairs(folder / "pairs.jsonl", count=16)
 
 
+def sft_data(folder: Path) -> SFTDataModule:
+    """Two steps an epoch."""
+    return SFTDataModule(train=str(folder / "dialogues.jsonl"), batch_size=8, max_length=32)
+
+
 def build(folder: Path, kind: str) -> tuple[Any, Any]:
     """Module and data of ``kind``."""
     torch.manual_seed(0)  # the fresh head is drawn from the global generator
     options = {"optimizer": OptimizerConfig(lr=0.1, max_grad_norm=CLIP), "micro_batch_tokens": 40}
     policy = str(folder / "policy")
     if kind == "sft":
-        return SGDSFT(policy, **options), SFTDataModule(
-            train=str(folder / "dialogues.jsonl"), batch_size=8, max_length=32
-        )
+        return SGDSFT(policy, **options), sft_data(folder)
     module = SGDRewardModel(policy, lm_coef=0.5, **options)
     module.configure_model()
     return module, PreferenceDataModule(train=str(folder / "pairs.jsonl"), batch_size=8, max_length=32)
@@ -62,4 +88,26 @@ def equality(folder: Path, strategy: str, devices: int, out: Path) -> dict[str, 
         if module.global_rank == 0:
             torch.save([p.detach().clone() for p in module.parameters()], out / f"{kind}-{strategy}.pt")
         found[kind] = {"rows": recorder.metrics, "hash": fingerprint(module)}
+    return found
+
+
+def faults(folder: Path, strategy: Any, devices: int, root: Path) -> dict[str, dict[str, Any]]:
+    """How runs end that meet an update which is not finite, by fault and by what is to be done about it."""
+    found: dict[str, dict[str, Any]] = {}
+    cases = [("", "skip"), ("left out", "skip"), *((f, do) for f in ("loss", "gradient") for do in ("skip", "stop"))]
+    for fault, do in cases:
+        module = Faulty(str(folder / "policy"), OptimizerConfig(lr=0.01), micro_batch_tokens=40, on_non_finite=do)
+        module.fault = fault
+        run = trainer(strategy, root / do / fault.replace(" ", "_"), devices=devices, epochs=2)
+        error = ""
+        try:
+            run.fit(module, datamodule=sft_data(folder))
+        except NonFiniteError as problem:
+            error = str(problem)
+        found[f"{fault}, {do}"] = {
+            "hash": fingerprint(module),
+            "steps": run.global_step,
+            "skipped": module.skipped_updates,
+            "error": error,
+        }
     return found

@@ -138,3 +138,7 @@ def test_strategies_have_names_and_limits() -> None:
     assert StrategyRegistry["deepspeed_stage_2_cpu"]["strategy"] is CPUZeroStrategy
     with pytest.raises(ValueError, match=r"`stage` \(3\)"):
         CPUZeroStrategy(stage=3)
+    with pytest.raises(ValueError, match=r"`grad_accum_dtype` \(fp32\) in the DeepSpeed configuration needs `stage` 2"):
+        CPUZeroStrategy(
+            config={"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+        )

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from lit_rlhf.evaluation.run_report.load import RunData
 
-# Okabe and Ito: told apart with every common colour-vision deficiency. The dash says it a second time.
+# Okabe and Ito: told apart with every common color-vision deficiency. The dash says it a second time.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 WINDOW = 5
@@ -41,7 +41,7 @@ INSIDE: tuple[Panel, ...] = (
 
 
 def color_of(k: int) -> str:
-    """Colour of run ``k``."""
+    """Color of run ``k``."""
     return COLORS[k % len(COLORS)]
 
 

@@ -58,8 +58,8 @@ function setUpSides() {
   prompt.onchange = show; slider.oninput = show; show();
 }
 
-// Token view. Blue is negative, orange positive, white zero: told apart with every common colour-vision deficiency.
-// The strongest tenth is underlined as well, so that colour is never the only sign.
+// Token view. Blue is negative, orange positive, white zero: told apart with every common color-vision deficiency.
+// The strongest tenth is underlined as well, so that color is never the only sign.
 const NAMES = { kl: "KL (nats)", advantage: "advantage", value: "value", reward: "reward", logprob: "log-probability",
   ref_logprob: "reference log-probability" };
 const NEGATIVE = [86, 160, 211], POSITIVE = [240, 150, 60];

@@ -1,4 +1,4 @@
-"""The page's style sheet: one column on a phone, a grid on a desk, colours that pass contrast on white."""
+"""The page's style sheet: one column on a phone, a grid on a desk, colors that pass contrast on white."""
 
 STYLE = """
 :root { color-scheme: light; --line: #d0d5dd; --soft: #f5f6f8; --ink: #1d2430; --dim: #566072; --mark: #0072B2; }

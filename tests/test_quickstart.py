@@ -1,0 +1,220 @@
+"""The stages of the quickstart, each `lit-rlhf` command replaced by a stub that leaves what the command would leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BIN = Path(__file__).resolve().parent.parent / "bin"
+# Stands for the package in the commands the pipeline starts, and for the plots it draws itself.
+STUB = """
+import json, os, sys, time
+from pathlib import Path
+words = sys.argv[1:]
+def after(name):
+    return Path(words[words.index(name) + 1])
+def touch(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+with Path("commands.jsonl").open("a") as file:
+    file.write(json.dumps(words) + "\\n")
+stage = after("--config").stem if words[0] == "fit" else words[0]
+if stage == os.environ.get("STUB_FAILS"):
+    while os.environ.get("STUB_HANGS") and not Path("hanging").exists():
+        time.sleep(0.01)
+    print("one line\\nthe reason")
+    sys.exit(3)
+if stage == os.environ.get("STUB_HANGS"):
+    touch(Path("hanging"), str(os.getpid()))
+    time.sleep(60)
+if stage == "pocket":
+    touch(Path(words[2]) / "base" / "config.json")
+elif words[0] == "fit":
+    run = after("--config").parent.parent / stage
+    assert "runs/pocket" not in after("--config").read_text()
+    touch(run / "csv" / "version_0" / "metrics.csv", "step,val/score\\n1,0.5\\n")
+    touch(run / "export" / "final" / "config.json")
+elif stage == "test":
+    touch(after("--trainer.default_root_dir") / "evaluations" / "test-step000000.jsonl")
+"""
+
+
+class Pocket:
+    """A folder in which the pipeline runs against the stub."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        package = folder / "stub" / "lit_rlhf"
+        (package / "evaluation").mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(STUB)
+        (package / "evaluation" / "plots.py").write_text("def plot_panels(logs, out):\n    out.touch()\n")
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(BIN / "pocket_pipeline.py"), "--runs", "runs", *words]
+        env = {**os.environ, "PYTHONPATH": str(self.folder / "stub"), **env}
+        return subprocess.Popen(
+            command, env=env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *words: str, **env: str) -> tuple[int, str]:
+        """Exit code and output."""
+        process = self.start(*words, **env)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def commands(self) -> list[list[str]]:
+        """Those started since the last call."""
+        path = self.folder / "commands.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [json.loads(line) for line in lines]
+
+    def stages(self) -> list[str]:
+        """The same, one word a command; what ran side by side is in alphabetical order."""
+        return [Path(words[2]).stem if words[0] == "fit" else words[0] for words in sorted_fits(self.commands())]
+
+    def hanging(self) -> int:
+        """Process id of the command that hangs, as soon as it does."""
+        path = self.folder / "hanging"
+        for _ in range(600):
+            if path.exists() and path.read_text():
+                return int(path.read_text())
+            time.sleep(0.05)
+        raise AssertionError("no command hangs")
+
+
+def sorted_fits(commands: list[list[str]]) -> list[list[str]]:
+    ppo = sorted(words for words in commands if words[0] == "fit" and "ppo" in words[2])
+    first = next((i for i, words in enumerate(commands) if words in ppo), 0)
+    return commands[:first] + ppo + [words for words in commands[first:] if words not in ppo]
+
+
+@pytest.fixture
+def pocket(tmp_path: Path) -> Pocket:
+    return Pocket(tmp_path)
+
+
+BEFORE_PPO = ["pocket", "pretrain", "sft", "reward"]
+PPO = ["ppo_max", "ppo_vanilla"]
+RESULTS = ["compare", "report"]
+
+
+def test_every_stage_runs_once_and_finished_ones_not_again(pocket: Pocket) -> None:
+    code, output = pocket.run("--seed", "5", "--epochs", "7")
+    assert code == 0, output
+    commands = pocket.commands()
+    fits = [words for words in commands if words[0] == "fit"]
+    for words in fits:
+        assert words[words.index("--ckpt_path") + 1] == "last"
+        assert words[words.index("--seed_everything") + 1] == words[words.index("--data.seed") + 1] == "5"
+        assert ("--trainer.max_epochs" in words) == ("ppo" in words[2])
+    tests = [words for words in commands if words[0] == "test"]
+    assert len(tests) == 3
+    assert all(words[words.index("--model.reference") + 1] == "runs/sft/export/final" for words in tests)
+    names = [Path(words[2]).stem if words[0] == "fit" else words[0] for words in sorted_fits(commands)]
+    assert names == [*BEFORE_PPO, *PPO, "test", "test", "test", *RESULTS]
+    assert pocket.run("--seed", "5", "--epochs", "7")[0] == 0
+    assert pocket.stages() == RESULTS
+
+
+def test_a_directory_of_another_run_is_refused(pocket: Pocket) -> None:
+    assert pocket.run("--seed", "5")[0] == 0
+    pocket.commands()
+    for words in (["--seed", "6"], ["--seed", "5", "--epochs", "2"]):
+        code, output = pocket.run(*words)
+        assert code == 1
+        assert "runs was made with {'seed': 5, 'epochs': None}, not" in output
+        assert pocket.commands() == []
+
+
+def test_a_failing_stage_says_so_and_is_the_one_that_runs_again(pocket: Pocket) -> None:
+    code, output = pocket.run(STUB_FAILS="sft")
+    assert code == 1
+    assert "failed (exit code 3): lit-rlhf fit --config runs/configs/sft.yaml" in output
+    assert pocket.stages() == ["pocket", "pretrain", "sft"]
+    assert pocket.run()[0] == 0
+    assert pocket.stages() == ["sft", "reward", *PPO, "test", "test", "test", *RESULTS]
+
+
+@pytest.mark.parametrize(("fails", "hangs"), [PPO, PPO[::-1]])
+def test_when_one_of_two_fails_the_other_ends_too(pocket: Pocket, fails: str, hangs: str) -> None:
+    code, output = pocket.run(STUB_FAILS=fails, STUB_HANGS=hangs)
+    assert code == 1
+    assert "the reason" in output  # the quiet one's log has it
+    assert f"failed (exit code 3): lit-rlhf fit --config runs/configs/{fails}.yaml" in output
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((pocket.folder / "hanging").read_text()), 0)
+
+
+def test_interrupted_it_leaves_nothing_running_and_goes_on(pocket: Pocket) -> None:
+    process = pocket.start(STUB_HANGS="reward")
+    child = pocket.hanging()
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted: the same command goes on from the last checkpoint" in output
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    pocket.commands()
+    assert pocket.run()[0] == 0
+    assert pocket.stages()[:3] == ["reward", *PPO]
+
+
+def test_metrics_of_a_resumed_run_replace_the_iterations_it_repeats(tmp_path: Path) -> None:
+    sys.path.insert(0, str(BIN))
+    from pocket_pipeline import joined_metrics
+
+    for version, text in {
+        2: "step,loss,val/score\n6,0.6,\n6,,0.66\n7,0.7,\n",
+        10: "step,loss,new,val/score\n7,0.77,1,\n8,0.8,1,\n",
+    }.items():
+        folder = tmp_path / "csv" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    rows = joined_metrics(tmp_path).read_text().splitlines()
+    assert rows == ["step,loss,val/score,new", "6,0.6,,", "6,,0.66,", "7,0.77,,1", "8,0.8,,1"]
+
+
+# An environment whose `python` writes down what it is asked for: nothing is installed and nothing trains.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  *"print(sys.prefix)"*) echo "$VIRTUAL_ENV" ;;
+  *) echo "$*" >> "$VIRTUAL_ENV/asked" ;;
+esac
+"""
+
+
+def test_the_script_installs_once_and_hands_its_options_on(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    env = {**os.environ, "VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+    def quickstart(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(BIN / "quickstart"), *words], env=env, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    assert quickstart("--seed", "3").returncode == 0
+    assert quickstart("--runs", "elsewhere").returncode == 0
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert sum("pip install" in line and line.endswith("-e .[dev]") for line in asked) == 1
+    started = [line for line in asked if "pocket_pipeline" in line]
+    assert started == [
+        "bin/pocket_pipeline.py --runs runs/pocket --seed 3",
+        "bin/pocket_pipeline.py --runs elsewhere --seed 0",
+    ]
+    refused = quickstart("--epochs", "3")
+    assert refused.returncode == 2
+    assert "unknown option --epochs (--runs DIR, --seed N)" in refused.stderr
+    assert "bash bin/quickstart [--runs DIR] [--seed N]" in quickstart("--help").stdout
