@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bin"))
 
+from benchmarks import shares
 from benchmarks.command import costs, parser, peer_arguments, spread, without_peer
 from benchmarks.scaling import slope
 from benchmarks.shapes import Clock, medians
@@ -72,3 +73,25 @@ def test_options_are_required_and_checked(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["ppo"])
     assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["ppo", "overhead", "zero", "scaling"])
+def test_every_command_that_runs_ppo_has_its_options(command):
+    options = parser().parse_args([command, "--data", "d"])
+    needed = {"preset", "threads", "precision", "clock", "micro_batch_tokens", "seed", "data", "prompt_len"}
+    needed |= {"ppo_epochs", "mini_batches", "iterations", "warmup", "ranks", "strategy", "stub_models"}
+    assert needed <= set(vars(options))
+
+
+def test_shares_are_of_the_same_round(monkeypatch):
+    seconds = iter([10.0, 1.0, 20.0, 1.0])
+    calls = []
+
+    def call(command, threads):
+        calls.append("--stub-models" in command)
+        return {"seconds": {"total": next(seconds)}}
+
+    monkeypatch.setattr(shares, "call", call)
+    options = parser().parse_args(["overhead", "--data", "d", "--rounds", "2"])
+    assert shares.overhead(options)["share_of_the_total"] == {"total": {"min": 0.05, "median": 0.08, "max": 0.1}}
+    assert calls == [False, True, False, True]

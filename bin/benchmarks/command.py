@@ -33,19 +33,25 @@ def parser() -> argparse.ArgumentParser:
     ppo = commands.add_parser("ppo", parents=[shared], help="one PPO iteration, by phase")
     rm = commands.add_parser("rm", parents=[shared], help="reward-model training")
     scaling = commands.add_parser("scaling", parents=[shared], help="cost over response length and over batch")
+    overhead = commands.add_parser("overhead", parents=[shared], help="share of Python in a PPO iteration")
+    zero = commands.add_parser("zero", parents=[shared], help="two ZeRO-2 ranks against one, one thread each")
     commands.add_parser("kernels", parents=[shared], help="products, attention and draws")
-    for command in (ppo, rm, scaling):
+    for command in (ppo, rm, scaling, overhead, zero):
         command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
-    for command in (ppo, scaling):
+    for command in (ppo, scaling, overhead, zero):
         command.add_argument("--prompt-len", type=int, default=128)
         command.add_argument("--ppo-epochs", type=int, default=1)
         command.add_argument("--mini-batches", type=int, default=4)
-        command.add_argument("--iterations", type=int, default=3 if command is ppo else 1)
+        command.add_argument("--iterations", type=int, default=1 if command is scaling else 3)
         command.add_argument("--warmup", type=int, default=1)
-    ppo.add_argument("--prompts", type=int, default=64)
-    ppo.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
-    ppo.add_argument("--response-len", type=int, default=64)
-    ppo.add_argument("--eos-rate", type=float, default=0.04, help="0: every response has the full length")
+        command.add_argument("--ranks", type=int, default=1)
+        command.add_argument("--strategy", default="auto", help="of Lightning's trainer")
+        command.add_argument("--stub-models", action="store_true", help="models with next to no arithmetic")
+    for command in (ppo, overhead, zero):
+        command.add_argument("--prompts", type=int, default=64)
+        command.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
+        command.add_argument("--response-len", type=int, default=64)
+        command.add_argument("--eos-rate", type=float, default=0.04, help="0: every response has the full length")
     rm.add_argument("--batch-pairs", type=int, default=16)
     rm.add_argument("--steps", type=int, default=20)
     rm.add_argument("--warmup", type=int, default=3)
@@ -60,9 +66,11 @@ def main(argv: list[str] | None = None) -> None:
     options.clock = options.clock or ("cpu" if options.threads == 1 else "wall")
     if (options.peer is None) != (options.peer_dir is None):
         parser().error("--peer and --peer-dir go together")
-    if options.peer and options.command in ("kernels", "scaling"):
+    if options.peer and options.command not in ("ppo", "rm"):
         parser().error(f"`{options.command}` has no peer")
-    print(json.dumps(compare(options, arguments) if options.peer else run(options)))
+    result = compare(options, arguments) if options.peer else run(options)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(json.dumps(result))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -81,6 +89,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from benchmarks.scaling import run as run_scaling
 
         return run_scaling(options)
+    if options.command in ("overhead", "zero"):
+        from benchmarks.shares import overhead, zero
+
+        return overhead(options) if options.command == "overhead" else zero(options)
     from benchmarks.kernels import run as run_kernels
 
     return run_kernels(options)

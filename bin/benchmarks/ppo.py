@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
+import lit_rlhf.strategies  # noqa: F401  (makes their names known)
+from benchmarks.session import fit, heading
 from benchmarks.shapes import (
     PRESETS,
+    STUB,
     Clock,
     MemoryPeak,
     llama_config,
@@ -21,9 +22,7 @@ from benchmarks.shapes import (
     medians,
     prompt_ids,
     read_rows,
-    resident_mib,
     set_eos_rate,
-    versions,
 )
 from lit_rlhf.datamodules.prompts import EncodedPrompt
 from lit_rlhf.datamodules.rollout import RolloutDataModule
@@ -97,15 +96,20 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[Any, list[Encode
 
     rows = read_rows(options.data)
     tokenizer = make_tokenizer(PRESETS[options.preset][-1], (row["chosen"] for row in rows))
-    config = llama_config(options.preset, options.prompt_len + options.response_len + 8)
+    count = options.prompts * (options.warmup + options.iterations)
+    prompts = prompt_ids(tokenizer, options, count)
+    if options.stub_models:
+        tokenizer = make_tokenizer(STUB[-1], iter(()))
+        prompts = [[i % STUB[-1] for i in ids] for ids in prompts]
+    positions = options.prompt_len + options.response_len + 8
+    config = llama_config(options.preset, positions, stubbed=options.stub_models)
     torch.manual_seed(options.seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "policy")
     config.num_labels = 1
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "reward")
     for name in ("policy", "reward"):
         tokenizer.save_pretrained(folder / name)
-    count = options.prompts * (options.warmup + options.iterations)
-    return tokenizer, [EncodedPrompt(ids=tuple(ids), record={}) for ids in prompt_ids(tokenizer, options, count)]
+    return tokenizer, [EncodedPrompt(ids=tuple(ids), record={}) for ids in prompts]
 
 
 def build(options: argparse.Namespace, folder: Path, clock: Clock) -> tuple[TimedPPO, RolloutDataModule]:
@@ -131,47 +135,27 @@ def build(options: argparse.Namespace, folder: Path, clock: Clock) -> tuple[Time
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the iterations; seconds, tokens, padding and memory."""
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
     clock, memory = Clock(options.clock), MemoryPeak()
     with tempfile.TemporaryDirectory(prefix="bench_ppo_") as folder:
         module, data = build(options, Path(folder), clock)
         iterations = Iterations(clock, memory, options.warmup)
-        trainer = L.Trainer(
-            max_epochs=options.warmup + options.iterations,
-            accelerator="cpu",
-            devices=1,
-            precision={"fp32": "32-true", "bf16-mixed": "bf16-mixed"}[options.precision],
-            callbacks=[iterations],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            default_root_dir=folder,
-        )
-        before = resident_mib()
-        memory.start()
-        trainer.fit(module, data)
-        peak = memory.stop()
-    return report(options, module, iterations.rows[options.warmup :], before=before, peak=peak)
+        length = {"max_epochs": options.warmup + options.iterations}
+        place = {"strategy": options.strategy, "devices": options.ranks}
+        used = fit(module, data, options, Path(folder), callback=iterations, memory=memory, **length, **place)
+    return report(options, module, iterations.rows[options.warmup :], used)
 
 
 def report(
-    options: argparse.Namespace, module: TimedPPO, rows: list[dict[str, float]], *, before: float, peak: float
+    options: argparse.Namespace, module: TimedPPO, rows: list[dict[str, float]], used: dict[str, int]
 ) -> dict[str, Any]:
-    """The measured numbers as one JSON object."""
+    """The measured numbers of this rank as one JSON object."""
     rollouts = module.rollouts[options.warmup :]
     responses = sum(int(r.response_mask.sum()) for r in rollouts) / len(rollouts)
     prompts = sum(int(r.prompt_mask.sum()) for r in rollouts) / len(rollouts)
     slots = sum(r.input_ids.numel() for r in rollouts) / len(rollouts)
     seconds = medians(rows)
     return {
-        "lib": "lit_rlhf",
-        "versions": versions(),
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        **heading(options),
         "seconds": seconds,
         "all_seconds": [round(row["total"], 4) for row in rows],
         "response_tokens": responses,
@@ -180,6 +164,5 @@ def report(
         "response_tokens_per_s": round(responses / seconds["total"], 1),
         "rollout_tokens_per_s": round(responses / seconds["rollout"], 1),
         "update_tokens_per_s": round(options.ppo_epochs * (responses + prompts) / seconds["update"], 1),
-        "memory_before_mib": round(before),
-        "memory_peak_mib": round(peak),
+        **used,
     }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +12,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from benchmarks.shapes import (
-    PRESETS,
-    Clock,
-    MemoryPeak,
-    llama_config,
-    make_tokenizer,
-    read_rows,
-    resident_mib,
-    versions,
-)
+from benchmarks.session import fit, heading
+from benchmarks.shapes import PRESETS, Clock, MemoryPeak, llama_config, make_tokenizer, read_rows
 from lit_rlhf.datamodules.preference import PreferenceDataModule
 from lit_rlhf.modules.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.modules.reward_model import RewardModelModule
@@ -116,44 +106,21 @@ def build(options: argparse.Namespace, folder: Path) -> tuple[RewardModelModule,
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the steps; pairs and tokens a second, and memory."""
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lit_rlhf"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
     clock, memory = Clock(options.clock), MemoryPeak()
     with tempfile.TemporaryDirectory(prefix="bench_rm_") as folder:
         module, data = build(options, Path(folder))
         steps = Steps(clock, memory, options.warmup)
-        trainer = L.Trainer(
-            max_steps=options.warmup + options.steps,
-            max_epochs=-1,
-            accelerator="cpu",
-            devices=1,
-            precision={"fp32": "32-true", "bf16-mixed": "bf16-mixed"}[options.precision],
-            callbacks=[steps],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            default_root_dir=folder,
-        )
-        before = resident_mib()
-        memory.start()
-        trainer.fit(module, data)
-        peak = memory.stop()
+        length = {"max_steps": options.warmup + options.steps, "max_epochs": -1}
+        used = fit(module, data, options, Path(folder), callback=steps, memory=memory, **length)
     kept = steps.rows[options.warmup :]
     seconds = sum(step.seconds for step in kept)
     return {
-        "lib": "lit_rlhf",
-        "versions": versions(),
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        **heading(options),
         "pairs_in_dataset": len(data.rows["train"]),
         "steps_timed": len(kept),
         "seconds_per_step": round(seconds / len(kept), 4),
         "pairs_per_s": round(sum(step.pairs for step in kept) / seconds, 3),
         "tokens_per_s": round(sum(step.tokens for step in kept) / seconds, 1),
         "tokens_per_pair": round(sum(step.tokens for step in kept) / sum(step.pairs for step in kept), 1),
-        "memory_before_mib": round(before),
-        "memory_peak_mib": round(peak),
+        **used,
     }

@@ -6,6 +6,8 @@ import argparse
 import math
 from typing import Any
 
+from torch.profiler import ProfilerActivity, profile
+
 from benchmarks import ppo
 from benchmarks.shapes import versions
 
@@ -20,19 +22,35 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     by_length = {length: seconds(options, BATCHES[0], length) for length in LENGTHS}
     by_batch = {batch: seconds(options, batch, 64) for batch in BATCHES}
+    attention = {length: attention_share(options, BATCHES[0], length) for length in LENGTHS}
     return {
         "versions": versions(),
         "options": {"preset": options.preset, "precision": options.precision, "prompt_len": options.prompt_len},
         "by_response_length": {"seconds": by_length, "exponents": exponents(by_length)},
+        "attention_share_by_response_length": attention,
         "by_batch": {"seconds": by_batch, "exponents": exponents(by_batch)},
     }
 
 
 def seconds(options: argparse.Namespace, batch: int, length: int) -> dict[str, float]:
     """Seconds of one iteration, by phase."""
-    changed = {"prompts": batch, "response_len": length, "prompt_dist": "fixed", "eos_rate": 0.0}
-    result: dict[str, float] = ppo.run(argparse.Namespace(**{**vars(options), **changed}))["seconds"]
+    result: dict[str, float] = ppo.run(sized(options, batch, length))["seconds"]
     return result
+
+
+def sized(options: argparse.Namespace, batch: int, length: int, **changed: Any) -> argparse.Namespace:
+    """The options with another batch and response length."""
+    sizes = {"prompts": batch, "response_len": length, "prompt_dist": "fixed", "eos_rate": 0.0}
+    return argparse.Namespace(**{**vars(options), **sizes, **changed})
+
+
+def attention_share(options: argparse.Namespace, batch: int, length: int) -> float:
+    """Share of attention, forward and backward, in the time of all PyTorch operators of a first iteration."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        ppo.run(sized(options, batch, length, warmup=0, iterations=1))
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages() if "::" in event.key}
+    attention = sum(time for name, time in times.items() if "scaled_dot_product" in name)
+    return round(attention / sum(times.values()), 3)
 
 
 def exponents(by_size: dict[int, dict[str, float]]) -> dict[str, float]:

@@ -42,7 +42,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         rollout_batch_size: Responses an iteration, global.
         minibatch_size: Responses an optimizer step, global.
         ppo_epochs: Passes over the rollout.
-        micro_batch_tokens: Most tokens of one forward pass.
+        micro_batch_tokens: Most tokens of one forward pass; None: 1024 on a CPU, 8192 on an accelerator.
         max_prompt_length: Longer prompts lose their oldest turns.
         eval_batch_size: Prompts a validation step, per rank.
         eval_samples: Responses to each validation and test prompt.
@@ -66,7 +66,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         rollout_batch_size: int = 128,
         minibatch_size: int = 32,
         ppo_epochs: int = 1,
-        micro_batch_tokens: int = 8192,
+        micro_batch_tokens: int | None = None,
         max_prompt_length: int = 1024,
         eval_batch_size: int = 64,
         eval_samples: int = 1,

@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
         config = merged(config, read_yaml(path))
     if args.strategy is not None:
         config.setdefault("trainer", {})["strategy"] = args.strategy
+    if args.cpu:
+        config.setdefault("trainer", {})["accelerator"] = "cpu"
     memory, numbers = plan(config, devices=args.devices, stand_in=args.model)
     needed = memory.peak if args.cpu else int(memory.peak * (1 + RESERVE_SHARE)) + RESERVE_BYTES
     limit = None if args.memory is None else parse_size(args.memory)
@@ -50,7 +52,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--memory", help="memory of one device, e.g. 80GB; exit code 1 if the run does not fit")
     parser.add_argument("--strategy", help="in place of the config's")
     parser.add_argument("--model", help="folder with the config.json that stands in for model folders not there yet")
-    parser.add_argument("--cpu", action="store_true", help="add no reserve for a GPU's context and allocator")
+    parser.add_argument(
+        "--cpu", action="store_true", help="plan for a CPU: no reserve for a GPU's context and allocator"
+    )
     parser.add_argument("--json", action="store_true", help="bytes by part as JSON")
     return parser.parse_args(argv)
 
@@ -74,7 +78,8 @@ def plan(
     kind = str(model.get("class_path", "")).rsplit(".", 1)[-1]
     if kind == "PPOModule":
         models = _ppo_models(options, stand_in)
-        shapes = _ppo_shapes(options, sizes, numbers.devices)
+        device = "cpu" if trainer.get("accelerator") == "cpu" else "cuda"
+        shapes = _ppo_shapes(options, sizes, numbers.devices, device)
     elif kind in ("SFTModule", "RewardModelModule"):
         models = [_trained(kind, options, stand_in)]
         shapes = _text_shapes(kind, options, sizes)
@@ -159,8 +164,9 @@ def _trained(kind: str, options: Mapping[str, Any], stand_in: str | None) -> Mod
     )
 
 
-def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: int) -> Shapes:
+def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: int, device: str) -> Shapes:
     from lit_rlhf.datamodules.rollout import RolloutDataModule
+    from lit_rlhf.rollout.plan import BatchingConfig
     from lit_rlhf.rollout.sampling import SamplingConfig
     from lit_rlhf.rollout.transformers_engine import TransformersEngine
 
@@ -170,7 +176,8 @@ def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: i
     width = prompt + response
     rows = max(1, _value(sizes, RolloutDataModule, "rollout_batch_size") // devices)
     updated = max(1, _value(sizes, RolloutDataModule, "minibatch_size") // devices)
-    updated = min(updated, max(1, _value(sizes, RolloutDataModule, "micro_batch_tokens") // width))
+    budget = BatchingConfig(micro_batch_tokens=sizes.get("micro_batch_tokens")).token_budget(device)
+    updated = min(updated, max(1, budget // width))
     generated = min(rows, max(1, _value(engine, TransformersEngine, "max_batch_tokens") // width))
     ptx = options.get("ptx") or {}
     return Shapes(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, ra
 from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.strategies.accumulation import (
     accumulate,
+    backward_parts,
     clip_gradients,
     configure_clipping,
     discard_gradient,
@@ -104,12 +105,13 @@ class BaseModule(L.LightningModule, ABC):
         schedule = LambdaLR(optimizer, [lambda step: self.schedule_config.factor(step, total)] * len(groups))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def optimize(self, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor] | None:
+    def optimize(self, losses: Sequence[Callable[[], Iterable[Tensor]]]) -> dict[str, Tensor] | None:
         """One optimizer step from the micro-batches' losses.
 
         Args:
-            losses: One function a micro-batch; each returns its share of the loss, normalized by the global
-                minibatch and *not* scaled by the number of ranks (that is done here, since DDP and ZeRO average).
+            losses: One function a micro-batch; each gives its share of the loss, normalized by the global minibatch
+                and *not* scaled by the number of ranks (that is done here, since DDP and ZeRO average). A share may
+                come in parts that have no parameter in common: see :func:`backward_parts`.
 
         Returns:
             ``loss`` and ``grad_norm`` (fp32 scalars), or None if the update was left out for not being finite.
@@ -123,9 +125,9 @@ class BaseModule(L.LightningModule, ABC):
         total = torch.zeros((), device=self.device)
         for i, loss_of in enumerate(losses):
             with accumulate(self.trainer, i == len(losses) - 1):
-                loss = loss_of()
-                total += loss.detach()
-                self.manual_backward(loss * world_size())
+                for loss in backward_parts(self.trainer, loss_of()):
+                    total += loss.detach()
+                    self.manual_backward(loss * world_size())
         total = all_reduce_sum(total)
         # ZeRO knows its gradient norm only after the step; whether it will be finite, before.
         sharded = isinstance(self.trainer.strategy, DeepSpeedStrategy)

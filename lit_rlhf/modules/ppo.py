@@ -11,7 +11,7 @@ The first line is in ``ppo_collection.py``, the second here; validation is in ``
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -159,7 +159,7 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
         sums = UpdateSums(self.device)
         result = self.optimize(
             [
-                lambda rows=rows, part=part: self.minibatch_loss(minibatch, rows, sums, part)  # type: ignore[misc]
+                lambda rows=rows, part=part: self.minibatch_losses(minibatch, rows, sums, part)  # type: ignore[misc]
                 for part, rows in enumerate(minibatch.micro_batches)
             ]
         )
@@ -172,8 +172,11 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
         self._timings["time/update"] = self._timings.get("time/update", 0.0) + time.perf_counter() - started
         self.log_values({**metrics, **self.learning_rates(), "time/update": self._timings["time/update"]})
 
-    def minibatch_loss(self, minibatch: Minibatch, rows: Tensor, sums: UpdateSums, part: int) -> Tensor:
-        """The share of micro-batch ``rows`` in the loss of the global minibatch, as a scalar."""
+    def minibatch_losses(self, minibatch: Minibatch, rows: Tensor, sums: UpdateSums, part: int) -> Iterator[Tensor]:
+        """The share of micro-batch ``rows`` in the loss of the global minibatch: the policy's, then the critic's.
+
+        Lazily, so that on one device the policy's activations are gone before the critic's are made.
+        """
         experience = minibatch.experience
         compact = compact_rows(experience, rows, self.tokenizer.pad_token_id)
         width = compact.response_mask.size(1)
@@ -186,12 +189,12 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
         loss = self.policy_loss(logprobs, old[:, :width], advantages, compact.response_mask, minibatch, sums)
         if entropy is not None:
             loss = loss + self.entropy_loss(entropy, compact.response_mask, minibatch, sums)
-        if self.critic is not None:
-            loss = loss + config.vf_coef * self.critic_loss(compact, taken, minibatch, sums)
         if minibatch.ptx is not None and self.ptx is not None:
             text = minibatch.ptx.rows(ptx_share(len(minibatch.ptx), part, len(minibatch.micro_batches)))
             loss = loss + self.ptx.coef * self.ptx_loss(text, minibatch.ptx_tokens, sums)
-        return loss
+        yield loss
+        if self.critic is not None:
+            yield config.vf_coef * self.critic_loss(compact, taken, minibatch, sums)
 
     def update_advantages(self, minibatch: Minibatch, advantages: Tensor, mask: Tensor) -> Tensor:
         """Whitening with the global minibatch's moments, then clipping (detail 6); both are off by default."""

@@ -102,7 +102,7 @@ class RewardModelModule(BaseModule):
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device)
-        result = self.optimize([lambda rows=rows: self.pair_loss(pairs.rows(rows), counts, sums) for rows in parts])  # type: ignore[misc]
+        result = self.optimize([lambda rows=rows: [self.pair_loss(pairs.rows(rows), counts, sums)] for rows in parts])  # type: ignore[misc]
         if result is None:
             return
         ranking, lm, right, gap, score = all_reduce_sum(sums).tolist()

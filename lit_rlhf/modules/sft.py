@@ -79,7 +79,7 @@ class SFTModule(BaseModule):
         text = batch.content
         tokens = max(1.0, float(all_reduce_sum(text.loss_mask[:, 1:].sum().double())))
         parts = row_micro_batches(text.attention_mask, self.micro_batch_tokens)
-        result = self.optimize([lambda rows=rows: self.text_loss(text.rows(rows), tokens) for rows in parts])  # type: ignore[misc]
+        result = self.optimize([lambda rows=rows: [self.text_loss(text.rows(rows), tokens)] for rows in parts])  # type: ignore[misc]
         if result is not None:
             loss = float(result["loss"])
             metrics = {"loss/lm": loss, "train/perplexity": math.exp(min(700.0, loss)), "update/tokens": tokens}

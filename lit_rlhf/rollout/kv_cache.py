@@ -47,10 +47,19 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_compileable = static
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate with the heads, head sizes, dtype and device of the first states that come."""
+        """Allocate with the heads, head sizes, dtype and device of the first states that come.
+
+        Under autocast on a CPU the dtype is fp32, in which attention runs there: else every step would cast the whole
+        cache.
+        """
         make = torch.zeros if self.is_compileable else torch.empty
+        mixed = key_states.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         self.keys, self.values = (
-            make(self.rows, x.size(1), self.columns, x.size(3), dtype=x.dtype, device=x.device)
+            make(
+                (self.rows, x.size(1), self.columns, x.size(3)),
+                dtype=torch.float32 if mixed else x.dtype,
+                device=x.device,
+            )
             for x in (key_states, value_states)
         )
         self.is_initialized = True
@@ -64,8 +73,8 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
         window, (rows, _, length, _) = self.window, key_states.shape
         keys, values = (x[window.first_row : window.first_row + rows] for x in (self.keys, self.values))
         if window.position is not None and not window.prefilling:
-            keys.index_copy_(2, window.position, key_states)
-            values.index_copy_(2, window.position, value_states)
+            keys.index_copy_(2, window.position, key_states.to(keys.dtype))
+            values.index_copy_(2, window.position, value_states.to(values.dtype))
             return keys, values
         end = window.column + length
         keys[:, :, window.column : end] = key_states

@@ -60,15 +60,17 @@ def plan_updates(rollout: Rollout, config: BatchingConfig, iteration: int) -> Up
     Call it on all ranks. The plan depends on nothing but lengths, sizes, seed and iteration.
     """
     lengths = rollout.attention_mask.sum(1).tolist()
+    device = rollout.input_ids.device
+    budget = config.token_budget(device)
     rows = [
         part
         for epoch in range(config.ppo_epochs)
         for part in minibatch_rows(config, iteration, epoch, rank(), world_size())
     ]
-    counts = torch.tensor([len(split_rows(lengths, part, config.micro_batch_tokens)) for part in rows])
-    counts = all_reduce_max(counts.to(rollout.input_ids.device))
+    counts = torch.tensor([len(split_rows(lengths, part, budget)) for part in rows])
+    counts = all_reduce_max(counts.to(device))
     return [
-        split_rows(lengths, part, config.micro_batch_tokens, num_parts=int(count))
+        split_rows(lengths, part, budget, num_parts=int(count))
         for part, count in zip(rows, counts.tolist(), strict=True)
     ]
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from lit_rlhf.data.batching import micro_batches
 
 UNIT = 8  # groups: the ranks of one machine
+CPU_TOKENS, ACCELERATOR_TOKENS = 1024, 8192
+"""Tokens of a forward pass where nothing is said. On a CPU small passes keep activations in its caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class BatchingConfig:
         rollout_batch_size: Responses an iteration.
         minibatch_size: Responses an optimizer step.
         ppo_epochs: Passes over the rollout.
-        micro_batch_tokens: Most tokens (prompt and response, padding included) of one forward pass.
+        micro_batch_tokens: Most tokens (prompt and response, padding included) of one forward pass; None: 1024 on a
+            CPU, 8192 on an accelerator.
         group_size: Responses to each prompt.
         seed: Seed of the shuffle.
     """
@@ -37,14 +40,15 @@ class BatchingConfig:
     rollout_batch_size: int = 128
     minibatch_size: int = 32
     ppo_epochs: int = 1
-    micro_batch_tokens: int = 8192
+    micro_batch_tokens: int | None = None
     group_size: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("rollout_batch_size", "minibatch_size", "ppo_epochs", "micro_batch_tokens", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` ({value}) must be at least 1.")
         for big, small in (("rollout_batch_size", "minibatch_size"), ("minibatch_size", "group_size")):
             if getattr(self, big) % getattr(self, small):
                 raise ValueError(
@@ -62,6 +66,12 @@ class BatchingConfig:
                 f"`minibatch_size` ({self.minibatch_size}) is global and must be a multiple of the number of "
                 f"processes ({world_size}) times `group_size` ({self.group_size})."
             )
+
+    def token_budget(self, device: torch.device | str) -> int:
+        """Most tokens of one forward pass on ``device``: what is configured, or what suits the kind of device."""
+        if self.micro_batch_tokens is not None:
+            return self.micro_batch_tokens
+        return CPU_TOKENS if torch.device(device).type == "cpu" else ACCELERATOR_TOKENS
 
     @property
     def num_minibatches(self) -> int:

@@ -10,14 +10,14 @@ the global minibatch, whatever the number of ranks, of micro-batches, and the to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -50,6 +50,21 @@ def accumulate(trainer: L.Trainer, last: bool) -> Iterator[None]:  # noqa: FBT00
             yield
     else:
         yield
+
+
+def backward_parts(trainer: L.Trainer, parts: Iterable[Tensor]) -> Iterable[Tensor]:
+    """What to run backward through, one after the other, for a micro-batch whose loss is the sum of ``parts``.
+
+    On one device each part on its own, so that only one part's activations exist at a time if ``parts`` is lazy. DDP
+    and ZeRO count on one backward pass that reaches every parameter: there it is the sum.
+
+    Args:
+        trainer: The running trainer.
+        parts: Scalars that have no parameter in common, so that the gradients are the same bits either way.
+    """
+    if isinstance(trainer.strategy, SingleDeviceStrategy):
+        return parts
+    return [torch.stack(list(parts)).sum()]
 
 
 def equal_backwards(trainer: L.Trainer, local: int) -> int:

@@ -135,6 +135,10 @@ def test_options_change_the_plan_as_they_should(small: str) -> None:
     # one row of 2048 slots in place of sixteen
     assert fewer[0].phases["rollout"]["KV cache"] * 16 == plan(config, stand_in=small)[0].phases["rollout"]["KV cache"]
     assert peak(*init, "estimator", to={"class_path": "GroupNormalized", "init_args": {}}) < base
+    data = ("data", "init_args", "micro_batch_tokens")
+    assert peak(*data, to=8192) == base, "the default on an accelerator"
+    assert peak(*data, to=4096) < base
+    assert peak("trainer", "accelerator", to="cpu") < base, "small passes are the default on a CPU"
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80 * 10**9), ("40 GiB", 40 * 2**30), ("0.5mb", 500_000)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lit_rlhf.models.loading import load_causal_lm, load_scalar_model
@@ -14,6 +16,7 @@ from lit_rlhf.modules.ppo_config import LossConfig, PPOOptimizerConfig
 from lit_rlhf.modules.ppo_metrics import UpdateSums
 from lit_rlhf.rollout.minibatch import Minibatch
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
+from lit_rlhf.strategies.accumulation import backward_parts
 from lit_rlhf.types import Experience, Rollout
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer
 
@@ -31,10 +34,10 @@ def trained(world, tmp_path_factory) -> tuple[PPOModule, Experience]:
     return module.eval(), experience
 
 
-def loss_and_gradients(module: PPOModule, experience: Experience, *, parts: int = 1) -> tuple[Tensor, list[Tensor]]:
+def one_minibatch(experience: Experience, parts: int = 1) -> Minibatch:
     """The whole experience as one minibatch, in ``parts`` micro-batches."""
     taken = experience.advantages[experience.response_mask]
-    minibatch = Minibatch(
+    return Minibatch(
         experience=experience,
         micro_batches=torch.arange(len(experience)).chunk(parts),
         num_tokens=float(len(taken)),
@@ -43,9 +46,18 @@ def loss_and_gradients(module: PPOModule, experience: Experience, *, parts: int 
         iteration=0,
         position=0,
     )
+
+
+def loss_and_gradients(module: PPOModule, experience: Experience, *, parts: int = 1) -> tuple[Tensor, list[Tensor]]:
+    """Of the whole experience as one minibatch, in ``parts`` micro-batches."""
+    minibatch = one_minibatch(experience, parts)
     module.zero_grad()
     sums = UpdateSums(module.device)
-    losses = [module.minibatch_loss(minibatch, rows, sums, part) for part, rows in enumerate(minibatch.micro_batches)]
+    losses = [
+        loss
+        for part, rows in enumerate(minibatch.micro_batches)
+        for loss in module.minibatch_losses(minibatch, rows, sums, part)
+    ]
     total = torch.stack(losses).sum()
     total.backward()
     return total.detach(), [p.grad.clone() for p in module.parameters() if p.grad is not None]
@@ -162,3 +174,25 @@ def test_log_probabilities_of_the_sampler_drift_within_rounding(world, tmp_path,
     trainer.fit(module, make_data(world))
     assert len(drifts) == 3
     assert 0.0 < max(drifts) <= bound, drifts
+
+
+def test_policy_and_critic_one_after_the_other_or_together_give_the_same_bits(trained) -> None:
+    """On one device the policy's backward runs before the critic's forward; DDP and ZeRO sum the two losses first."""
+    module, experience = trained
+    apart = MagicMock(strategy=MagicMock(spec=SingleDeviceStrategy))
+    together = MagicMock(strategy=MagicMock(spec=DDPStrategy))
+    gradients = []
+    for trainer in (apart, together):
+        module.zero_grad()
+        rows, sums, passes = torch.arange(len(experience)), UpdateSums(module.device), 0
+        for loss in backward_parts(trainer, module.minibatch_losses(one_minibatch(experience), rows, sums, 0)):
+            loss.backward()
+            passes += 1
+            if trainer is apart and passes == 1:
+                assert all(p.grad is None for p in module.critic.parameters())
+                assert all(p.grad is not None for p in module.policy.parameters())
+        assert passes == (2 if trainer is apart else 1)
+        gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)

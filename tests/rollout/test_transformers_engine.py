@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from lit_rlhf.models.cpu_kernels import tune_for_cpu
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import PromptBatch, Rollout
@@ -191,6 +192,25 @@ def test_sampler_logprobs_are_of_the_raw_logits(name):
             logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
         torch.testing.assert_close(rollout.sampler_logprobs[row, : len(response)], expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("static_cache", [False, True])
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("make_model", [llama, gpt2, gemma2], ids=lambda f: f.__name__)
+def test_under_autocast_the_cache_serves_any_mix_of_dtypes(make_model, tuned, static_cache):
+    model, prompts = make_model(), some_prompts()
+    if tuned:
+        tune_for_cpu(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rollout = generate(
+            model, batch_of(prompts), some_uniforms(len(prompts)), sampler_logprobs=True, static_cache=static_cache
+        )
+    assert rollout.sampler_logprobs is not None
+    for row, (prompt, response) in enumerate(zip(prompts, responses_of(rollout), strict=True)):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+        torch.testing.assert_close(rollout.sampler_logprobs[row, : len(response)], expected, atol=0.1, rtol=0.05)
 
 
 def test_model_mode_and_gradients_are_left_alone():
