@@ -16,7 +16,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any
 
 # Signals and their bad direction. `distinct` is distinct-4: it falls when responses repeat.
@@ -87,12 +87,14 @@ class RuleConfig:
         tail_smoothing: The same for the upper tail, a ratio of a few scores that jumps from one rollout to the next.
         patience: Consecutive iterations the rule must hold, so that one outlier does nothing; for non-finite values
             as well.
+        trend: Iterations whose index a line is put through.
+        horizon: Iterations ahead at which that line must reach ``threshold``; 0 judges the index itself.
         min_deviation: Robust scales from which a deviation is significant.
         max_factor: Largest factor of a signal other than KL.
         cooldown: Iterations after a flag in which no other is raised.
 
     Raises:
-        ValueError: If a count is under 1 or another constant is not positive.
+        ValueError: If a count is under 1 (``trend`` under 3, ``horizon`` under 0) or another constant is not positive.
     """
 
     threshold: float = 0.18
@@ -100,6 +102,8 @@ class RuleConfig:
     smoothing: int = 1
     tail_smoothing: int = 5
     patience: int = 2
+    trend: int = 5
+    horizon: int = 0
     min_deviation: float = 2.5
     max_factor: float = 4.0
     cooldown: int = 20
@@ -108,6 +112,8 @@ class RuleConfig:
         for name in ("baseline_iterations", "smoothing", "tail_smoothing", "patience", "cooldown"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")
+        if self.trend < 3 or self.horizon < 0:
+            raise ValueError(f"`trend` ({self.trend}) must be at least 3 and `horizon` ({self.horizon}) at least 0.")
         for name in ("threshold", "min_deviation", "max_factor"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` ({getattr(self, name)}) must be positive.")
@@ -124,6 +130,7 @@ class CollapseRule:
 
     Attributes:
         index: The joint index after the last ``update``, nats a token.
+        forecast: The index ``horizon`` iterations ahead, what the rule judges.
 
     Raises:
         ValueError: If ``baseline`` names an unknown signal or has an empty list.
@@ -141,7 +148,8 @@ class CollapseRule:
         self._bad: dict[str, list[int]] = {}
         self._held: list[int] = []
         self._quiet = 0
-        self.index = 0.0
+        self._trail: list[float] = []
+        self.index = self.forecast = 0.0
 
     def update(self, iteration: int, values: Mapping[str, float]) -> Flag | None:
         """Take in one iteration.
@@ -164,7 +172,9 @@ class CollapseRule:
         self.index = math.prod(reading.factor for reading in readings.values()) if ANCHOR in readings else 0.0
         fired = tuple(name for name, reading in readings.items() if reading.since >= 0)
         broken = tuple(n for n, its in self._bad.items() if len(its) >= self.config.patience)
-        holds = self.index >= self.config.threshold and ANCHOR in fired and len(fired) > 1
+        self._trail = [*self._trail, self.index][-self.config.trend :]
+        self.forecast = _ahead(self._trail, self.config.horizon)
+        holds = self.forecast >= self.config.threshold and ANCHOR in fired and len(fired) > 1
         self._held = [*self._held, iteration] if holds else []
         if self._quiet or not (broken or len(self._held) >= self.config.patience):
             return None
@@ -176,11 +186,11 @@ class CollapseRule:
 
     def forget_recent(self) -> None:
         """Drop what was seen since the baseline: the policy was set back."""
-        self._recent, self._since, self._bad, self._held = {}, {}, {}, []
+        self._recent, self._since, self._bad, self._held, self._trail = {}, {}, {}, [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``update`` reads, as primitives."""
-        names = ("_given", "_first", "_recent", "_since", "_bad", "_held", "_quiet")
+        names = ("_given", "_first", "_recent", "_since", "_bad", "_held", "_quiet", "_trail")
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -220,6 +230,14 @@ class CollapseRule:
         factor = excess if name == ANCHOR else _ratio(value, center, DIRECTIONS[name], cfg.max_factor)
         kept = max(0.0, factor) if name == ANCHOR else (factor if significant else 1.0)
         return Reading(value=value, baseline=center, deviation=deviation, factor=kept, since=since)
+
+
+def _ahead(trail: Sequence[float], horizon: int) -> float:
+    """The value ``horizon`` steps ahead on the line through ``trail``; its last one where there is no line to draw."""
+    if horizon == 0 or len(trail) < 3:
+        return trail[-1]
+    line = linear_regression(range(len(trail)), trail)
+    return line.intercept + line.slope * (len(trail) - 1 + horizon)
 
 
 def _ratio(value: float, center: float, direction: int, cap: float) -> float:

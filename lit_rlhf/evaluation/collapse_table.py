@@ -147,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threshold", type=float, default=defaults.threshold)
     parser.add_argument("--patience", type=int, default=defaults.patience)
     parser.add_argument("--smoothing", type=int, default=defaults.smoothing)
+    parser.add_argument("--trend", type=int, default=defaults.trend)
+    parser.add_argument("--horizon", type=int, default=defaults.horizon)
     parser.add_argument("--tail-smoothing", type=int, default=defaults.tail_smoothing)
     parser.add_argument("--min-deviation", type=float, default=defaults.min_deviation)
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
@@ -156,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         patience=args.patience,
         smoothing=args.smoothing,
         tail_smoothing=args.tail_smoothing,
+        trend=args.trend,
+        horizon=args.horizon,
         min_deviation=args.min_deviation,
     )
     paths = [Path(path) for _, *pair in args.group for path in pair if path != "-"]
