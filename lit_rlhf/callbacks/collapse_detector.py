@@ -32,7 +32,7 @@ class CollapseDetector(L.Callback):
     Measures the signals itself, over all ranks, so it needs none of the monitors. A module that never calls
     :func:`~lit_rlhf.callbacks.seam.emit_rollout` is served through ``metric_names``: logged metrics, read at each
     epoch's end. Every flag is a warning, a line in ``collapse.jsonl`` of the run directory and the metric
-    ``monitor/collapse/flagged``; ``monitor/collapse/index`` is logged each rollout. The state resumes.
+    ``monitor/collapse/flagged``; ``monitor/collapse/index`` and ``forecast`` are logged each rollout. State resumes.
 
     Actions:
         * ``warn``: nothing more.
@@ -155,7 +155,11 @@ class CollapseDetector(L.Callback):
         # Equal values on all ranks give equal flags; a rank that differed would hang in the action's collectives.
         if any_rank(flag is not None, pl_module.device) != (flag is not None):
             raise RuntimeError("Ranks disagree on a collapse: `emit_rollout` must be called on every rank.")
-        self._pending = {"monitor/collapse/index": self.rule.index, "monitor/collapse/flagged": float(flag is not None)}
+        self._pending = {
+            "monitor/collapse/index": self.rule.index,
+            "monitor/collapse/forecast": self.rule.forecast,
+            "monitor/collapse/flagged": float(flag is not None),
+        }
         if flag is not None:
             self._act(trainer, pl_module, flag)
 

@@ -55,6 +55,7 @@ class Flag:
         iteration: Where it was raised.
         since: Where the rule began to hold: the onset.
         index: The joint index, nats a token; infinity for a flag raised by non-finite values.
+        forecast: The index ``horizon`` iterations ahead, which the rule judged; with ``horizon`` 0 the index.
         fired: The significant signals, KL first.
         readings: Every signal's reading.
     """
@@ -62,6 +63,7 @@ class Flag:
     iteration: int
     since: int
     index: float
+    forecast: float
     fired: tuple[str, ...]
     readings: Mapping[str, Reading]
 
@@ -69,7 +71,8 @@ class Flag:
         """One line for people."""
         known = {name: f"{name} {r.value:.3g} (was {r.baseline:.3g})" for name, r in self.readings.items()}
         signals = ", ".join(known.get(name, name) for name in self.fired)
-        return f"{signals}; index {self.index:.3g} since iteration {self.since}"
+        ahead = "" if self.forecast == self.index else f", heading for {self.forecast:.3g},"
+        return f"{signals}; index {self.index:.3g}{ahead} since iteration {self.since}"
 
     def as_dict(self) -> dict[str, Any]:
         """Primitives, for the event log."""
@@ -181,8 +184,8 @@ class CollapseRule:
         self._quiet = self.config.cooldown
         since = min([self._bad[n][0] for n in broken] + self._held[:1])
         labels = (*fired, *(f"{name} not finite" for name in broken))
-        index = math.inf if broken else self.index
-        return Flag(iteration=iteration, since=since, index=index, fired=labels, readings=readings)
+        index, forecast = (math.inf, math.inf) if broken else (self.index, self.forecast)
+        return Flag(iteration=iteration, since=since, index=index, forecast=forecast, fired=labels, readings=readings)
 
     def forget_recent(self) -> None:
         """Drop what was seen since the baseline: the policy was set back."""

@@ -202,3 +202,49 @@ def test_state_resumes_at_every_iteration_through_json(config):
 def test_bad_constants(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def drifting(slope, start=10, length=60):
+    """KL that rises in a straight line from ``start`` on, with responses that are half as long again by then."""
+    steps = (max(0, t - start) for t in range(length))
+    return [{"kl": slope * n, "length": 21.0 if n else 14.0} for n in steps]
+
+
+def test_a_horizon_flags_a_steady_rise_that_many_iterations_earlier():
+    at = [run(CollapseRule(RuleConfig(patience=1, horizon=h)), drifting(0.01))[0].iteration for h in (0, 2, 4)]
+    assert at == [22, 20, 18]
+
+
+def test_a_horizon_does_not_make_a_plateau_or_one_outlier_a_collapse():
+    plateau = [{"kl": min(0.08, 0.008 * t), "length": 14.0 + min(4, t)} for t in range(100)]
+    plateau[60]["kl"] = 0.14
+    rule = CollapseRule(RuleConfig(patience=1, horizon=3))
+    assert run(rule, plateau) == []
+    assert rule.forecast == pytest.approx(rule.index)
+
+
+def test_the_tail_of_one_rollout_does_not_count_but_a_lasting_one_does():
+    series = [{"kl": 0.0 if t < 10 else 0.08, "length": 14.0 if t < 10 else 17.0, "tail": 2.0} for t in range(40)]
+    series[30]["tail"] = 6.0
+    assert run(CollapseRule(RuleConfig(patience=1)), series) == []
+    assert run(CollapseRule(RuleConfig(patience=1, tail_smoothing=1)), series)[0].iteration == 30
+    lasting = [{**values, "tail": 6.0 if t >= 30 else 2.0} for t, values in enumerate(series)]
+    assert run(CollapseRule(RuleConfig(patience=1)), lasting)[0].iteration == 32
+
+
+def test_the_forecast_resumes():
+    series = drifting(0.01)
+    whole = CollapseRule(RuleConfig(threshold=9, horizon=3))
+    run(whole, series[:20])
+    resumed = CollapseRule(RuleConfig(threshold=9, horizon=3))
+    resumed.load_state_dict(whole.state_dict())
+    for t, values in enumerate(series[20:25], start=20):
+        whole.update(t, values)
+        resumed.update(t, values)
+        assert resumed.forecast == whole.forecast
+
+
+@pytest.mark.parametrize("bad", [{"trend": 2}, {"horizon": -1}, {"tail_smoothing": 0}])
+def test_constants_that_make_no_sense_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        RuleConfig(**bad)
