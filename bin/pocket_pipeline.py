@@ -40,7 +40,12 @@ class Pipeline:
         runs: Root of all run directories.
         seed: Seed of everything.
         epochs: PPO iterations, or None for the configs'.
+
+    Attributes:
+        threads_alone: Threads of a stage that runs by itself; stages side by side get one each.
     """
+
+    threads_alone = 2
 
     def __init__(self, runs: Path, seed: int, epochs: int | None) -> None:
         self.runs, self.seed, self.epochs = runs, seed, epochs
@@ -98,7 +103,8 @@ class Pipeline:
         """Fit stages at the same time; only the first shows its progress."""
         started = time.perf_counter()
         todo = [stage for stage in stages if not self.done(stage)]
-        running = [self.fit(stage, quiet=stage != stages[0]) for stage in todo]
+        threads = self.threads_alone if len(stages) == 1 else 1
+        running = [self.fit(stage, quiet=stage != stages[0], threads=threads) for stage in todo]
         wait_for(running)
         self.trained += time.perf_counter() - started
         for stage in stages:
@@ -112,13 +118,13 @@ class Pipeline:
         """The Hugging Face folder a stage ends with."""
         return self.runs / stage / "export" / "final"
 
-    def fit(self, stage: str, *, quiet: bool) -> Command:
+    def fit(self, stage: str, *, quiet: bool, threads: int) -> Command:
         """Start one stage, from its last checkpoint if there is one."""
         words = ["fit", "--config", str(self.runs / "configs" / f"{stage}.yaml"), *self.seeds()]
         if self.epochs is not None and stage.startswith("ppo"):
             words += ["--trainer.max_epochs", str(self.epochs)]
         words += ["--ckpt_path", "last"]  # the newest whole checkpoint, or a fresh start
-        return self.command(*words, log=self.runs / f"{stage}.log" if quiet else None)
+        return self.command(*words, log=self.runs / f"{stage}.log" if quiet else None, threads=threads)
 
     def seeds(self) -> list[str]:
         """Overrides that set every seed."""
@@ -168,10 +174,10 @@ class Pipeline:
 
     # ---------------------------------------------------------------- commands
 
-    def command(self, *words: str, log: Path | None = None) -> Command:
+    def command(self, *words: str, log: Path | None = None, threads: int = 1) -> Command:
         """Start a `lit-rlhf` command."""
         print("lit-rlhf " + shlex.join(words), flush=True)
-        return Command(words, log)
+        return Command(words, log, threads)
 
 
 def joined_metrics(run: Path) -> Path:
@@ -215,12 +221,14 @@ class Command:
     Args:
         words: Its arguments.
         log: Where its output goes instead of the terminal.
+        threads: Threads of PyTorch, unless OMP_NUM_THREADS says otherwise.
     """
 
-    def __init__(self, words: tuple[str, ...], log: Path | None) -> None:
+    def __init__(self, words: tuple[str, ...], log: Path | None, threads: int = 1) -> None:
         self.words, self.log = words, log
         out = None if log is None else log.open("w", encoding="utf-8")
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+        path = os.pathsep.join(map(str, sys.path))
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lit_rlhf", *words], stdout=out, stderr=subprocess.STDOUT if out else None,
             env=environment,

@@ -55,6 +55,8 @@ class Study(Pipeline):
         split: Held-out prompts that validation answers.
     """
 
+    threads_alone = 1
+
     def __init__(self, runs: Path, seed: int, epochs: int, *, split: str) -> None:
         super().__init__(runs, seed, epochs)
         self.split = split
