@@ -82,6 +82,8 @@ class Rollout(PromptBatch):
         ended: True where the response has its EOS; False where the length limit cut it, ``(B,)`` bool.
         sampler_logprobs: Log-probabilities of the drawn tokens under the raw logits as the sampler saw them,
             ``(B, T)`` fp32, zero outside the mask; None when the engine does not give them.
+        sampler_entropies: Entropies of the distributions under the same logits, ``(B, T)`` fp32, zero outside the
+            mask, nats; or None.
     """
 
     input_ids: Tensor
@@ -89,6 +91,7 @@ class Rollout(PromptBatch):
     response_mask: Tensor
     ended: Tensor
     sampler_logprobs: Tensor | None = None
+    sampler_entropies: Tensor | None = None
 
     @property
     def prompt_length(self) -> int:

@@ -25,7 +25,7 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         stubbed.append(ppo(options, "--stub-models"))
     phases = full[0]["seconds"]
     shares = {
-        name: spread([b["seconds"][name] / a["seconds"]["total"] for a, b in zip(full, stubbed, strict=True)])
+        name: spread([b["seconds"][name] / a["seconds"]["total"] for a, b in zip(full, stubbed, strict=True)], digits=4)
         for name in phases
     }
     return {"versions": versions(), "share_of_the_total": shares, "full": full, "stubbed": stubbed}

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 ROW_STEP = 64
+FEW_ROWS_STEP = 8
 SDPA_NAME = "lit_sdpa"
 SDPA_NAMES = ("sdpa", SDPA_NAME)
 """Attention implementations that take a bool mask, as `scaled_dot_product_attention` does."""
@@ -48,14 +49,15 @@ def _low_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` as ``(n, features)`` in ``dtype``, zero rows added up to a multiple of `ROW_STEP`.
+    """``x`` as ``(n, features)`` in ``dtype``, zero rows added up to a multiple of `ROW_STEP` or, for few rows, of 8.
 
     oneDNN compiles a kernel for every shape it meets, for about half the price of a product and up to 2 MiB; without
-    steps every micro-batch would be a new shape. Few rows (decoding) recur often enough as they are.
+    steps every micro-batch, and every step of a decode loop that drops rows, would be a new shape. A single row stays
+    alone: its kernel is another one, twice as fast.
     """
     flat = x.reshape(-1, x.size(-1))
-    missing = -flat.size(0) % ROW_STEP
-    if flat.size(0) <= ROW_STEP or not missing:
+    missing = -flat.size(0) % (ROW_STEP if flat.size(0) > ROW_STEP else FEW_ROWS_STEP)
+    if flat.size(0) == 1 or not missing:
         return flat.to(dtype)
     padded = flat.new_empty(flat.size(0) + missing, flat.size(1), dtype=dtype)
     padded[: flat.size(0)] = flat

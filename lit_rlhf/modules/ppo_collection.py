@@ -19,6 +19,7 @@ from lit_rlhf.callbacks.seam import emit_phase, emit_rollout
 from lit_rlhf.distributed import all_gather_object, any_rank
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
+from lit_rlhf.models.cpu_memory import release_freed_memory
 from lit_rlhf.modules.ppo_config import LossConfig, ShapingConfig
 from lit_rlhf.modules.ppo_metrics import rollout_metrics
 from lit_rlhf.modules.ppo_models import FourModels
@@ -68,6 +69,8 @@ class ExperienceCollection(FourModels):
         self._left_out = False
         self._timings = {}
         self.policy.eval()
+        if self.device.type == "cpu":
+            release_freed_memory()  # the keys and values to come do not fit into the holes that the update leaves
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             with self._in_phase("rollout"):
                 rollout = self.generate(prompts, uniforms, self.sampling)
@@ -91,22 +94,28 @@ class ExperienceCollection(FourModels):
         return experience
 
     def score_rollout(self, rollout: Rollout, micro_batches: list[Tensor]) -> tuple[ScoredRollout, Tensor]:
-        """What the four models say of the responses, and the policy's token entropies ``(B, T)``."""
+        """What the four models say of the responses, and the policy's token entropies ``(B, T)``.
+
+        With `old_logprobs: sampler` the policy itself is not asked, if the engine gave the entropies too.
+        """
         shape = rollout.response_mask.shape
         old, entropy, values, ref = (torch.zeros(shape, device=self.device) for _ in range(4))
+        sampled = self.loss_config.old_logprobs == "sampler"
+        if sampled and rollout.sampler_logprobs is None:
+            raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
+        known = rollout.sampler_entropies if sampled else None
         with self.reference.on(self.device) as reference:
             for rows in micro_batches:
                 compact = compact_rows(rollout, rows, self.tokenizer.pad_token_id)
                 width = compact.response_mask.size(1)
-                logprobs, token_entropy = response_logprobs(self.policy, compact, with_entropy=True)
-                assert token_entropy is not None
-                old[rows, :width], entropy[rows, :width] = logprobs, token_entropy
+                if known is None:
+                    logprobs, token_entropy = response_logprobs(self.policy, compact, with_entropy=True)
+                    assert token_entropy is not None
+                    old[rows, :width], entropy[rows, :width] = logprobs, token_entropy
                 ref[rows, :width] = response_logprobs(reference.model, compact)[0]
                 if self.critic is not None:
                     values[rows, :width] = response_values(self.critic, compact)
-        if self.loss_config.old_logprobs == "sampler":
-            if rollout.sampler_logprobs is None:
-                raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
+        if sampled and rollout.sampler_logprobs is not None:
             old = rollout.sampler_logprobs
         output = self.score_responses(rollout)
         token_scores = output.token_scores
@@ -118,7 +127,7 @@ class ExperienceCollection(FourModels):
             scores=output.scores.float().to(self.device),
             token_scores=torch.zeros(shape, device=self.device) if token_scores is None else token_scores,
         )
-        return scored, entropy
+        return scored, entropy if known is None else known
 
     def score_responses(self, rollout: Rollout) -> RewardOutput:
         """The reward's scores; one that is not finite stops all ranks, naming the prompt, or skips the iteration."""

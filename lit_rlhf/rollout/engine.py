@@ -84,6 +84,7 @@ def assemble(
     response_lengths: Tensor,
     ended: Tensor,
     sampler_logprobs: Tensor | None = None,
+    sampler_entropies: Tensor | None = None,
 ) -> Rollout:
     """Prompts and responses as the columns of a rollout.
 
@@ -93,6 +94,7 @@ def assemble(
         response_lengths: Tokens of each response, EOS included, ``(B,)`` int64.
         ended: Whether the response has its EOS, ``(B,)`` bool.
         sampler_logprobs: Log-probabilities the engine saw, ``(B, T)`` fp32, or None.
+        sampler_entropies: Entropies the engine saw, ``(B, T)`` fp32, or None.
     """
     columns = torch.arange(response_ids.size(1), device=response_ids.device)
     response_mask = columns < response_lengths[:, None]
@@ -105,4 +107,5 @@ def assemble(
         response_mask=response_mask,
         ended=ended,
         sampler_logprobs=sampler_logprobs,
+        sampler_entropies=sampler_entropies,
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.pairs import can_pack
+from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
 from lit_rlhf.rollout.engine import RolloutEngine, assemble, check_request
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
@@ -36,8 +37,9 @@ class TransformersEngine(RolloutEngine):
         prefill_tokens: Slots of one prefill pass. Small pieces keep activations in cache on a CPU and waste less
             padding; a GPU wants more.
         drop_every: Steps between looks for finished rows. 1 on a CPU; each look makes a GPU wait, so more there.
-        sampler_logprobs: Whether the rollout carries the log-probabilities (raw logits, fp32) of the drawn tokens.
-            They may be used for ``old_logprobs`` in place of a scoring pass; the two differ by rounding.
+        sampler_logprobs: Whether the rollout carries the log-probabilities (raw logits, fp32) of the drawn tokens
+            and the entropies. ``loss.old_logprobs: sampler`` takes them in place of the policy's scoring pass; the
+            two differ by rounding.
         static_cache: Whether decode steps have fixed shapes (all columns, under a mask). For ``compile``.
         compile: Whether decode steps go through `torch.compile`; needs ``static_cache``.
     """
@@ -89,7 +91,7 @@ class TransformersEngine(RolloutEngine):
             FloatingPointError: If the logits of a row are not finite; names the prompt and the response token.
         """
         check_request(prompts, sampling=sampling, eos_token_ids=eos_token_ids, uniforms=uniforms)
-        out = _Responses(uniforms, pad_token_id=pad_token_id, logprobs=self.sampler_logprobs)
+        out = _Responses(uniforms, pad_token_id=pad_token_id, scored=self.sampler_logprobs)
         lengths = prompts.prompt_mask.sum(1)
         with _evaluating(model):
             for rows in _batches(lengths, extra=sampling.max_response_length, max_tokens=self.max_batch_tokens):
@@ -98,7 +100,7 @@ class TransformersEngine(RolloutEngine):
                     rows,
                     uniforms,
                     penalize_prompt=sampling.penalize_prompt,
-                    logprobs=self.sampler_logprobs,
+                    scored=self.sampler_logprobs,
                 )
                 _Batch(self, model, running, sampling, eos_token_ids).run(out)
         return assemble(
@@ -107,6 +109,7 @@ class TransformersEngine(RolloutEngine):
             response_lengths=out.lengths,
             ended=out.ended,
             sampler_logprobs=out.logprobs,
+            sampler_entropies=out.entropies,
         )
 
     def step_function(self, model: PreTrainedModel) -> Callable[..., Any]:
@@ -124,12 +127,13 @@ class TransformersEngine(RolloutEngine):
 class _Responses:
     """What a generation fills in, rows in the order of the prompts."""
 
-    def __init__(self, uniforms: Tensor, *, pad_token_id: int, logprobs: bool) -> None:
+    def __init__(self, uniforms: Tensor, *, pad_token_id: int, scored: bool) -> None:
         rows = uniforms.size(0)
         self.ids = torch.full(uniforms.shape, pad_token_id, dtype=torch.int64, device=uniforms.device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=uniforms.device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=uniforms.device)
-        self.logprobs = torch.zeros(uniforms.shape, device=uniforms.device) if logprobs else None
+        self.logprobs = torch.zeros(uniforms.shape, device=uniforms.device) if scored else None
+        self.entropies = None if self.logprobs is None else torch.zeros_like(self.logprobs)
 
     def write(self, running: _Running, *, width: int) -> None:
         """Write down the rows of ``running``, whose responses start at column ``width``."""
@@ -137,8 +141,9 @@ class _Responses:
         self.ids[running.rows] = torch.where(drawn, running.ids[:, width:], self.ids[running.rows])
         self.lengths[running.rows] = drawn.sum(1)
         self.ended[running.rows] = running.done
-        if self.logprobs is not None:
+        if self.logprobs is not None and self.entropies is not None:
             self.logprobs[running.rows] = running.logprobs.masked_fill(~drawn, 0.0)
+            self.entropies[running.rows] = running.entropies.masked_fill(~drawn, 0.0)
 
 
 def _batches(lengths: Tensor, *, extra: int, max_tokens: int) -> Iterator[Tensor]:
@@ -177,6 +182,7 @@ class _Running:
         done: Whether the row's EOS has been drawn, ``(n,)`` bool.
         broken: Whether the row had no finite largest logit while it was running, ``(n,)`` bool.
         logprobs: Of the drawn tokens, ``(n, T)`` fp32; ``(n, 0)`` if not wanted.
+        entropies: Of the distributions they were drawn from, the same shape.
     """
 
     rows: Tensor
@@ -189,10 +195,11 @@ class _Running:
     done: Tensor
     broken: Tensor
     logprobs: Tensor
+    entropies: Tensor
 
     @classmethod
     def start(
-        cls, prompts: PromptBatch, rows: Tensor, uniforms: Tensor, *, penalize_prompt: bool, logprobs: bool
+        cls, prompts: PromptBatch, rows: Tensor, uniforms: Tensor, *, penalize_prompt: bool, scored: bool
     ) -> _Running:
         """The given rows, without the columns that are padding in all of them."""
         lengths, steps = prompts.prompt_mask[rows].sum(1), uniforms.size(1)
@@ -209,7 +216,8 @@ class _Running:
             penalized=torch.cat([mask & penalize_prompt, ~none], dim=1),
             done=torch.zeros_like(rows, dtype=torch.bool),
             broken=torch.zeros_like(rows, dtype=torch.bool),
-            logprobs=torch.zeros(len(rows), steps if logprobs else 0, device=ids.device),
+            logprobs=torch.zeros(len(rows), steps if scored else 0, device=ids.device),
+            entropies=torch.zeros(len(rows), steps if scored else 0, device=ids.device),
         )
 
     def take(self, index: Tensor) -> _Running:
@@ -327,7 +335,9 @@ class _Batch:
         running.drawn[:, column] = ~running.done
         running.done |= torch.isin(tokens, self.eos)
         if self.engine.sampler_logprobs:
-            running.logprobs[:, step] = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+            logprobs, entropies = chunked_logprobs(logits, lambda x: x, tokens, with_entropy=True)
+            assert entropies is not None
+            running.logprobs[:, step], running.entropies[:, step] = logprobs, entropies
 
     def _check_finite(self, step: int) -> None:
         if bool(self.running.broken.any()):

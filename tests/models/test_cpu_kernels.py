@@ -53,6 +53,24 @@ def test_same_bits_with_and_without_gradients(autocast, rows):
         assert torch.equal(scored, tuned(x))
 
 
+def test_a_decode_loop_that_drops_rows_meets_few_shapes(monkeypatch):
+    """oneDNN keeps a kernel for every shape; one row has its own, the others come in eights, with the same bits."""
+    monkeypatch.setattr(cpu_kernels, "prefers_onednn", lambda: True)
+    multiply, shapes = cpu_kernels._product, set()
+
+    def watched(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        shapes.add(len(x))
+        return multiply(x, weight)
+
+    monkeypatch.setattr(cpu_kernels, "_product", watched)
+    _, tuned = pair_of_layers(bias=False)
+    with torch.no_grad():
+        for rows in range(1, 65):
+            x = torch.randn(rows, 24)
+            assert torch.equal(tuned(x), multiply(x, tuned.weight))
+    assert shapes == {1, 8, 16, 24, 32, 40, 48, 56, 64}
+
+
 @pytest.mark.parametrize("rows", [9, 130])
 def test_autocast_gives_what_the_plain_layer_gives(rows):
     plain, tuned = pair_of_layers(bias=True)

@@ -175,6 +175,7 @@ def test_rollout_columns():
     assert torch.equal(rollout.attention_mask, torch.cat([batch.prompt_mask, rollout.response_mask], 1))
     assert (rollout.response_ids[~rollout.response_mask] == PAD).all()
     assert rollout.sampler_logprobs is None
+    assert rollout.sampler_entropies is None
     assert rollout.response_mask[:, 0].all()
     assert not (rollout.response_mask[:, 1:] & ~rollout.response_mask[:, :-1]).any()
 
@@ -186,12 +187,16 @@ def test_sampler_logprobs_are_of_the_raw_logits(name):
         model, batch_of(prompts), some_uniforms(len(prompts)), sampling=SAMPLINGS[name], eos=eos, sampler_logprobs=True
     )
     assert rollout.sampler_logprobs is not None
+    assert rollout.sampler_entropies is not None
     assert (rollout.sampler_logprobs[~rollout.response_mask] == 0).all()
+    assert (rollout.sampler_entropies[~rollout.response_mask] == 0).all()
     for row, (prompt, response) in enumerate(zip(prompts, responses_of(rollout), strict=True)):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
         torch.testing.assert_close(rollout.sampler_logprobs[row, : len(response)], expected, atol=2e-5, rtol=1e-5)
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+        torch.testing.assert_close(rollout.sampler_entropies[row, : len(response)], expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("static_cache", [False, True])
