@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
-from types import TracebackType
+
+from lit_rlhf.user_errors import fail, for_users
 
 USAGE = """\
 usage: lit-rlhf COMMAND [OPTIONS]
@@ -75,7 +74,7 @@ def _run(words: list[str]) -> None:
             fail("interrupted; `--ckpt_path last` goes on from the last checkpoint")
         raise
     except Exception as error:
-        told = None if os.environ.get("LIT_RLHF_DEBUG") else _for_users(error)
+        told = None if os.environ.get("LIT_RLHF_DEBUG") else for_users(error)
         if told is None:
             raise
         fail(str(told))
@@ -99,36 +98,3 @@ def _command(words: list[str]) -> None:
         rest = rest[1:]
     command: Callable[[list[str]], None] = import_module(module).main
     command(rest)
-
-
-def fail(message: str) -> None:
-    """End with one readable line on stderr and exit code 2.
-
-    Raises:
-        SystemExit: Always.
-    """
-    print("lit-rlhf: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
-    raise SystemExit(2)
-
-
-def _for_users(error: BaseException | None) -> BaseException | None:
-    """The first error of the chain of causes that is about something the user gave; jsonargparse wraps such errors."""
-    while error is not None and not _is_for_users(error):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _is_for_users(error: BaseException) -> bool:
-    """Whether the error was raised on purpose, by this package or by Lightning, about something the user gave."""
-    if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError):
-        return True
-    if type(error).__name__ == "MisconfigurationException":
-        return True
-    if not isinstance(error, ValueError):
-        return type(error).__name__ in ("NonFiniteError", "CheckpointError")
-    return _raised_in(error.__traceback__, Path(__file__).parent)
-
-
-def _raised_in(trace: TracebackType | None, folder: Path) -> bool:
-    frames = traceback.extract_tb(trace)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(folder)

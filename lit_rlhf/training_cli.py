@@ -25,9 +25,9 @@ from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.export import ExportCallback
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
-from lit_rlhf.cli import fail
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
+from lit_rlhf.user_errors import fail
 
 NAMED_IN_YAML = (
     "lit_rlhf.modules",

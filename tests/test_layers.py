@@ -13,7 +13,7 @@ FLOORS = (
     ("rewards", "models"),
     ("rollout", "data", "pocket"),
     ("modules", "datamodules", "callbacks", "strategies", "evaluation"),
-    ("cli", "training_cli", "__main__"),
+    ("cli", "training_cli", "user_errors", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))

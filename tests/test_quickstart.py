@@ -60,10 +60,15 @@ class Pocket:
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(BIN / "pocket_pipeline.py"), "--runs", "runs", *words]
         env = {**os.environ, "PYTHONPATH": str(self.folder / "stub"), **env}
-        return subprocess.Popen(
-            command, env=env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        # A shell's background jobs ignore SIGINT, and so do their children: pytest itself may be one.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                command, env=env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     def run(self, *words: str, **env: str) -> tuple[int, str]:
         """Exit code and output."""

@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--warmup", type=int, default=1)
         command.add_argument("--ranks", type=int, default=1)
         command.add_argument("--strategy", default="auto", help="of Lightning's trainer")
+        command.add_argument("--sampler-logprobs", action="store_true", help="old log-probabilities from the engine")
         command.add_argument("--stub-models", action="store_true", help="models with next to no arithmetic")
     for command in (ppo, overhead, zero):
         command.add_argument("--prompts", type=int, default=64)

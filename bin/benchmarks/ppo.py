@@ -28,9 +28,10 @@ from lit_rlhf.datamodules.prompts import EncodedPrompt
 from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.models.cpu_kernels import tune_for_cpu
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import CriticConfig, PPOOptimizerConfig
+from lit_rlhf.modules.ppo_config import CriticConfig, LossConfig, PPOOptimizerConfig
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
+from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import Rollout
 
 
@@ -120,6 +121,8 @@ def build(options: argparse.Namespace, folder: Path, clock: Clock) -> tuple[Time
         reward=ModelReward(str(folder / "reward"), max_batch_tokens=options.micro_batch_tokens),
         critic=CriticConfig(init="reward"),
         sampling=SamplingConfig(max_response_length=options.response_len),
+        loss=LossConfig(old_logprobs="sampler" if options.sampler_logprobs else "rollout"),
+        engine=TransformersEngine(sampler_logprobs=options.sampler_logprobs),
         optimizer=PPOOptimizerConfig(lr=1e-6, critic_lr=1e-6),
     )
     module.clock, module.eos_rate, module.rollouts = clock, options.eos_rate, []

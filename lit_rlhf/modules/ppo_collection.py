@@ -26,7 +26,7 @@ from lit_rlhf.modules.ppo_models import FourModels
 from lit_rlhf.rollout.compact import compact_rows
 from lit_rlhf.rollout.kl_controller import KLController
 from lit_rlhf.rollout.minibatch import plan_updates, scoring_micro_batches
-from lit_rlhf.rollout.plan import BatchingConfig
+from lit_rlhf.rollout.plan import CPU_TOKENS, BatchingConfig
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.scoring import response_logprobs, response_values
 from lit_rlhf.types import Experience, PromptBatch, RewardOutput, Rollout, ScoredRollout
@@ -69,8 +69,9 @@ class ExperienceCollection(FourModels):
         self._left_out = False
         self._timings = {}
         self.policy.eval()
-        if self.device.type == "cpu":
-            release_freed_memory()  # the keys and values to come do not fit into the holes that the update leaves
+        if self.device.type == "cpu" and batching.token_budget(self.device) <= CPU_TOKENS:
+            # The keys and values to come do not fit into the small holes that small passes leave.
+            release_freed_memory()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             with self._in_phase("rollout"):
                 rollout = self.generate(prompts, uniforms, self.sampling)
@@ -101,22 +102,23 @@ class ExperienceCollection(FourModels):
         shape = rollout.response_mask.shape
         old, entropy, values, ref = (torch.zeros(shape, device=self.device) for _ in range(4))
         sampled = self.loss_config.old_logprobs == "sampler"
-        if sampled and rollout.sampler_logprobs is None:
-            raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
-        known = rollout.sampler_entropies if sampled else None
+        ask_policy = not sampled or rollout.sampler_entropies is None
         with self.reference.on(self.device) as reference:
             for rows in micro_batches:
                 compact = compact_rows(rollout, rows, self.tokenizer.pad_token_id)
                 width = compact.response_mask.size(1)
-                if known is None:
+                if ask_policy:
                     logprobs, token_entropy = response_logprobs(self.policy, compact, with_entropy=True)
                     assert token_entropy is not None
                     old[rows, :width], entropy[rows, :width] = logprobs, token_entropy
                 ref[rows, :width] = response_logprobs(reference.model, compact)[0]
                 if self.critic is not None:
                     values[rows, :width] = response_values(self.critic, compact)
-        if sampled and rollout.sampler_logprobs is not None:
+        if sampled:
+            if rollout.sampler_logprobs is None:
+                raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
             old = rollout.sampler_logprobs
+            entropy = entropy if rollout.sampler_entropies is None else rollout.sampler_entropies
         output = self.score_responses(rollout)
         token_scores = output.token_scores
         scored = ScoredRollout(
@@ -127,7 +129,7 @@ class ExperienceCollection(FourModels):
             scores=output.scores.float().to(self.device),
             token_scores=torch.zeros(shape, device=self.device) if token_scores is None else token_scores,
         )
-        return scored, entropy if known is None else known
+        return scored, entropy
 
     def score_responses(self, rollout: Rollout) -> RewardOutput:
         """The reward's scores; one that is not finite stops all ranks, naming the prompt, or skips the iteration."""

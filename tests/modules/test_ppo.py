@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.functional.moments import RunningMoments
+from lit_rlhf.modules import ppo_collection
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.config import ScheduleConfig
 from lit_rlhf.modules.ppo import PPOModule
@@ -46,6 +47,16 @@ def test_one_epoch_is_one_rollout_and_its_updates(world, tmp_path) -> None:
     assert trainer.global_step == 3 * 4
     assert module.iteration == 2
     assert all(len(e) == 16 for e in recorder.experiences)
+
+
+@pytest.mark.parametrize(("budget", "times"), [(64, 2), (512, 2), (513, 0)])
+def test_freed_memory_goes_back_before_each_rollout_where_passes_are_small(
+    world, tmp_path, monkeypatch, budget, times
+) -> None:
+    calls = []
+    monkeypatch.setattr(ppo_collection, "release_freed_memory", lambda: calls.append(1))
+    fit(world, tmp_path, data=make_data(world, micro_batch_tokens=budget), max_epochs=2)
+    assert len(calls) == times
 
 
 def test_micro_batching_does_not_change_the_update(world, tmp_path) -> None:
