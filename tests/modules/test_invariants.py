@@ -185,6 +185,8 @@ def test_log_probabilities_of_the_sampler_drift_within_rounding(world, tmp_path,
     trainer.fit(module, make_data(world))
     assert len(drifts) == 3
     assert max(drifts) <= bound, drifts
+    # In bf16 so small a model may give the same numbers both times (seen here); in fp32 it does not.
+    assert max(drifts) > 0.0 or precision == "bf16-mixed"
     assert bool(passes) == (kind is WithoutEntropies)
 
 
