@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.shapes import PRESETS
 
-MICRO_BATCH_TOKENS = 512
+MICRO_BATCH_TOKENS = 768
 
 
 def parser() -> argparse.ArgumentParser:

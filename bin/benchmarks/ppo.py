@@ -118,7 +118,7 @@ def build(options: argparse.Namespace, folder: Path, clock: Clock) -> tuple[Time
     tokenizer, prompts = prepare(options, folder)
     module = TimedPPO(
         policy=str(folder / "policy"),
-        reward=ModelReward(str(folder / "reward"), max_batch_tokens=options.micro_batch_tokens),
+        reward=ModelReward(str(folder / "reward")),
         critic=CriticConfig(init="reward"),
         sampling=SamplingConfig(max_response_length=options.response_len),
         loss=LossConfig(old_logprobs="sampler" if options.sampler_logprobs else "rollout"),

@@ -6,6 +6,7 @@ the seed and takes its own part of each, so all ranks take the same number of st
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -131,12 +132,13 @@ def partition_rows(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
 def micro_batches(lengths: Sequence[int], max_tokens: int, num_parts: int | None = None) -> list[list[int]]:
     """Row indices sorted by length and cut so that rows x longest row stays within ``max_tokens``.
 
-    A row longer than the budget is alone. Deterministic: equal lengths keep their order.
+    As few parts as that allows, of sizes as equal as the cuts allow: the largest, which sets the memory of a pass, is
+    as small as can be. A row longer than the budget is alone. Deterministic: equal lengths keep their order.
 
     Args:
         lengths: Tokens of each row.
         max_tokens: Budget, padding included.
-        num_parts: Exactly this many parts, by halving the largest: for ranks that must take equally many.
+        num_parts: Exactly this many parts, for ranks that must take equally many.
 
     Raises:
         ValueError: ``max_tokens`` < 1, or ``num_parts`` is below what the budget needs or above the number of rows.
@@ -144,12 +146,17 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, num_parts: int | None
     if max_tokens < 1:
         raise ValueError(f"`max_tokens` ({max_tokens}) must be positive.")
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    parts = _fill(order, lengths, max_tokens, 1, len(order) or 1)
-    if num_parts is None:
-        return parts
-    if not len(parts) <= num_parts <= len(lengths):
-        raise ValueError(f"`num_parts` ({num_parts}) must be from {len(parts)} (budget) to {len(lengths)} (rows).")
-    _halve(parts, lengths, num_parts, 1)
+
+    def cut(budget: int) -> list[list[int]]:
+        return _fill(order, lengths, budget, 1, len(order) or 1)
+
+    fewest = len(cut(max_tokens))
+    count = fewest if num_parts is None else num_parts
+    if not fewest <= count <= len(lengths):
+        raise ValueError(f"`num_parts` ({num_parts}) must be from {fewest} (budget) to {len(lengths)} (rows).")
+    budgets = range(1, max_tokens + 1)
+    parts = cut(budgets[bisect_left(budgets, -count, key=lambda budget: -len(cut(budget)))])
+    _halve(parts, lengths, count, 1)
     return parts
 
 

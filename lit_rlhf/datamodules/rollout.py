@@ -42,7 +42,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         rollout_batch_size: Responses an iteration, global.
         minibatch_size: Responses an optimizer step, global.
         ppo_epochs: Passes over the rollout.
-        micro_batch_tokens: Most tokens of one forward pass; None: 512 on a CPU, 8192 on an accelerator.
+        micro_batch_tokens: Most tokens of one forward pass; None: 768 on a CPU, 8192 on an accelerator.
         max_prompt_length: Longer prompts lose their oldest turns.
         eval_batch_size: Prompts a validation step, per rank.
         eval_samples: Responses to each validation and test prompt.

@@ -104,9 +104,13 @@ def plot_panels(
     Raises:
         FileNotFoundError: If a log is missing.
         ValueError: If there are no runs or too many, or no run has a panel's metric; lists those there are.
+        ImportError: If matplotlib, an extra, is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'lit-rlhf[plots]'.") from error
 
     logs = {name: [read_metrics(path, x=x) for path in paths] for name, paths in runs.items()}
     _check(logs, panels)

@@ -34,6 +34,20 @@ def keep(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, wide, torch.zeros_like(wide))
 
 
+def flat_positions(mask: Tensor, width: int | None = None) -> Tensor:
+    """Where a mask is True, as positions in flattened rows.
+
+    Args:
+        mask: Bool, ``(B, L)``.
+        width: Columns of the rows, if they have more than the mask.
+
+    Returns:
+        ``(N,)`` int64, row by row.
+    """
+    row, column = mask.nonzero(as_tuple=True)
+    return row * (width or mask.size(1)) + column
+
+
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """fp64 where the device has it, else fp32: squares of large fp32 numbers must not overflow."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.models.last_layer import last_layer_at, probing
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -54,23 +56,49 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model()
 
 
-def run_trunk(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Last hidden states ``(B, L, H)`` of a base model (one without an LM head); see :func:`trunk_hidden`."""
+def run_trunk(
+    trunk: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    position_ids: Tensor | None = None,
+    at: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states of a base model (one without an LM head); see :func:`trunk_hidden`.
+
+    Args:
+        trunk: The base model.
+        input_ids: ``(B, L)`` int64.
+        attention_mask: ``(B, L)``, nonzero = keep; or with ``position_ids`` whatever the trunk takes.
+        position_ids: ``(B, L)`` int64; by default counted from the mask.
+        at: Positions in the flattened ``(B, L)`` that are wanted, ``(N,)`` int64; None = all.
+
+    Returns:
+        ``(B, L, H)``, or ``(N, H)`` with ``at``.
+    """
     extra: dict[str, Tensor] = {}
     if attention_mask is not None:
         extra["attention_mask"] = attention_mask
-        if _takes_positions(type(trunk)):
+        if position_ids is None and _takes_positions(type(trunk)):
             # Left padding must not shift positions; without a mask the model counts from 0 itself.
-            extra["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
-    hidden: Tensor = trunk(input_ids=input_ids, use_cache=False, return_dict=True, **extra).last_hidden_state
-    return hidden
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
+    if position_ids is not None:
+        extra["position_ids"] = position_ids
+    if at is None or not len(at):
+        hidden: Tensor = trunk(input_ids=input_ids, use_cache=False, return_dict=True, **extra).last_hidden_state
+        return hidden if at is None else hidden.flatten(0, 1)[at]
+    with last_layer_at(trunk, at) as trimmed:
+        hidden = trunk(input_ids=input_ids, use_cache=False, return_dict=True, **extra).last_hidden_state
+    return hidden[0] if trimmed else hidden.flatten(0, 1).index_select(0, at)
 
 
 def _takes_positions(trunk_class: type[nn.Module]) -> bool:
     return "position_ids" in inspect.signature(trunk_class.forward).parameters
 
 
-def trunk_hidden(model: nn.Module, input_ids: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+def trunk_hidden(
+    model: nn.Module, input_ids: Tensor, *, attention_mask: Tensor | None = None, at: Tensor | None = None
+) -> Tensor:
     """Last hidden states, what the LM head is applied to.
 
     Under causal attention a token sees nothing to its right, so RIGHT-padded rows need no mask at all, and without one
@@ -80,11 +108,13 @@ def trunk_hidden(model: nn.Module, input_ids: Tensor, *, attention_mask: Tensor 
         model: A Hugging Face causal LM, PEFT-wrapped or not.
         input_ids: ``(B, L)`` int64, right-padded.
         attention_mask: ``(B, L)``, nonzero = keep. Only needed for rows that are padded on the left.
+        at: Positions in the flattened ``(B, L)`` that are wanted, ``(N,)`` int64; None = all. The last layer is then
+            computed there alone where its structure allows (``models/last_layer.py``).
 
     Returns:
-        ``(B, L, H)`` in the model's dtype (autocast applies).
+        ``(B, L, H)``, or ``(N, H)`` with ``at``, in the model's dtype (autocast applies).
     """
-    return run_trunk(unwrap(model).base_model, input_ids, attention_mask)
+    return run_trunk(unwrap(model).base_model, input_ids, attention_mask, at=at)
 
 
 _found: weakref.WeakKeyDictionary[nn.Module, tuple[float, float | None]] = weakref.WeakKeyDictionary()
@@ -130,12 +160,7 @@ def _candidate_scales(config: Any) -> list[float]:
 @torch.no_grad()
 def _find_transform(model: Any, head: nn.Module) -> tuple[float, float | None]:
     device = next(head.parameters()).device
-    kind = device.type
-    # Autocast keeps the weights it casts until its block ends. Not every torch release knows that a copy made here,
-    # without a graph, must not serve the training step around this check. So: the same autocast, without its cache.
-    with torch.autocast(
-        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
-    ):
+    with probing(device.type):
         return _matching_transform(model, head, device)
 
 

@@ -13,6 +13,7 @@ So, on a CPU, linear layers use oneDNN in fp32 and bf16 products under autocast,
 from __future__ import annotations
 
 import functools
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,15 @@ def _low_product(x: Tensor, weight: Tensor) -> Tensor:
     return x @ weight.t()
 
 
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` as ``(n, features)`` in ``dtype``, zero rows added up to a multiple of `ROW_STEP` or, for few rows, of 8.
+def _rows(x: Tensor, dtype: torch.dtype, few: int = FEW_ROWS_STEP) -> Tensor:
+    """``x`` as ``(n, features)`` in ``dtype``, zero rows added up to a multiple of `ROW_STEP`, few rows of ``few``.
 
     oneDNN compiles a kernel for every shape it meets, for about half the price of a product and up to 2 MiB; without
     steps every micro-batch, and every step of a decode loop that drops rows, would be a new shape. A single row stays
     alone: its kernel is another one, twice as fast.
     """
     flat = x.reshape(-1, x.size(-1))
-    missing = -flat.size(0) % (ROW_STEP if flat.size(0) > ROW_STEP else FEW_ROWS_STEP)
+    missing = -flat.size(0) % (ROW_STEP if flat.size(0) > ROW_STEP else few)
     if flat.size(0) == 1 or not missing:
         return flat.to(dtype)
     padded = flat.new_empty(flat.size(0) + missing, flat.size(1), dtype=dtype)
@@ -65,10 +66,38 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return padded
 
 
+class _LastRows:
+    """The rows made last, for the next layers that read the same input: query, key and value, or gate and up."""
+
+    def __init__(self) -> None:
+        self.made_of: weakref.ref[Tensor] | None = None
+        self.version = 0
+        self.few = 0
+        self.rows: Tensor | None = None
+
+    def of(self, x: Tensor, dtype: torch.dtype, few: int) -> Tensor:
+        """:func:`_rows` of ``x``; those of the last call where ``x`` is the same and unchanged."""
+        if x.is_inference():  # such tensors do not say whether they were changed
+            return _rows(x, dtype, few)
+        known = self.made_of is not None and self.made_of() is x and self.version == x._version
+        if self.rows is not None and known and self.rows.dtype == dtype and self.few == few:
+            return self.rows
+        rows = _rows(x, dtype, few)
+        self.made_of, self.version, self.few, self.rows = weakref.ref(x, self._forget), x._version, few, rows
+        return rows
+
+    def _forget(self, _: object) -> None:
+        self.made_of = self.rows = None
+
+
+_last_rows = _LastRows()
+
+
 def _plain_linear(x: Tensor, weight: Tensor, low: bool) -> Tensor:  # noqa: FBT001
     """``x @ weight.T`` without gradients."""
+    rows = _last_rows.of(x, torch.bfloat16 if low else torch.float32, FEW_ROWS_STEP)
     # Autocast keeps its bf16 copy of a trained weight, so that the steps of a rollout need not make one each.
-    out = F.linear(_rows(x, torch.bfloat16), weight) if low else _product(_rows(x, torch.float32), weight)
+    out = F.linear(rows, weight) if low else _product(rows, weight)
     return out[: x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
 
 
@@ -78,7 +107,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, low: bool) -> Tensor:  # noqa: FBT001
         dtype, multiply = (torch.bfloat16, _low_product) if low else (torch.float32, _product)
-        rows = _rows(x, dtype)
+        rows = _last_rows.of(x, dtype, ROW_STEP)
         ctx.save_for_backward(rows, weight)
         ctx.shape, ctx.dtype, ctx.multiply = x.shape, x.dtype, multiply
         return multiply(rows, weight.to(dtype))[: x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
@@ -87,7 +116,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
-        flat = _rows(grad, rows.dtype)
+        flat = _rows(grad, rows.dtype, ROW_STEP)
         needs_x, needs_weight, _ = ctx.needs_input_grad
         grad_x = grad_weight = None
         if needs_x:

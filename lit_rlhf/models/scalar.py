@@ -66,18 +66,26 @@ class ScalarModel(nn.Module):
         """The trunk's Hugging Face configuration."""
         return unwrap(self.trunk).config
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Last hidden states ``(B, L, H)``; right-padded rows need no mask (see ``causal.trunk_hidden``)."""
-        return run_trunk(unwrap(self.trunk), input_ids, attention_mask)
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states ``(B, L, H)``, or ``(N, H)`` at the flat positions ``at``; see ``causal.run_trunk``."""
+        return run_trunk(unwrap(self.trunk), input_ids, attention_mask, position_ids=position_ids, at=at)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Scores at every position, ``(B, L)`` fp32.
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, at: Tensor | None = None) -> Tensor:
+        """Scores at every position, ``(B, L)`` fp32, or ``(N,)`` at some.
 
         Args:
-            input_ids: ``(B, L)`` int64, right-padded.
+            input_ids: ``(B, L)`` int64, right-padded (rows need no mask then, see ``causal.trunk_hidden``).
             attention_mask: ``(B, L)``, nonzero = keep; only needed for rows that are padded on the left.
+            at: Positions in the flattened ``(B, L)`` that are wanted, ``(N,)`` int64; None = all.
         """
-        scores: Tensor = self.head(self.hidden(input_ids, attention_mask)).squeeze(-1)
+        scores: Tensor = self.head(self.hidden(input_ids, attention_mask, at=at)).squeeze(-1)
         return scores
 
     def lm_project(self, hidden: Tensor) -> Tensor:
@@ -169,13 +177,13 @@ def _no_class(config: Any) -> str:
     )
 
 
-def last_token_scores(scores: Tensor, lengths: Tensor) -> Tensor:
-    """``scores (B, L)`` at the last real token of right-padded rows of ``lengths (B,)`` int64; ``(B,)``."""
-    return scores.gather(1, (lengths.to(scores.device) - 1).unsqueeze(1)).squeeze(1)
+def last_positions(lengths: Tensor, width: int) -> Tensor:
+    """Flat positions of the last real tokens of right-padded rows ``(B, width)``, from lengths ``(B,)`` int64."""
+    return torch.arange(len(lengths), device=lengths.device) * width + lengths - 1
 
 
 def score_rows(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[..., Tensor],
     rows: Sequence[Sequence[int]],
     *,
     pad_token_id: int,
@@ -206,7 +214,7 @@ def score_rows(
             ids = torch.full((len(picks), int(lengths.max())), pad_token_id, dtype=torch.long)
             for k, i in enumerate(picks):
                 ids[k, : len(rows[i])] = torch.as_tensor(rows[i])
-            scores[picks] = last_token_scores(model(ids.to(device)), lengths).float().cpu()
+            scores[picks] = model(ids.to(device), at=last_positions(lengths, ids.size(1)).to(device)).float().cpu()
     return scores
 
 

@@ -100,7 +100,9 @@ class BaseModule(L.LightningModule, ABC):
             {"params": [p for p in parameters if p.requires_grad], "lr": lr, "name": name}
             for name, (parameters, lr) in self.parameter_groups().items()
         ]
-        optimizer = AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+        # One pass over each tensor. Under fp16 it would undo the loss scaling by itself, after the clipping.
+        fused = getattr(self.trainer.precision_plugin, "scaler", None) is None
+        optimizer = AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused)
         total = total_steps(self.trainer)
         schedule = LambdaLR(optimizer, [lambda step: self.schedule_config.factor(step, total)] * len(groups))
         return {"optimizer": optimizer, "lr_scheduler": schedule}

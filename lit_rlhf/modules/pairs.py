@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.pairs import can_pack, pack_pairs, packed_lengths
+from lit_rlhf.functional.masking import flat_positions
 from lit_rlhf.models.causal import unwrap
+from lit_rlhf.models.scalar import last_positions
 from lit_rlhf.types import PreferenceBatch
 
 
@@ -51,36 +53,42 @@ def pair_forward(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> Pai
 def _packed(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> PairForward:
     rows = pack_pairs(pairs)
     trunk = unwrap(model.trunk)
-    hidden = trunk(
-        input_ids=rows.input_ids,
-        position_ids=rows.position_ids,
-        attention_mask=rows.mask_for(trunk.config._attn_implementation, trunk.dtype),
-        use_cache=False,
-    ).last_hidden_state
     reply = rows.loss_mask[:, 1:] & with_reply
+    width = rows.input_ids.size(1)
+    hidden = model.hidden(
+        rows.input_ids,
+        rows.mask_for(trunk.config._attn_implementation, trunk.dtype),
+        position_ids=rows.position_ids,
+        at=torch.cat(
+            [
+                last_positions(rows.chosen_last + 1, width),
+                last_positions(rows.rejected_last + 1, width),
+                flat_positions(reply, width),
+            ]
+        ),
+    )
+    chosen, rejected, reply_hidden = hidden.split([len(pairs), len(pairs), int(reply.sum())])
     return PairForward(
-        chosen=_scores(model, hidden, rows.chosen_last),
-        rejected=_scores(model, hidden, rows.rejected_last),
-        reply_hidden=hidden[:, :-1][reply],
+        chosen=model.head(chosen).squeeze(-1),
+        rejected=model.head(rejected).squeeze(-1),
+        reply_hidden=reply_hidden,
         reply_ids=rows.input_ids[:, 1:][reply],
     )
 
 
 def _separate(model: Any, pairs: PreferenceBatch, *, with_reply: bool) -> PairForward:
-    chosen_last, rejected_last = pairs.chosen_mask.sum(1) - 1, pairs.rejected_mask.sum(1) - 1
-    chosen_ids = pairs.chosen_ids[:, : int(chosen_last.max()) + 1]
-    chosen = model.hidden(chosen_ids)
-    rejected = model.hidden(pairs.rejected_ids[:, : int(rejected_last.max()) + 1])
-    at = torch.arange(1, chosen_ids.size(1), device=chosen_ids.device)[None]
-    reply = (at >= pairs.prompt_length[:, None]) & (at <= chosen_last[:, None]) & with_reply
+    chosen_length, rejected_length = pairs.chosen_mask.sum(1), pairs.rejected_mask.sum(1)
+    chosen_ids = pairs.chosen_ids[:, : int(chosen_length.max())]
+    rejected_ids = pairs.rejected_ids[:, : int(rejected_length.max())]
+    width = chosen_ids.size(1)
+    at = torch.arange(1, width, device=chosen_ids.device)[None]
+    reply = (at >= pairs.prompt_length[:, None]) & (at < chosen_length[:, None]) & with_reply
+    hidden = model.hidden(
+        chosen_ids, at=torch.cat([last_positions(chosen_length, width), flat_positions(reply, width)])
+    )
     return PairForward(
-        chosen=_scores(model, chosen, chosen_last),
-        rejected=_scores(model, rejected, rejected_last),
-        reply_hidden=chosen[:, :-1][reply],
+        chosen=model.head(hidden[: len(pairs)]).squeeze(-1),
+        rejected=model(rejected_ids, at=last_positions(rejected_length, rejected_ids.size(1))),
+        reply_hidden=hidden[len(pairs) :],
         reply_ids=chosen_ids[:, 1:][reply],
     )
-
-
-def _scores(model: Any, hidden: Tensor, at: Tensor) -> Tensor:
-    last = hidden[torch.arange(len(hidden), device=hidden.device), at]
-    return model.head(last).squeeze(-1)  # type: ignore[no-any-return]

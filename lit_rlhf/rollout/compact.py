@@ -34,10 +34,10 @@ class CompactRows(Columns):
     response_ids: Tensor
     response_mask: Tensor
 
-    def gather(self, per_position: Tensor) -> Tensor:
-        """``per_position`` (b, L) or (b, L, H) at the predicting columns, as a flat (N,) or (N, H) over real tokens."""
+    def predicting(self) -> Tensor:
+        """Positions in the flattened ``(b, L)`` that predict the real response tokens, ``(N,)`` int64."""
         row, token = self.response_mask.nonzero(as_tuple=True)
-        return per_position[row, self.predict_at[row, token]]
+        return row * self.input_ids.size(1) + self.predict_at[row, token]
 
     def scatter(self, flat: Tensor, width: int | None = None) -> Tensor:
         """Flat (N,) values of the real response tokens as ``(b, width)``, zero elsewhere; differentiable."""

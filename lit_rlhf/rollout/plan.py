@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_rlhf.data.batching import micro_batches
 
 UNIT = 8  # groups: the ranks of one machine
-CPU_TOKENS, ACCELERATOR_TOKENS = 512, 8192
+CPU_TOKENS, ACCELERATOR_TOKENS = 768, 8192
 """Tokens of a forward pass where nothing is said. On a CPU small passes keep activations in its caches."""
 
 
@@ -31,7 +31,7 @@ class BatchingConfig:
         rollout_batch_size: Responses an iteration.
         minibatch_size: Responses an optimizer step.
         ppo_epochs: Passes over the rollout.
-        micro_batch_tokens: Most tokens (prompt and response, padding included) of one forward pass; None: 512 on a
+        micro_batch_tokens: Most tokens (prompt and response, padding included) of one forward pass; None: 768 on a
             CPU, 8192 on an accelerator.
         group_size: Responses to each prompt.
         seed: Seed of the shuffle.

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlhf.functional.logprobs import chunked_logprobs
+from lit_rlhf.functional.masking import flat_positions
 from lit_rlhf.models.causal import projector, trunk_hidden
 from lit_rlhf.rollout.compact import CompactRows
 from lit_rlhf.types import TextBatch
@@ -34,9 +35,8 @@ def response_logprobs(
     Returns:
         ``(logprobs, entropy)``, each ``(b, T)`` fp32 and zero outside the mask; entropy is None unless asked for.
     """
-    hidden = trunk_hidden(model, rows.input_ids)
     logprobs, entropy = chunked_logprobs(
-        rows.gather(hidden),
+        trunk_hidden(model, rows.input_ids, at=rows.predicting()),
         projector(model),
         rows.response_ids[rows.response_mask],
         chunk_size=chunk_size,
@@ -47,12 +47,12 @@ def response_logprobs(
 
 def response_values(critic: Any, rows: CompactRows) -> Tensor:
     """The critic's value before each response token is drawn, ``(b, T)`` fp32, zero outside the mask."""
-    return rows.scatter(rows.gather(critic(rows.input_ids)).float())
+    return rows.scatter(critic(rows.input_ids, at=rows.predicting()).float())
 
 
 def text_logprobs(model: Any, text: TextBatch) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the learned tokens of a text batch, ``(B, L - 1)`` fp32, and their mask."""
     mask = text.loss_mask[:, 1:]
-    hidden = trunk_hidden(model, text.input_ids)[:, :-1]
-    flat, _ = chunked_logprobs(hidden[mask], projector(model), text.input_ids[:, 1:][mask])
+    hidden = trunk_hidden(model, text.input_ids, at=flat_positions(mask, text.input_ids.size(1)))
+    flat, _ = chunked_logprobs(hidden, projector(model), text.input_ids[:, 1:][mask])
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask

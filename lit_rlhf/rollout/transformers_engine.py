@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_rlhf.data.pairs import can_pack
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
+from lit_rlhf.models.last_layer import last_layer_at
 from lit_rlhf.rollout.engine import RolloutEngine, assemble, check_request
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.types import PromptBatch, Rollout
@@ -251,7 +252,7 @@ class _Batch:
             static=engine.static_cache,
         )
         self.accepts = inspect.signature(model.forward).parameters
-        trunk = unwrap(model).base_model
+        self.trunk = trunk = unwrap(model).base_model
         # Building the mask anew at every step, as the models do by themselves, costs more than a small layer.
         self.own_mask = trunk.config._attn_implementation if can_pack(trunk) else None
         self.position = torch.zeros(1, dtype=torch.int64, device=running.ids.device) if engine.static_cache else None
@@ -269,13 +270,15 @@ class _Batch:
             logits = self._decode(step)
         out.write(self.running, width=self.width)
 
-    def _forward(self, run: Callable[..., Any], ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits after the last token of each row, ``(rows, V)`` fp32."""
-        extra = {"position_ids": positions, "logits_to_keep": 1}
+    def _logits(
+        self, run: Callable[..., Any], ids: Tensor, mask: Tensor, positions: Tensor, *, keep: int = 1
+    ) -> Tensor:
+        """Logits after the last ``keep`` tokens of each row (0 = all of what the trunk gives)."""
+        extra = {"position_ids": positions, "logits_to_keep": keep}
         known = {k: v for k, v in extra.items() if k in self.accepts}
         output = run(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **known)
-        logits: Tensor = output.logits[:, -1]
-        return logits.float()
+        logits: Tensor = output.logits
+        return logits
 
     def _prefill(self) -> Tensor:
         """Fill the cache with the prompts, in pieces of similar length; logits after each prompt."""
@@ -286,8 +289,12 @@ class _Batch:
             mask = running.visible[first:stop, column : self.width]
             self.cache.aim_prefill(first_row=first, column=column)
             positions = (mask.cumsum(1) - 1).clamp_min(0)
-            pieces.append(self._forward(self.model, running.ids[first:stop, column : self.width], mask, positions))
-        return torch.cat(pieces)
+            ids = running.ids[first:stop, column : self.width]
+            ends = torch.arange(1, len(ids) + 1, device=ids.device) * ids.size(1) - 1
+            with last_layer_at(self.trunk, ends) as trimmed:
+                logits = self._logits(self.model, ids, mask, positions, keep=0 if trimmed else 1)
+            pieces.append(logits[0] if trimmed else logits[:, -1])
+        return torch.cat(pieces).float()
 
     def _decode(self, step: int) -> Tensor:
         """Run the tokens of ``step`` through the model; logits after them."""
@@ -297,7 +304,7 @@ class _Batch:
         self.cache.aim_decode(column=column, first_column=first, position=self.position)
         run = self.engine.step_function(self.model)
         mask, positions = self._decode_mask(column), (running.lengths + step)[:, None]
-        return self._forward(run, running.ids[:, column, None], mask, positions)
+        return self._logits(run, running.ids[:, column, None], mask, positions)[:, -1].float()
 
     def _decode_mask(self, column: int) -> Tensor:
         """What the token in ``column`` sees, for the models that let us say so; else the columns that are not padding.

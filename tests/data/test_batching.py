@@ -119,6 +119,16 @@ def test_micro_batches_are_sorted_within_budget_and_of_the_number_asked(lengths,
     assert all(split)
 
 
+@settings(max_examples=80, deadline=None)
+@given(lengths_of, st.integers(60, 400))
+def test_the_largest_micro_batch_is_as_small_as_that_many_allow(lengths, budget):
+    parts = micro_batches(lengths, budget)
+    largest = max((len(p) * max(lengths[i] for i in p) for p in parts if len(p) > 1), default=0)  # one row is never cut
+    if largest > 1:
+        assert len(micro_batches(lengths, largest)) == len(parts)
+        assert len(micro_batches(lengths, largest - 1)) > len(parts)
+
+
 def test_padding_on_either_side():
     ids, mask = pad_right([[5, 6], torch.tensor([7], dtype=torch.int32)], 9, length=3)
     assert ids.tolist() == [[5, 6, 9], [7, 9, 9]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import warnings
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_writes_a_png_of_four_panels(tmp_path):
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", head[16:24]) == (1440, 1008)
     assert plot_panels(runs, tmp_path / "again.png", title="Title").read_bytes() == out.read_bytes()
+
+
+def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"lit-rlhf\[plots\]"):
+        plot_panels({"run": [paper_log(tmp_path / "r")]}, tmp_path / "out.png")
 
 
 @pytest.fixture

@@ -71,6 +71,21 @@ def test_a_decode_loop_that_drops_rows_meets_few_shapes(monkeypatch):
     assert shapes == {1, 8, 16, 24, 32, 40, 48, 56, 64}
 
 
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_layers_that_read_one_input_share_its_rows(monkeypatch, context):
+    monkeypatch.setattr(cpu_kernels, "prefers_onednn", lambda: True)
+    made, make = [], cpu_kernels._rows
+    monkeypatch.setattr(cpu_kernels, "_rows", lambda *given: made.append(1) or make(*given))
+    (plain, query), (_, key) = pair_of_layers(bias=False), pair_of_layers(bias=False)
+    with context():
+        x = torch.randn(9, 24)
+        assert torch.equal(query(x), key(x))
+        assert len(made) == (2 if context is torch.inference_mode else 1)
+        x.mul_(2)
+        torch.testing.assert_close(query(x), plain(x))
+        torch.testing.assert_close(query(x.clone()), plain(x))
+
+
 @pytest.mark.parametrize("rows", [9, 130])
 def test_autocast_gives_what_the_plain_layer_gives(rows):
     plain, tuned = pair_of_layers(bias=True)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_rlhf.models.fingerprint import FILE_NAME, check_fingerprint, write_fingerprint
 from lit_rlhf.models.loading import load_scalar_model
-from lit_rlhf.models.scalar import last_token_scores, score_rows
+from lit_rlhf.models.scalar import last_positions, score_rows
 
 TEXTS = ["Hello there!", "a", "The cat sat on the mat. It was 12 o'clock."]
 ARCHITECTURES = ["llama", "gpt2", "gemma2", "qwen2"]
@@ -167,9 +167,13 @@ class TestPositions:
         prefixes = torch.stack([model(ids[: n + 1].unsqueeze(0))[0, -1] for n in range(12)])
         torch.testing.assert_close(whole, prefixes)
 
-    def test_last_token_scores(self):
-        scores = torch.arange(8.0).view(2, 4)
-        assert last_token_scores(scores, torch.tensor([1, 4])).tolist() == [0.0, 7.0]
+    def test_last_positions(self):
+        assert last_positions(torch.tensor([1, 4]), 4).tolist() == [0, 7]
+
+    def test_scores_at_positions(self, reward_folder):
+        model, ids = load_scalar_model(reward_folder(), head="load"), torch.arange(4, 16).view(2, 6)
+        at = torch.tensor([7, 0, 11])
+        torch.testing.assert_close(model(ids, at=at), model(ids).flatten()[at])
 
     def test_score_rows_do_not_depend_on_batching_or_padding(self, reward_folder):
         model = load_scalar_model(reward_folder(), head="load")
@@ -183,9 +187,9 @@ class TestPositions:
     def test_packs_stay_within_the_budget(self):
         sizes = []
 
-        def model(ids):
+        def model(ids, at):
             sizes.append(ids.numel())
-            return ids.float()
+            return ids.flatten()[at].float()
 
         rows = [[n] * n for n in (5, 1, 8, 3, 3, 2, 20)]
         assert score_rows(model, rows, pad_token_id=0, max_batch_tokens=12).tolist() == [5, 1, 8, 3, 3, 2, 20]

@@ -38,6 +38,7 @@ def test_packed_equals_separate(attention, with_reply):
 
 def test_the_packed_way_is_taken_where_the_model_allows_it(monkeypatch):
     model, batch = ScalarModel(trunk("sdpa"), ScalarHead(16)), batch_of()
+    module.pair_forward(model, batch, with_reply=False)  # the first call looks at the model's last layer
     widths: list[int] = []
     model.trunk.register_forward_pre_hook(lambda _, a, kw: widths.append(kw["input_ids"].size(1)), with_kwargs=True)
     module.pair_forward(model, batch, with_reply=False)

@@ -49,7 +49,7 @@ def test_one_epoch_is_one_rollout_and_its_updates(world, tmp_path) -> None:
     assert all(len(e) == 16 for e in recorder.experiences)
 
 
-@pytest.mark.parametrize(("budget", "times"), [(64, 2), (512, 2), (513, 0)])
+@pytest.mark.parametrize(("budget", "times"), [(64, 2), (768, 2), (769, 0)])
 def test_freed_memory_goes_back_before_each_rollout_where_passes_are_small(
     world, tmp_path, monkeypatch, budget, times
 ) -> None:

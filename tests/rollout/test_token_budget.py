@@ -23,7 +23,7 @@ def rollout(rows: int, length: int, response: int) -> Rollout:
 
 @pytest.mark.parametrize(
     ("configured", "device", "budget"),
-    [(None, "cpu", 512), (None, "cuda:1", 8192), (None, "meta", 8192), (300, "cpu", 300), (300, "cuda", 300)],
+    [(None, "cpu", 768), (None, "cuda:1", 8192), (None, "meta", 8192), (300, "cpu", 300), (300, "cuda", 300)],
 )
 def test_token_budget(configured, device, budget):
     assert BatchingConfig(micro_batch_tokens=configured).token_budget(device) == budget
@@ -32,7 +32,7 @@ def test_token_budget(configured, device, budget):
 def test_the_default_budget_of_the_device_cuts_the_micro_batches():
     config = BatchingConfig(rollout_batch_size=32, minibatch_size=16)
     plan = plan_updates(rollout(32, 100, 28), config, iteration=0)
-    assert [[len(rows) for rows in minibatch] for minibatch in plan] == [[4, 4, 4, 4], [4, 4, 4, 4]]
+    assert [[len(rows) for rows in minibatch] for minibatch in plan] == [[6, 6, 4], [6, 6, 4]]
 
 
 def test_a_budget_of_nothing_is_refused():
