@@ -79,6 +79,43 @@ def test_a_layer_that_computes_otherwise_is_found_out(causal_folder, multiplier)
         assert trimmed == (multiplier == 1.0)
 
 
+class _Otherwise(torch.nn.Module):
+    """A plain layer's parts in a layer that is called, or answers, in another way."""
+
+    def __init__(self, layer, answer):
+        super().__init__()
+        for name, part in list(layer.named_children()):
+            self.add_module(name, part)
+        self.plain, self.answer = [layer], answer
+
+    def forward(self, hidden_states, **kwargs):
+        return self.answer(self.plain[0](hidden_states, **kwargs))
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda out: (out,), lambda out: out * 1.5, lambda out: out], ids=["tuple", "more", "same"]
+)
+def test_a_layer_that_answers_otherwise_is_found_out(causal_folder, answer):
+    model = load_causal_lm(causal_folder())
+    trunk = model.base_model
+    trunk.layers[-1] = _Otherwise(trunk.layers[-1], answer)
+    trunk.norm = torch.nn.Identity()
+    with last_layer_at(trunk, AT) as trimmed:
+        assert trimmed == (answer(1.0) == 1.0)
+
+
+def test_attention_that_answers_otherwise_is_found_out(causal_folder):
+    model = load_causal_lm(causal_folder())
+    layer = model.base_model.layers[-1]
+    attend = layer.self_attn.forward
+    layer.self_attn.forward = lambda **kwargs: (*attend(**kwargs), None)
+    trunk = model.base_model
+    trunk.layers[-1] = _Otherwise(layer, lambda out: out)
+    layer.forward = lambda hidden_states, **kwargs: hidden_states
+    with last_layer_at(trunk, AT) as trimmed:
+        assert not trimmed
+
+
 def test_no_positions(causal_folder):
     model = load_causal_lm(causal_folder())
     assert trunk_hidden(model, _ids(), at=AT[:0]).shape == (0, 32)
