@@ -89,6 +89,8 @@ def run_trunk(
         return hidden if at is None else hidden.flatten(0, 1)[at]
     with last_layer_at(trunk, at) as trimmed:
         hidden = trunk(input_ids=input_ids, use_cache=False, return_dict=True, **extra).last_hidden_state
+    # A trunk that left its last layer out gives all positions after all.
+    trimmed = trimmed and hidden.shape[:2] == (1, len(at))
     return hidden[0] if trimmed else hidden.flatten(0, 1).index_select(0, at)
 
 

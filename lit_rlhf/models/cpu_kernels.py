@@ -13,6 +13,7 @@ So, on a CPU, linear layers use oneDNN in fp32 and bf16 products under autocast,
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,12 @@ def _rows(x: Tensor, dtype: torch.dtype, few: int = FEW_ROWS_STEP) -> Tensor:
     return padded
 
 
-class _LastRows:
-    """The rows made last, for the next layers that read the same input: query, key and value, or gate and up."""
+class _LastRows(threading.local):
+    """The rows made last, for the next layers that read the same input: query, key and value, or gate and up.
+
+    An input counts as the same by identity and version: a write that leaves the version alone (through ``.data``, or
+    NumPy) between two layers would go unseen.
+    """
 
     def __init__(self) -> None:
         self.made_of: weakref.ref[Tensor] | None = None
@@ -77,12 +82,15 @@ class _LastRows:
 
     def of(self, x: Tensor, dtype: torch.dtype, few: int) -> Tensor:
         """:func:`_rows` of ``x``; those of the last call where ``x`` is the same and unchanged."""
-        if x.is_inference():  # such tensors do not say whether they were changed
+        # Tensors of inference mode do not say whether they were changed.
+        if torch.compiler.is_compiling() or x.is_inference():
             return _rows(x, dtype, few)
         known = self.made_of is not None and self.made_of() is x and self.version == x._version
         if self.rows is not None and known and self.rows.dtype == dtype and self.few == few:
             return self.rows
         rows = _rows(x, dtype, few)
+        if rows.data_ptr() == x.data_ptr():  # nothing was made; a view kept here would keep its input alive
+            return rows
         self.made_of, self.version, self.few, self.rows = weakref.ref(x, self._forget), x._version, few, rows
         return rows
 
@@ -107,7 +115,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, low: bool) -> Tensor:  # noqa: FBT001
         dtype, multiply = (torch.bfloat16, _low_product) if low else (torch.float32, _product)
-        rows = _last_rows.of(x, dtype, ROW_STEP)
+        rows = _last_rows.of(x, dtype, FEW_ROWS_STEP)
         ctx.save_for_backward(rows, weight)
         ctx.shape, ctx.dtype, ctx.multiply = x.shape, x.dtype, multiply
         return multiply(rows, weight.to(dtype))[: x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
@@ -116,7 +124,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
-        flat = _rows(grad, rows.dtype, ROW_STEP)
+        # Few rows come in every number here, and each number would be three more shapes.
+        rows, flat = _rows(rows, rows.dtype, ROW_STEP), _rows(grad, rows.dtype, ROW_STEP)
         needs_x, needs_weight, _ = ctx.needs_input_grad
         grad_x = grad_weight = None
         if needs_x:

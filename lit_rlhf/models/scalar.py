@@ -193,7 +193,8 @@ def score_rows(
     """Score of each row of token ids at its last token, without a graph.
 
     Args:
-        model: A :class:`ScalarModel`, or a ``FrozenModel`` around one.
+        model: A :class:`ScalarModel`, a ``FrozenModel`` around one, or whatever gives scores ``(N,)`` for
+            ``model(input_ids, at=positions)``; see :meth:`ScalarModel.forward`.
         rows: Token ids, any lengths of at least 1; no padding.
         pad_token_id: Fills short rows on the right (its value changes no score).
         max_batch_tokens: Most tokens, padding included, of one forward pass; a longer row goes alone.

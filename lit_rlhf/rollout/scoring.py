@@ -46,7 +46,12 @@ def response_logprobs(
 
 
 def response_values(critic: Any, rows: CompactRows) -> Tensor:
-    """The critic's value before each response token is drawn, ``(b, T)`` fp32, zero outside the mask."""
+    """The critic's value before each response token is drawn, ``(b, T)`` fp32, zero outside the mask.
+
+    Args:
+        critic: Gives values ``(N,)`` for ``critic(input_ids, at=positions)``, as ``ScalarModel`` does.
+        rows: Right-padded rows.
+    """
     return rows.scatter(critic(rows.input_ids, at=rows.predicting()).float())
 
 

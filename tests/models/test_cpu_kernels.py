@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -84,6 +86,18 @@ def test_layers_that_read_one_input_share_its_rows(monkeypatch, context):
         x.mul_(2)
         torch.testing.assert_close(query(x), plain(x))
         torch.testing.assert_close(query(x.clone()), plain(x))
+
+
+@pytest.mark.parametrize("rows", [9, 64])
+def test_the_rows_made_last_keep_no_input_alive(monkeypatch, rows):
+    monkeypatch.setattr(cpu_kernels, "prefers_onednn", lambda: True)
+    _, tuned = pair_of_layers(bias=False)
+    x = torch.randn(rows, 24)
+    seen = weakref.ref(x)
+    tuned(x)
+    del x
+    assert seen() is None
+    assert cpu_kernels._last_rows.rows is None
 
 
 @pytest.mark.parametrize("rows", [9, 130])

@@ -72,11 +72,44 @@ def test_the_mlp_sees_the_wanted_positions_alone(causal_folder):
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.5])
-def test_a_layer_that_computes_otherwise_is_found_out(causal_folder, multiplier):
-    """Granite's layer has a plain one's parts, and scales what it adds."""
+@pytest.mark.parametrize("low", ["", "autocast", "weights"])
+def test_a_layer_that_computes_otherwise_is_found_out(causal_folder, multiplier, low):
+    """Granite's layer has a plain one's parts, and scales what it adds; an outlier would hide that in bf16."""
     model = load_causal_lm(causal_folder("granite", residual_multiplier=multiplier))
-    with last_layer_at(model.base_model, AT) as trimmed:
+    with torch.no_grad():
+        model.base_model.embed_tokens.weight[:, 0] *= 50
+    if low == "weights":
+        model.to(torch.bfloat16)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=low == "autocast"),
+        last_layer_at(model.base_model, AT) as trimmed,
+    ):
         assert trimmed == (multiplier == 1.0)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "dropout", "hook", "hook on attention", "trunk's checkpoints"])
+def test_a_layer_that_was_changed_is_left_whole(causal_folder, kind):
+    model = load_causal_lm(causal_folder())
+    layer = model.base_model.layers[-1]
+    if kind == "parameter":
+        layer.scale = torch.nn.Parameter(torch.ones(32))
+    elif kind == "buffer":
+        layer.register_buffer("scale", torch.ones(32))
+    elif kind == "dropout":
+        layer.hidden_dropout = 0.1
+    elif kind == "trunk's checkpoints":
+        model.base_model.gradient_checkpointing = True
+    else:
+        (layer if kind == "hook" else layer.self_attn).register_forward_hook(lambda *_: None)
+    with last_layer_at(model.base_model, AT) as trimmed:
+        assert not trimmed
+
+
+def test_a_trunk_that_leaves_its_last_layer_out(causal_folder):
+    model = load_causal_lm(causal_folder())
+    trunk_hidden(model, _ids(), at=AT)
+    model.config.num_hidden_layers = 1
+    torch.testing.assert_close(trunk_hidden(model, _ids(), at=AT), trunk_hidden(model, _ids()).flatten(0, 1)[AT])
 
 
 class _Otherwise(torch.nn.Module):
