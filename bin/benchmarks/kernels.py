@@ -1,4 +1,4 @@
-"""Times the pieces that choices in the library rest on: products, attention, draws; PyTorch's own beside ours."""
+"""Times the pieces that choices in the library rest on: products, attention, draws, the optimizer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
 
-from benchmarks.shapes import PRESETS, Clock, versions
+from benchmarks.shapes import PRESETS, Clock, llama_config, versions
 from lit_rlhf.models.cpu_kernels import CpuLinear, prefers_onednn
 from lit_rlhf.rollout.sampling import inverse_cdf
 
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "linear": linear(options, clock),
         "attention": attention(options, clock),
         "draw": draw(options, clock),
+        "adamw": adamw(options, clock),
     }
 
 
@@ -86,3 +88,15 @@ def draw(options: argparse.Namespace, clock: Clock) -> dict[str, float]:
         "multinomial": microseconds(clock, lambda: torch.multinomial(weights, 1)),
         "inverse_cdf": microseconds(clock, lambda: inverse_cdf(weights, uniforms)),
     }
+
+
+def adamw(options: argparse.Namespace, clock: Clock) -> dict[str, float]:
+    """A step over the weights of a model, by PyTorch's default on a CPU and by the fused kernel."""
+    out = {}
+    for name, fused in (("default", None), ("fused", True)):
+        model = AutoModelForCausalLM.from_config(llama_config(options.preset, positions=64))
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
+        out[name] = microseconds(clock, optimizer.step)
+    return out
