@@ -38,6 +38,8 @@ from lit_rlhf.strategies.accumulation import (
 from lit_rlhf.strategies.errors import require_training_state
 
 STATE_KEY = "lit_rlhf"
+FUSED_DEVICES = ("cpu", "cuda")
+"""Where PyTorch's fused AdamW is used; both have it in every release that is supported here."""
 
 
 class NonFiniteError(RuntimeError):
@@ -101,7 +103,8 @@ class BaseModule(L.LightningModule, ABC):
             for name, (parameters, lr) in self.parameter_groups().items()
         ]
         # One pass over each tensor. Under fp16 it would undo the loss scaling by itself, after the clipping.
-        fused = getattr(self.trainer.precision_plugin, "scaler", None) is None
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = self.device.type in FUSED_DEVICES and not scaled
         optimizer = AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused)
         total = total_steps(self.trainer)
         schedule = LambdaLR(optimizer, [lambda step: self.schedule_config.factor(step, total)] * len(groups))
