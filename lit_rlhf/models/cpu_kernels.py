@@ -77,21 +77,20 @@ class _LastRows(threading.local):
     def __init__(self) -> None:
         self.made_of: weakref.ref[Tensor] | None = None
         self.version = 0
-        self.few = 0
         self.rows: Tensor | None = None
 
-    def of(self, x: Tensor, dtype: torch.dtype, few: int) -> Tensor:
+    def of(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """:func:`_rows` of ``x``; those of the last call where ``x`` is the same and unchanged."""
         # Tensors of inference mode do not say whether they were changed.
         if torch.compiler.is_compiling() or x.is_inference():
-            return _rows(x, dtype, few)
+            return _rows(x, dtype)
         known = self.made_of is not None and self.made_of() is x and self.version == x._version
-        if self.rows is not None and known and self.rows.dtype == dtype and self.few == few:
+        if self.rows is not None and known and self.rows.dtype == dtype:
             return self.rows
-        rows = _rows(x, dtype, few)
+        rows = _rows(x, dtype)
         if rows.data_ptr() == x.data_ptr():  # nothing was made; a view kept here would keep its input alive
             return rows
-        self.made_of, self.version, self.few, self.rows = weakref.ref(x, self._forget), x._version, few, rows
+        self.made_of, self.version, self.rows = weakref.ref(x, self._forget), x._version, rows
         return rows
 
     def _forget(self, _: object) -> None:
@@ -103,7 +102,7 @@ _last_rows = _LastRows()
 
 def _plain_linear(x: Tensor, weight: Tensor, low: bool) -> Tensor:  # noqa: FBT001
     """``x @ weight.T`` without gradients."""
-    rows = _last_rows.of(x, torch.bfloat16 if low else torch.float32, FEW_ROWS_STEP)
+    rows = _last_rows.of(x, torch.bfloat16 if low else torch.float32)
     # Autocast keeps its bf16 copy of a trained weight, so that the steps of a rollout need not make one each.
     out = F.linear(rows, weight) if low else _product(rows, weight)
     return out[: x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
@@ -115,7 +114,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, low: bool) -> Tensor:  # noqa: FBT001
         dtype, multiply = (torch.bfloat16, _low_product) if low else (torch.float32, _product)
-        rows = _last_rows.of(x, dtype, FEW_ROWS_STEP)
+        rows = _last_rows.of(x, dtype)
         ctx.save_for_backward(rows, weight)
         ctx.shape, ctx.dtype, ctx.multiply = x.shape, x.dtype, multiply
         return multiply(rows, weight.to(dtype))[: x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
