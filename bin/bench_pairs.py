@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.data.loading import read_preferences
-from lit_rlhf.data.pairs import pack_pairs, packed_lengths
 from lit_rlhf.datamodules.preference import PreferenceDataModule
+from lit_rlhf.models.packed_pairs import pack_pairs, packed_lengths
 from lit_rlhf.types import PreferenceBatch
 
 

@@ -164,7 +164,7 @@ class Pipeline:
 
     def plot(self) -> None:
         """The paper's four panels."""
-        from lit_rlhf.evaluation.plots import plot_panels
+        from lit_rlhf.reports.plots import plot_panels
 
         logs = {
             name: [joined_metrics(self.runs / stage)]

@@ -37,12 +37,12 @@ TRAINING = ("fit", "validate", "test", "predict")
 
 COMMANDS = {
     "pocket": ("make", "lit_rlhf.pocket.make"),
-    "data": ("check", "lit_rlhf.data.check"),
-    "report": (None, "lit_rlhf.evaluation.run_report"),
-    "compare": (None, "lit_rlhf.evaluation.compare"),
-    "score": (None, "lit_rlhf.evaluation.score"),
-    "export": (None, "lit_rlhf.modules.export_command"),
-    "plan": (None, "lit_rlhf.evaluation.plan"),
+    "data": ("check", "lit_rlhf.commands.data_check"),
+    "report": (None, "lit_rlhf.commands.report"),
+    "compare": (None, "lit_rlhf.commands.compare"),
+    "score": (None, "lit_rlhf.commands.score"),
+    "export": (None, "lit_rlhf.commands.export"),
+    "plan": (None, "lit_rlhf.commands.plan"),
 }
 
 
@@ -85,7 +85,7 @@ def _command(words: list[str]) -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     name, rest = words[0], words[1:]
     if name in TRAINING:
-        from lit_rlhf.training_cli import run
+        from lit_rlhf.commands.training import run
 
         run(words)
         return

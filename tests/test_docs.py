@@ -13,10 +13,10 @@ import lightning as L
 import pytest
 
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import CriticConfig, LossConfig, PTXConfig
+from lit_rlhf.ppo.config import CriticConfig, LossConfig, PTXConfig
+from lit_rlhf.ppo.estimators import AdvantageEstimator
+from lit_rlhf.ppo.kl_controller import KLController
 from lit_rlhf.rewards.base import Reward
-from lit_rlhf.rollout.estimators import AdvantageEstimator
-from lit_rlhf.rollout.kl_controller import KLController
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"

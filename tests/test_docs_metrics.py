@@ -20,8 +20,8 @@ from lit_rlhf.callbacks import (
     ResponseLengthMonitor,
     RewardDistributionMonitor,
 )
-from lit_rlhf.modules.config import ScheduleConfig
-from lit_rlhf.modules.ppo_config import CriticConfig, LossConfig, PTXConfig
+from lit_rlhf.config import ScheduleConfig
+from lit_rlhf.ppo.config import CriticConfig, LossConfig, PTXConfig
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.types import RewardOutput

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from lit_rlhf.callbacks import CriticWarmup
+from lit_rlhf.config import ScheduleConfig
 from lit_rlhf.datamodules.rollout import RolloutDataModule
-from lit_rlhf.modules.config import ScheduleConfig
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import (
+from lit_rlhf.ppo.config import (
     CriticConfig,
     FrozenConfig,
     LossConfig,
@@ -24,8 +24,8 @@ from lit_rlhf.modules.ppo_config import (
     PTXConfig,
     ShapingConfig,
 )
-from lit_rlhf.rollout.estimators import GAE
-from lit_rlhf.rollout.kl_controller import FixedKL
+from lit_rlhf.ppo.estimators import GAE
+from lit_rlhf.ppo.kl_controller import FixedKL
 from lit_rlhf.rollout.sampling import SamplingConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from benchmarks.shapes import PRESETS, Clock, llama_config, versions
-from lit_rlhf.models.cpu_kernels import CpuLinear, prefers_onednn
+from lit_rlhf.models.cpu.kernels import CpuLinear, prefers_onednn
 from lit_rlhf.rollout.sampling import inverse_cdf
 
 

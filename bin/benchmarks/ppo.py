@@ -26,9 +26,9 @@ from benchmarks.shapes import (
 )
 from lit_rlhf.datamodules.prompts import EncodedPrompt
 from lit_rlhf.datamodules.rollout import RolloutDataModule
-from lit_rlhf.models.cpu_kernels import tune_for_cpu
+from lit_rlhf.models.cpu.kernels import tune_for_cpu
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import CriticConfig, LossConfig, PPOOptimizerConfig
+from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine

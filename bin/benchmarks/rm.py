@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.session import fit, heading
 from benchmarks.shapes import PRESETS, Clock, MemoryPeak, llama_config, make_tokenizer, read_rows
+from lit_rlhf.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.datamodules.preference import PreferenceDataModule
-from lit_rlhf.modules.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.modules.reward_model import RewardModelModule
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 

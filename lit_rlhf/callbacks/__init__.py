@@ -12,7 +12,7 @@ _EXPORTS = {
     "BestPolicy": "best_policy",
     "CollapseDetector": "collapse_detector",
     "CriticWarmup": "critic_warmup",
-    "ExperienceLike": "seam",
+    "ExperienceLike": "hooks",
     "ExportCallback": "export",
     "KLMonitor": "kl_monitor",
     "PerplexityMonitor": "perplexity_monitor",
@@ -23,9 +23,9 @@ _EXPORTS = {
     "RolloutMonitor": "monitor",
     "RuleConfig": "collapse_rule",
     "SampleLogger": "sample_logger",
-    "emit_phase": "seam",
-    "emit_rollout": "seam",
-    "emit_validation": "seam",
+    "emit_phase": "hooks",
+    "emit_rollout": "hooks",
+    "emit_validation": "hooks",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_rlhf.callbacks.collapse_rule import DIRECTIONS, CollapseRule, Flag, RuleConfig
+from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
 from lit_rlhf.callbacks.kl_monitor import KLMonitor
 from lit_rlhf.callbacks.length_monitor import ResponseLengthMonitor
 from lit_rlhf.callbacks.monitor import RolloutMonitor
@@ -19,7 +20,6 @@ from lit_rlhf.callbacks.perplexity_monitor import PerplexityMonitor
 from lit_rlhf.callbacks.repetition_monitor import RepetitionMonitor
 from lit_rlhf.callbacks.reward_distribution import RewardDistributionMonitor
 from lit_rlhf.callbacks.rollback import checkpoint_before, restore
-from lit_rlhf.callbacks.seam import ExperienceLike, iteration_of
 from lit_rlhf.distributed import any_rank
 
 FILENAME = "collapse.jsonl"
@@ -30,7 +30,7 @@ class CollapseDetector(L.Callback):
     """Applies the joint rule of :mod:`~lit_rlhf.callbacks.collapse_rule` to every rollout and acts when it holds.
 
     Measures the signals itself, over all ranks, so it needs none of the monitors. A module that never calls
-    :func:`~lit_rlhf.callbacks.seam.emit_rollout` is served through ``metric_names``: logged metrics, read at each
+    :func:`~lit_rlhf.callbacks.hooks.emit_rollout` is served through ``metric_names``: logged metrics, read at each
     epoch's end. Every flag is a warning, a line in ``collapse.jsonl`` of the run directory and the metric
     ``monitor/collapse/flagged``; ``monitor/collapse/index`` and ``forecast`` are logged each rollout. State resumes.
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
-from lit_rlhf.callbacks.seam import ExperienceLike
+from lit_rlhf.callbacks.hooks import ExperienceLike
 from lit_rlhf.distributed import any_rank
 
 
@@ -25,7 +25,7 @@ class CriticWarmup(L.Callback):
     with ``lr`` are outside this callback's promise.
 
     Ends after ``iterations`` rollouts, or as soon as a given threshold is passed at the start of a rollout, whichever
-    is first. Counts rollouts, so the module must call :func:`~lit_rlhf.callbacks.seam.emit_rollout`.
+    is first. Counts rollouts, so the module must call :func:`~lit_rlhf.callbacks.hooks.emit_rollout`.
 
     Args:
         iterations: Rollouts that train the critic only; the upper limit when a threshold is given.

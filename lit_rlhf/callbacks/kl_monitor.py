@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torchmetrics import Metric
 
+from lit_rlhf.callbacks.hooks import ExperienceLike
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseMean
-from lit_rlhf.callbacks.seam import ExperienceLike
 
 
 class KLMonitor(RolloutMonitor):

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torchmetrics import Metric
 
-from lit_rlhf.callbacks.seam import ExperienceLike
+from lit_rlhf.callbacks.hooks import ExperienceLike
 
 
 class RolloutMonitor(L.Callback, ABC):

@@ -29,7 +29,7 @@ class RLHFProgressBar(ProgressBar):
     Shows stage, phase (``rollout``, ``scoring``, ``update``, ``validation``), epoch and step, time left, tokens a
     second and the four monitors of the paper: score, KL, perplexity, length. Metrics that the module logs with
     ``prog_bar=True`` follow, so it serves supervised stages as well. The phase comes from
-    :func:`~lit_rlhf.callbacks.seam.emit_phase`.
+    :func:`~lit_rlhf.callbacks.hooks.emit_phase`.
 
     Args:
         refresh_rate: Training batches between two updates of the live line.

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torchmetrics import Metric
 
+from lit_rlhf.callbacks.hooks import ExperienceLike
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import DistinctNgrams, PrefixShare
-from lit_rlhf.callbacks.seam import ExperienceLike
 
 
 class RepetitionMonitor(RolloutMonitor):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseValues
-from lit_rlhf.callbacks.seam import ExperienceLike, iteration_of
 
 FILENAME = "reward_histograms.jsonl"
 

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_rlhf.callbacks.seam import ExperienceLike, iteration_of
+from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
 
 FILENAME = "samples.jsonl"
 
@@ -19,7 +19,7 @@ class SampleLogger(L.Callback):
     """Writes responses with score and KL to ``samples.jsonl`` and, where such a logger is attached, TensorBoard text.
 
     *Fixed* samples are the first ``fixed`` rows of each validation
-    (:func:`~lit_rlhf.callbacks.seam.emit_validation`): the same prompts every time, those of the sanity check before
+    (:func:`~lit_rlhf.callbacks.hooks.emit_validation`): the same prompts every time, those of the sanity check before
     training being the SFT model's. *Random* samples are drawn from the training rollout by ``(seed, iteration)``. Both
     come from rank zero's rows.
 

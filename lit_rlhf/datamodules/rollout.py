@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_rlhf.config import require
 from lit_rlhf.data.loading import read_prompts
 from lit_rlhf.data.records import PromptRecord, RowError
 from lit_rlhf.data.report import OnBadRow, RowReport
@@ -18,10 +19,9 @@ from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.models.loading import check_context, load_config
-from lit_rlhf.modules.config import require
-from lit_rlhf.rollout.loader import ExperienceSource, RolloutLoader
-from lit_rlhf.rollout.minibatch import Minibatch, minibatches
-from lit_rlhf.rollout.plan import BatchingConfig, generator_for, global_rows
+from lit_rlhf.ppo.loader import ExperienceSource, RolloutLoader
+from lit_rlhf.ppo.minibatch import Minibatch, minibatches
+from lit_rlhf.ppo.plan import BatchingConfig, generator_for, global_rows
 from lit_rlhf.types import Experience, PromptBatch
 
 if TYPE_CHECKING:

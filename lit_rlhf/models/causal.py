@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.models.last_layer import last_layer_at, probing
+from lit_rlhf.models.cpu.last_layer import last_layer_at, probing
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def trunk_hidden(
         input_ids: ``(B, L)`` int64, right-padded.
         attention_mask: ``(B, L)``, nonzero = keep. Only needed for rows that are padded on the left.
         at: Positions in the flattened ``(B, L)`` that are wanted, ``(N,)`` int64; None = all. The last layer is then
-            computed there alone where its structure allows (``models/last_layer.py``).
+            computed there alone where its structure allows (``models/cpu/last_layer.py``).
 
     Returns:
         ``(B, L, H)``, or ``(N, H)`` with ``at``, in the model's dtype (autocast applies).

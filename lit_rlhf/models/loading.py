@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.models.causal import projector
 from lit_rlhf.models.checkpoint import check_weights_are_plain, read_tensor, resolve_folder, tensor_keys
-from lit_rlhf.models.cpu_kernels import SDPA_NAMES, tune_for_cpu
+from lit_rlhf.models.cpu.kernels import SDPA_NAMES, tune_for_cpu
 from lit_rlhf.models.fingerprint import check_fingerprint
 from lit_rlhf.models.scalar import HEAD_KEY, ScalarHead, ScalarModel, sequence_classifier
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.rollout.plan import generator_for
+from lit_rlhf.ppo.plan import generator_for
 from lit_rlhf.types import ROW_KEY, PromptBatch, Record, RewardRequest, Rollout
 
 EVAL_SEED = 20230711

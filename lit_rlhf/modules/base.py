@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
-from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.strategies.accumulation import (
     accumulate,
     backward_parts,

@@ -17,14 +17,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.config import ModelConfig, ScheduleConfig
 from lit_rlhf.distributed import rank
 from lit_rlhf.functional.losses import clipped_policy_loss, entropy_term, kl_penalty_policy_loss, lm_loss, value_loss
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
+from lit_rlhf.models.compact import CompactRows, compact_rows
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.modules.config import ModelConfig, ScheduleConfig
+from lit_rlhf.models.scoring import response_logprobs, response_values, text_logprobs
 from lit_rlhf.modules.ppo_collection import ExperienceCollection
-from lit_rlhf.modules.ppo_config import (
+from lit_rlhf.modules.ppo_evaluation import PromptEvaluation
+from lit_rlhf.modules.ptx import PTXText
+from lit_rlhf.ppo.config import (
     CriticConfig,
     FrozenConfig,
     LossConfig,
@@ -32,18 +36,14 @@ from lit_rlhf.modules.ppo_config import (
     PTXConfig,
     ShapingConfig,
 )
-from lit_rlhf.modules.ppo_evaluation import PromptEvaluation
-from lit_rlhf.modules.ppo_metrics import UpdateSums
-from lit_rlhf.modules.ptx import PTXText
+from lit_rlhf.ppo.estimators import GAE, AdvantageEstimator
+from lit_rlhf.ppo.kl_controller import FixedKL, KLController
+from lit_rlhf.ppo.metrics import UpdateSums
+from lit_rlhf.ppo.minibatch import Minibatch
+from lit_rlhf.ppo.plan import BatchingConfig
 from lit_rlhf.rewards.base import Reward
-from lit_rlhf.rollout.compact import CompactRows, compact_rows
 from lit_rlhf.rollout.engine import RolloutEngine
-from lit_rlhf.rollout.estimators import GAE, AdvantageEstimator
-from lit_rlhf.rollout.kl_controller import FixedKL, KLController
-from lit_rlhf.rollout.minibatch import Minibatch
-from lit_rlhf.rollout.plan import BatchingConfig
 from lit_rlhf.rollout.sampling import SamplingConfig
-from lit_rlhf.rollout.scoring import response_logprobs, response_values, text_logprobs
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import DeviceBatch, Experience, TextBatch
 

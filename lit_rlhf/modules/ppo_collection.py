@@ -15,20 +15,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lit_rlhf.callbacks.seam import emit_phase, emit_rollout
+from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout
 from lit_rlhf.distributed import all_gather_object, any_rank
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
-from lit_rlhf.models.cpu_memory import release_freed_memory
-from lit_rlhf.modules.ppo_config import LossConfig, ShapingConfig
-from lit_rlhf.modules.ppo_metrics import rollout_metrics
+from lit_rlhf.models.compact import compact_rows
+from lit_rlhf.models.cpu.memory import release_freed_memory
+from lit_rlhf.models.scoring import response_logprobs, response_values
 from lit_rlhf.modules.ppo_models import FourModels
-from lit_rlhf.rollout.compact import compact_rows
-from lit_rlhf.rollout.kl_controller import KLController
-from lit_rlhf.rollout.minibatch import plan_updates, scoring_micro_batches
-from lit_rlhf.rollout.plan import CPU_TOKENS, BatchingConfig
+from lit_rlhf.ppo.config import LossConfig, ShapingConfig
+from lit_rlhf.ppo.kl_controller import KLController
+from lit_rlhf.ppo.metrics import rollout_metrics
+from lit_rlhf.ppo.minibatch import plan_updates, scoring_micro_batches
+from lit_rlhf.ppo.plan import CPU_TOKENS, BatchingConfig
 from lit_rlhf.rollout.sampling import SamplingConfig
-from lit_rlhf.rollout.scoring import response_logprobs, response_values
 from lit_rlhf.types import Experience, PromptBatch, RewardOutput, Rollout, ScoredRollout
 
 

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.callbacks.seam import emit_validation
+from lit_rlhf.callbacks.hooks import emit_validation
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_gather_object, rank
 from lit_rlhf.evaluation.responses import evaluation_means, write_rows
+from lit_rlhf.models.compact import compact_rows
+from lit_rlhf.models.scoring import response_logprobs
 from lit_rlhf.modules.answers import eval_uniforms, response_rows
 from lit_rlhf.modules.base import run_directory
 from lit_rlhf.modules.ppo_models import FourModels
-from lit_rlhf.rollout.compact import compact_rows
 from lit_rlhf.rollout.sampling import SamplingConfig
-from lit_rlhf.rollout.scoring import response_logprobs
 from lit_rlhf.types import DeviceBatch, PromptBatch, RewardOutput, Rollout, ScoredRollout
 
 EVAL_TOKENS = 16384

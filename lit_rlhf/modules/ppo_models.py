@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.distributed import rank
+from lit_rlhf.models.configured import load_options, load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model
 from lit_rlhf.modules.answers import eos_token_ids, reward_request
 from lit_rlhf.modules.base import BaseModule
-from lit_rlhf.modules.loading import load_options, load_policy, load_tokenizer_for
-from lit_rlhf.modules.ppo_config import CriticConfig, FrozenConfig, PTXConfig
 from lit_rlhf.modules.ptx import PTXText
+from lit_rlhf.ppo.config import CriticConfig, FrozenConfig, PTXConfig
+from lit_rlhf.ppo.estimators import AdvantageEstimator
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.engine import RolloutEngine
-from lit_rlhf.rollout.estimators import AdvantageEstimator
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.types import PromptBatch, RewardRequest, Rollout
 

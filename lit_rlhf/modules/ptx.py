@@ -8,8 +8,8 @@ import torch
 
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.distributed import rank, world_size
-from lit_rlhf.modules.ppo_config import PTXConfig
-from lit_rlhf.rollout.plan import BatchingConfig, generator_for
+from lit_rlhf.ppo.config import PTXConfig
+from lit_rlhf.ppo.plan import BatchingConfig, generator_for
 from lit_rlhf.types import TextBatch
 
 

@@ -9,19 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.data.micro import length_micro_batches
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
 from lit_rlhf.evaluation.reply_scorer import ReplyScorer
 from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
+from lit_rlhf.models.configured import load_options, load_tokenizer_for
 from lit_rlhf.models.export import export_scalar
 from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.modules.base import BaseModule, run_directory
-from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
-from lit_rlhf.modules.loading import load_options, load_tokenizer_for
-from lit_rlhf.modules.micro import length_micro_batches
-from lit_rlhf.modules.pairs import PairForward, pair_forward, pair_lengths
+from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
 
@@ -211,7 +212,7 @@ class RewardModelModule(BaseModule):
         )
         self.log_values({f"test/{name}": value for name, value in report.summary().items()})
         if rank() == 0:
-            for path in report.write(run_directory(self.trainer)):
+            for path in write_reward_report(report, run_directory(self.trainer)):
                 print(path)  # noqa: T201
 
     def reply_scorer(self) -> ReplyScorer:

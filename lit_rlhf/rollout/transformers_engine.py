@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.data.pairs import can_pack
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
-from lit_rlhf.models.last_layer import last_layer_at
+from lit_rlhf.models.cpu.last_layer import last_layer_at
+from lit_rlhf.models.packed_pairs import can_pack
 from lit_rlhf.rollout.engine import RolloutEngine, assemble, check_request
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.types import PromptBatch, Rollout

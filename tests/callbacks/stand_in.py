@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.callbacks import seam
+from lit_rlhf.callbacks import hooks
 
 
 @dataclass
@@ -68,9 +68,9 @@ class Rollouts:
     def batches(self) -> Iterator[Tensor]:
         module = self.module
         for phase in ("rollout", "scoring"):
-            seam.emit_phase(module.trainer, module, phase)
-        seam.emit_rollout(module.trainer, module, module.rollout())
-        seam.emit_phase(module.trainer, module, "update")
+            hooks.emit_phase(module.trainer, module, phase)
+        hooks.emit_rollout(module.trainer, module, module.rollout())
+        hooks.emit_phase(module.trainer, module, "update")
         for k in range(module.updates):
             yield torch.randn(4, 3, generator=torch.Generator().manual_seed(100 * module.trainer.current_epoch + k))
 
@@ -101,7 +101,7 @@ class StandIn(L.LightningModule):
         return torch.zeros(2, 1)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        seam.emit_validation(self.trainer, self, made_up(rows=3, seed=batch_idx))
+        hooks.emit_validation(self.trainer, self, made_up(rows=3, seed=batch_idx))
         self.log_dict({"val/score": self.val_score, "val/kl": self.val_kl})
 
     def configure_optimizers(self) -> dict:

@@ -20,7 +20,7 @@ from lit_rlhf.callbacks import (
     RLHFProgressBar,
     SampleLogger,
 )
-from lit_rlhf.evaluation.run_report import load_run
+from lit_rlhf.reports.run_data import load_run
 from tests.modules.tiny_ppo import make_data, make_ppo, make_trainer, write_world
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import hh_sample, make_tokenizer, write
+from tests.data.fixtures import hh_sample, make_tokenizer, write
 
 __all__ = ["hh_sample", "write"]
 

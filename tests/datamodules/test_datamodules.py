@@ -13,7 +13,7 @@ import torch
 from lit_rlhf.datamodules.preference import PreferenceDataModule
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.types import PreferenceBatch, TextBatch
-from tests.data.conftest import hh
+from tests.data.fixtures import hh
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lit_rlhf.models.loading import load_causal_lm, load_scalar_model
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import LossConfig, PPOOptimizerConfig
-from lit_rlhf.modules.ppo_metrics import UpdateSums
-from lit_rlhf.rollout.minibatch import Minibatch
+from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig
+from lit_rlhf.ppo.metrics import UpdateSums
+from lit_rlhf.ppo.minibatch import Minibatch
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.strategies.accumulation import backward_parts
 from lit_rlhf.types import Experience, Rollout

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.modules.base import BaseModule
-from lit_rlhf.modules.config import ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 class _Toy(BaseModule):

@@ -9,15 +9,15 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.callbacks import CriticWarmup
+from lit_rlhf.config import ScheduleConfig
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.modules import ppo_collection
 from lit_rlhf.modules.base import NonFiniteError
-from lit_rlhf.modules.config import ScheduleConfig
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
+from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
+from lit_rlhf.ppo.estimators import GAE, GroupNormalized, LeaveOneOut
+from lit_rlhf.ppo.kl_controller import AdaptiveKL, FixedKL
 from lit_rlhf.rewards.base import Reward
-from lit_rlhf.rollout.estimators import GAE, GroupNormalized, LeaveOneOut
-from lit_rlhf.rollout.kl_controller import AdaptiveKL, FixedKL
 from lit_rlhf.types import RewardOutput
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
 

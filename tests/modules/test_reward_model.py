@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForSequenceClassification
 
+from lit_rlhf.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.datamodules.preference import PreferenceDataModule
-from lit_rlhf.modules.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.modules.reward_model import RewardModelModule
 from tests.modules.tiny_ppo import LETTERS, Recorder, make_trainer, same, weights
 

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
+from lit_rlhf.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.datamodules.sft import SFTDataModule
-from lit_rlhf.modules.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.modules.sft import SFTModule
 from lit_rlhf.rollout.sampling import SamplingConfig
 from tests.modules.tiny_ppo import LETTERS, Recorder, make_trainer, same, weights

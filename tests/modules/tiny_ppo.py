@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_rlhf.config import ScheduleConfig
 from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.models.scalar import ScalarHead, ScalarModel
-from lit_rlhf.modules.config import ScheduleConfig
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import LossConfig, PPOOptimizerConfig
+from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
 from tests.models.tiny import make_tokenizer, tiny_config

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lit_rlhf.models.cpu_kernels import tune_for_cpu
+from lit_rlhf.models.cpu.kernels import tune_for_cpu
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import PromptBatch, Rollout

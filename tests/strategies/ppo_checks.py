@@ -11,7 +11,7 @@ import torch
 
 from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.modules.ppo import PPOModule
-from lit_rlhf.modules.ppo_config import LossConfig, PPOOptimizerConfig, PTXConfig
+from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig, PTXConfig
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
 from tests.strategies.sgd import SGDMixin

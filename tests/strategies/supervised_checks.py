@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from lit_rlhf.config import OptimizerConfig
 from lit_rlhf.datamodules.preference import PreferenceDataModule
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.modules.base import NonFiniteError
-from lit_rlhf.modules.config import OptimizerConfig
 from lit_rlhf.modules.reward_model import RewardModelModule
 from lit_rlhf.modules.sft import SFTModule
 from tests.modules.test_reward_model import write_pairs

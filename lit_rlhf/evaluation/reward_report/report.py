@@ -1,4 +1,4 @@
-"""The reward-model report: every number of it in one dataclass, written as JSON and as one HTML page."""
+"""The reward-model report: every number of it in one dataclass (its page: ``reports/reward_page.py``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lit_rlhf.evaluation.intervals import Interval
@@ -25,9 +24,6 @@ from lit_rlhf.evaluation.reward_report.calibration import Calibration, calibrati
 from lit_rlhf.evaluation.reward_report.length_bias import LengthBias, length_bias
 from lit_rlhf.evaluation.reward_report.pairs import PairColumns, ScoredPair
 from lit_rlhf.evaluation.reward_report.probes import Probe, ScoreFunction, probe
-
-JSON_NAME = "reward_report.json"
-HTML_NAME = "reward_report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,20 +130,6 @@ class RewardReport:
     def to_json(self) -> str:
         """The whole report as JSON; intervals are objects with low, mean and high, and NaN is null."""
         return json.dumps(plain(self), indent=2, allow_nan=False)
-
-    def write(self, folder: str | Path) -> tuple[Path, Path]:
-        """Writes ``reward_report.json`` and ``reward_report.html`` and returns their paths.
-
-        The page holds everything it needs, the chart library included, and loads nothing from anywhere.
-        """
-        from lit_rlhf.evaluation.reward_report.page import render_page
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        json_path, html_path = folder / JSON_NAME, folder / HTML_NAME
-        json_path.write_text(self.to_json() + "\n", encoding="utf-8")
-        html_path.write_text(render_page(self), encoding="utf-8")
-        return json_path, html_path
 
 
 def plain(value: Any) -> Any:

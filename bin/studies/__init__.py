@@ -1,0 +1,1 @@
+"""Longer studies of the pocket world; commands for contributors."""

@@ -1,0 +1,217 @@
+"""``lit-rlhf score --model RM FILE``: a reward model's scores of every reply in a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from rich.console import Console
+from rich.progress import track
+
+from lit_rlhf.data.records import PreferenceRecord, RowError
+from lit_rlhf.data.report import RowReport
+from lit_rlhf.evaluation.replies import Reply, read_scorable
+from lit_rlhf.evaluation.reply_scorer import ReplyScorer
+from lit_rlhf.evaluation.reward_report.pairs import ScoredPair
+from lit_rlhf.reports.reward_page import write_reward_report
+
+_CHUNK = 512  # rows between two ticks of the progress bar
+ItemT = TypeVar("ItemT")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command.
+
+    Raises:
+        FileNotFoundError: The data or the model does not exist.
+        ValueError: The data, the model or an option cannot be used.
+    """
+    options = _parser().parse_args(list(argv))
+    items, report = read_scorable(options.files, format=options.format, on_bad_row=options.on_bad_row)
+    are_pairs = isinstance(items[0], PreferenceRecord)
+    if options.report is not None and not are_pairs:
+        raise ValueError("`--report` needs preference pairs; the file holds single replies.")
+    scorer = load_scorer(
+        options.model,
+        template=options.template,
+        max_length=options.max_length,
+        max_batch_tokens=options.max_batch_tokens,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    console = Console(stderr=True)
+    if are_pairs:
+        pairs = score_pairs(cast("list[PreferenceRecord]", items), scorer, report, console=console)
+        rows = [_pair_row(record, pair) for record, pair in pairs]
+        summary = _pairs_summary([pair for _, pair in pairs], options, scorer)
+    else:
+        scores = score_replies(cast("list[Reply]", items), scorer, report, console=console)
+        rows = [{"source": reply.source, "line": reply.line, "score": score} for reply, score in scores]
+        summary = f"mean score {sum(row['score'] for row in rows) / len(rows):+.4f}" if rows else "no reply"
+    report.enforce(options.on_bad_row)
+    _write(rows, options.out)
+    console.print(f"{report.summary()}\n{summary}", markup=False, highlight=False, soft_wrap=True)
+
+
+def load_scorer(
+    path: str,
+    *,
+    template: str | None = None,
+    max_length: int | None = None,
+    max_batch_tokens: int = 16384,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> ReplyScorer:
+    """A reward model with its tokenizer, ready to score.
+
+    Args:
+        path: Local folder or hub name.
+        template: See :class:`~lit_rlhf.evaluation.reply_scorer.ReplyScorer`.
+        max_length: Most tokens of a row; None takes the model's context.
+        max_batch_tokens: Most tokens of one forward pass.
+        dtype: Of the weights.
+        device: None takes a GPU where there is one.
+        trust_remote_code: Run Python files that come with the model.
+
+    Raises:
+        FileNotFoundError: No such folder or hub name.
+        ValueError: Not a reward model, or its tokenizer, template or context cannot be used.
+    """
+    import torch
+
+    from lit_rlhf.models.loading import check_context, load_scalar_model, load_tokenizer
+
+    tokenizer = load_tokenizer(path, needs_pad=False, trust_remote_code=trust_remote_code)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_scalar_model(path, head="load", dtype=dtype, trust_remote_code=trust_remote_code).to(place).eval()
+    if max_length is None:
+        max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    check_context(model.config, max_length)
+    return ReplyScorer(
+        model,
+        tokenizer,
+        template=template,
+        max_length=max_length,
+        max_batch_tokens=max_batch_tokens,
+        device=place,
+    )
+
+
+def score_pairs(
+    records: Sequence[PreferenceRecord], scorer: ReplyScorer, report: RowReport, *, console: Console | None = None
+) -> list[tuple[PreferenceRecord, ScoredPair]]:
+    """Both scores of every pair that fits; one that does not is withdrawn from ``report``."""
+    scored = []
+    for chunk in _chunks(records, console):
+        kept: list[tuple[PreferenceRecord, list[list[int]]]] = []
+        for record in chunk:
+            try:
+                rows, dropped = scorer.encode_pair(record.prompt, record.chosen, record.rejected)
+            except RowError as error:
+                report.withdraw(record, error)
+                continue
+            report.shorten(record, dropped)
+            kept.append((record, rows))
+        scores = scorer.score_ids([ids for _, rows in kept for ids in rows])
+        for place, (record, _) in enumerate(kept):
+            scored.append((record, _scored_pair(record, scorer, *scores[2 * place : 2 * place + 2])))
+    return scored
+
+
+def score_replies(
+    replies: Sequence[Reply], scorer: ReplyScorer, report: RowReport, *, console: Console | None = None
+) -> list[tuple[Reply, float]]:
+    """The score of every reply that fits; one that does not is rejected in ``report``."""
+    scored: list[tuple[Reply, float]] = []
+    for chunk in _chunks(replies, console):
+        kept, rows = [], []
+        for reply in chunk:
+            try:
+                ids, dropped = scorer.encode(reply.prompt, reply.text, ended=reply.ended)
+            except RowError as error:
+                report.source(reply.source).accepted -= 1
+                report.reject(reply.source, reply.line, error)
+                continue
+            report.source(reply.source).dropped_turns += dropped
+            report.source(reply.source).shortened += dropped > 0
+            kept.append(reply)
+            rows.append(ids)
+        scored += zip(kept, scorer.score_ids(rows), strict=True)
+    return scored
+
+
+def _scored_pair(record: PreferenceRecord, scorer: ReplyScorer, chosen: float, rejected: float) -> ScoredPair:
+    return ScoredPair(
+        prompt="\n\n".join(f"{turn.role}: {turn.content}" for turn in record.prompt),
+        chosen=record.chosen,
+        rejected=record.rejected,
+        chosen_score=chosen,
+        rejected_score=rejected,
+        chosen_length=scorer.reply_length(record.chosen),
+        rejected_length=scorer.reply_length(record.rejected),
+        subset=record.subset or "all",
+        prompt_source=record.prompt,
+        cluster=next(turn.content for turn in record.prompt if turn.role == "user"),  # HH: pairs at several depths
+    )
+
+
+def _pair_row(record: PreferenceRecord, pair: ScoredPair) -> dict[str, Any]:
+    scores = {"chosen_score": pair.chosen_score, "rejected_score": pair.rejected_score, "difference": pair.difference}
+    return {"source": record.source, "line": record.line, "subset": record.subset, **scores}
+
+
+def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, scorer: ReplyScorer) -> str:
+    from lit_rlhf.evaluation.reward_report import RewardReport
+
+    if not pairs:
+        return "no pair"
+    score_fn = scorer if options.report is not None else None
+    result = RewardReport.from_scores(pairs, score_fn=score_fn, model=options.model, data=", ".join(options.files))
+    rate, rule = result.accuracy.rate, result.length_bias.longer_wins.rate
+    text = f"accuracy {rate.mean:.3f} [{rate.low:.3f}, {rate.high:.3f}]; the longer reply wins {rule.mean:.3f}"
+    if options.report is not None:
+        text += f"\nreport: {write_reward_report(result, options.report)[1]}"
+    return text
+
+
+def _chunks(items: Sequence[ItemT], console: Console | None) -> Iterator[Sequence[ItemT]]:
+    starts = range(0, len(items), _CHUNK)
+    quiet = console is None or not console.is_terminal
+    for start in track(starts, description="scoring", console=console, transient=True, disable=quiet):
+        yield items[start : start + _CHUNK]
+
+
+def _write(rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if out is None:
+        sys.stdout.write(lines)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(lines, encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-rlhf score",
+        description="Score the replies in preference files, dialogues or predictions with a reward model. Writes one "
+        "JSON line a row: chosen_score, rejected_score and difference of a pair, or score of a single reply.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders, globs or hub names")
+    parser.add_argument("--model", required=True, help="folder or hub name of the reward model")
+    parser.add_argument("--out", type=Path, help="file for the JSON lines (default: standard output)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="also write the reward-model report of pairs there")
+    parser.add_argument("--format", help="the data's format (default: recognized from the first rows)")
+    parser.add_argument("--template", help="hh, moss-en or moss-zh (default: the tokenizer's chat template)")
+    parser.add_argument("--max-length", type=int, help="most tokens of a row (default: the model's context)")
+    parser.add_argument("--max-batch-tokens", type=int, default=16384, help="most tokens at once (default: 16384)")
+    parser.add_argument("--on-bad-row", choices=("skip", "error"), default="skip", help="default: skip, and count")
+    parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    return parser

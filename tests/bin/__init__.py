@@ -1,0 +1,6 @@
+"""Tests of what a contributor runs; puts bin/ on the path."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bin"))

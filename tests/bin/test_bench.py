@@ -1,0 +1,101 @@
+"""The parts of bin/bench that turn options and runs into comparisons."""
+
+import pytest
+from benchmarks import command, shares
+from benchmarks.command import costs, parser, peer_arguments, spread, without_peer
+from benchmarks.scaling import slope
+from benchmarks.shapes import Clock, medians
+
+
+def test_our_command_line_loses_only_the_peer():
+    arguments = ["ppo", "--peer", "python", "--seed", "3", "--peer-dir=x", "--rounds", "2", "--data", "d"]
+    assert without_peer(arguments) == ["ppo", "--seed", "3", "--data", "d"]
+
+
+def test_the_peer_gets_the_same_work():
+    options = parser().parse_args(["ppo", "--data", "d", "--iterations", "5", "--precision", "bf16-mixed"])
+    options.clock = "cpu"
+    arguments = peer_arguments(options)
+    assert arguments[-1] == "--bf16"
+    pairs = dict(zip(arguments[:-1:2], arguments[1:-1:2], strict=True))
+    assert pairs["--updates"] == "5"
+    assert pairs["--eos-rate"] == "0.04"
+    assert pairs["--mini-batches"] == "4"
+
+
+def test_costs_are_ours_and_theirs():
+    ours = {
+        "seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1},
+        "response_tokens": 10,
+        "prompt_tokens": 10,
+        "memory_peak_mib": 5,
+    }
+    theirs = {
+        "phases_median_s": {"total": 6.0, "rollout": 4.0, "between": 0.5},
+        "response_tokens_per_iteration": 20,
+        "prompt_tokens_per_iteration": 10,
+        "peak_rss_mb": 10,
+    }
+    found = costs("ppo", ours, theirs)
+    assert found == {
+        "total": (2.0, 6.0),
+        "rollout": (1.0, 4.0),
+        "rollout_per_token": (0.1, 0.2),
+        "total_per_token": (0.1, 0.2),
+        "memory": (5, 10),
+    }
+
+
+def test_slope_is_the_exponent():
+    assert slope({size: 3.0 * size**1.5 for size in (2, 4, 16)}) == 1.5
+
+
+def test_spread_and_medians():
+    assert spread([3.0, 1.0, 2.0]) == {"min": 1.0, "median": 2.0, "max": 3.0}
+    assert medians([{"a": 1.0}, {"a": 3.0, "b": 2.0}]) == {"a": 2.0, "b": 1.0}
+
+
+def test_clock_adds_up_and_starts_again():
+    clock = Clock("wall")
+    clock.timed("x", sum)([1])
+    clock.timed("x", sum)([1])
+    assert list(clock.take()) == ["x"]
+    assert clock.take() == {}
+
+
+def test_options_are_required_and_checked(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["ppo"])
+    assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ppo", "overhead", "zero", "scaling"])
+def test_every_command_that_runs_ppo_has_its_options(name):
+    options = parser().parse_args([name, "--data", "d"])
+    needed = {"preset", "threads", "precision", "clock", "micro_batch_tokens", "seed", "data", "prompt_len"}
+    needed |= {"ppo_epochs", "mini_batches", "iterations", "warmup", "ranks", "strategy", "stub_models"}
+    needed |= {"sampler_logprobs"}
+    assert needed <= set(vars(options))
+
+
+def test_shares_are_of_the_same_round(monkeypatch):
+    seconds = iter([10.0, 1.0, 20.0, 1.0])
+    calls = []
+
+    def call(command, threads):
+        calls.append("--stub-models" in command)
+        return {"seconds": {"total": next(seconds)}}
+
+    monkeypatch.setattr(shares, "call", call)
+    options = parser().parse_args(["overhead", "--data", "d", "--rounds", "2"])
+    assert shares.overhead(options)["share_of_the_total"] == {"total": {"min": 0.05, "median": 0.075, "max": 0.1}}
+    assert calls == [False, True, False, True]
+
+
+def test_waiting_for_the_other_rank_counts(monkeypatch, capsys):
+    clocks = {}
+    monkeypatch.setattr(command, "run", lambda options: clocks.setdefault(options.command, options.clock) and {})
+    for name in ("ppo", "zero"):
+        command.main([name, "--data", "d"])
+    capsys.readouterr()
+    assert clocks == {"ppo": "cpu", "zero": "wall"}
