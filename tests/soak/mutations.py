@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """Break the package on purpose, one slip at a time, and see its tests notice.
 
 Each mutation replaces one piece of text in a temporary copy (the tree is never touched) and runs the test file that
 should fail. Usage:
 
-    bin/mutation-check                                 # all of them; exit status 1 if one survives
-    bin/mutation-check functional/kl functional/losses # only those of the files named
+    python -m tests.soak.mutations                                 # all; exit code 1 if one survives
+    python -m tests.soak.mutations functional/kl functional/losses # only those of the files named
 """
 
 # ruff: noqa: E501
@@ -18,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("lit_rlhf", "tests")
 
 
@@ -206,6 +205,12 @@ def main(names: list[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
+    unknown = [name for name in names if name not in {m.file for m in MUTATIONS}]
+    if unknown:
+        print(
+            f"no mutation is of {', '.join(unknown)}; there are some of {', '.join(sorted({m.file for m in MUTATIONS}))}"
+        )
+        return 2
     chosen = [m for m in MUTATIONS if not names or m.file in names]
     for file, tests in sorted({(m.file, m.tests) for m in chosen}):
         if run(Mutation(file, "", "", "", tests)) != 0:
@@ -221,6 +226,12 @@ def main(names: list[str]) -> int:
     return int(bad > 0)
 
 
+def applies(mutation: Mutation) -> bool:
+    """Whether the text to replace stands in its file exactly once."""
+    source = ROOT / "lit_rlhf" / f"{mutation.file}.py"
+    return source.is_file() and source.read_text(encoding="utf-8").count(mutation.before) == 1
+
+
 def run(mutation: Mutation) -> int:
     """Exit status of pytest on a mutated copy: 0 passed, 1 failed, 2 the text was not found once, or no tests ran."""
     with tempfile.TemporaryDirectory() as folder:
@@ -228,11 +239,11 @@ def run(mutation: Mutation) -> int:
         for tree in COPIED:
             shutil.copytree(ROOT / tree, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        source = copy / "lit_rlhf" / f"{mutation.file}.py"
-        text = source.read_text()
-        if mutation.before and text.count(mutation.before) != 1:
-            return 2
-        source.write_text(text.replace(mutation.before, mutation.after) if mutation.before else text)
+        if mutation.before:
+            if not applies(mutation):
+                return 2
+            source = copy / "lit_rlhf" / f"{mutation.file}.py"
+            source.write_text(source.read_text().replace(mutation.before, mutation.after))
         room, name = mutation.file.rsplit("/", 1)
         return in_fork(copy, mutation.tests or f"tests/{room}/test_{name}.py")
 
@@ -247,6 +258,8 @@ def in_fork(folder: Path, tests: str) -> int:
         os.dup2(quiet, 2)
         sys.dont_write_bytecode = True
         sys.path[:0] = [str(folder)]
+        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+            del sys.modules[name]  # `python -m` has imported the package from the tree, not from the copy
         import pytest
 
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", tests])))
