@@ -165,9 +165,13 @@ class WithoutEntropies(TransformersEngine):
 
 
 @pytest.mark.parametrize("kind", [TransformersEngine, WithoutEntropies])
-@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 5e-3)])
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 2**-6)])
 def test_log_probabilities_of_the_sampler_drift_within_rounding(world, tmp_path, precision, bound, kind) -> None:
-    """And spare the policy's scoring pass, if the sampler gives the entropies too."""
+    """And spare the policy's scoring pass, if the sampler gives the entropies too.
+
+    In bf16 a logit between 2 and 4 is rounded to a multiple of 2**-6, and which way depends on the kernel: 0 on one
+    maker's CPU, 0.007 on another's.
+    """
     drifts: list[float] = []
     passes: list[nn.Module] = []
 
