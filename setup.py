@@ -1,4 +1,4 @@
-"""Everything else is in pyproject.toml. The configs of configs/ go into a wheel as `lit_rlhf/configs`, without a copy."""
+"""Everything else is in pyproject.toml. A wheel holds the files of configs/ as `lit_rlhf/configs`, without a copy."""
 
 from setuptools import find_namespace_packages, setup
 

@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def make_tokenizer(vocabulary: int, texts: Iterable[str], **options: Any) -> Any:
-    """A byte-level BPE of at most ``vocabulary`` tokens, trained on ``texts``; ``options`` go to transformers' class."""
+    """A byte-level BPE of at most ``vocabulary`` tokens, trained on ``texts``; ``options`` are of its class."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -177,8 +177,8 @@ class Trial:
 class Watch:
     """What is written into a folder of checkpoints from now on.
 
-    A kill may have left a half-written file, which lies there until the same checkpoint is written again: it is no write
-    of the next start, although a write may well have its name.
+    A kill may have left a half-written file, which lies there until the same checkpoint is written again: it is no
+    write of the next start, although one may well have its name.
 
     Args:
         folder: May come into being later.
