@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.distributed import all_reduce_max, all_reduce_sum
-from lit_rlhf.functional.diagnostics import explained_variance_from_sums, explained_variance_sums
+from lit_rlhf.functional.diagnostics import explained_variance_from_sums, explained_variance_sums, perplexity
 from lit_rlhf.functional.kl import k1, k3
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.types import Experience
@@ -92,8 +92,8 @@ def _named(mean: dict[str, float], tokens: float, *, scored: bool) -> dict[str, 
         **{f"rollout/{name}": mean[name] for name in plain},
         **{f"rollout/{name}_std": _std(mean, name) for name in spread},
         "rollout/cut_rate": 1.0 - mean["eos_rate"],
-        "rollout/perplexity": math.exp(min(700.0, mean["nll"])),
-        "rollout/ref_perplexity": math.exp(min(700.0, mean["ref_nll"])),
+        "rollout/perplexity": perplexity(mean["nll"]),
+        "rollout/ref_perplexity": perplexity(mean["ref_nll"]),
         "rollout/tokens": tokens,
     }
 
