@@ -125,6 +125,11 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
         self._left_out = False
         self._updating: Minibatch | None = None
 
+    @property
+    def rollout_metrics(self) -> dict[str, float]:
+        """What is logged of the last rollout; the monitors leave these names alone."""
+        return self._rollout_metrics
+
     def _check_options(self) -> None:
         loss, needs_critic = self.loss_config, self.estimator.needs_critic
         if not needs_critic and loss.value_clip_range is not None:
