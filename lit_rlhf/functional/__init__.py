@@ -20,14 +20,13 @@ from lit_rlhf.functional.diagnostics import (
 from lit_rlhf.functional.kl import k1, k3, log_ratio
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import (
-    EntropyTerm,
-    LMLoss,
-    PolicyLoss,
-    ValueLoss,
+    RatioSums,
     clipped_policy_loss,
-    entropy_term,
+    entropy_loss,
     kl_penalty_policy_loss,
     lm_loss,
+    normalized_sum,
+    ratio_sums,
     value_loss,
 )
 from lit_rlhf.functional.masking import keep, masked_moments, masked_whiten
@@ -37,16 +36,13 @@ from lit_rlhf.functional.preference import accuracy, pairwise_loss
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 
 __all__ = [
-    "EntropyTerm",
-    "LMLoss",
-    "PolicyLoss",
+    "RatioSums",
     "RunningMoments",
-    "ValueLoss",
     "accuracy",
     "chunked_logprobs",
     "clipped_policy_loss",
     "discounted_returns",
-    "entropy_term",
+    "entropy_loss",
     "explained_variance_from_sums",
     "explained_variance_sums",
     "generalized_advantage_estimate",
@@ -61,10 +57,12 @@ __all__ = [
     "masked_moments",
     "masked_whiten",
     "ngram_hashes",
+    "normalized_sum",
     "pairwise_loss",
     "penalize_missing_eos",
     "perplexity",
     "prefix_hashes",
+    "ratio_sums",
     "shape_scores",
     "shape_statistics",
     "token_rewards",
