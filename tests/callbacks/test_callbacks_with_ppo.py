@@ -20,6 +20,7 @@ from lit_rlhf.callbacks import (
     RLHFProgressBar,
     SampleLogger,
 )
+from lit_rlhf.ppo.kl_controller import FixedKL
 from lit_rlhf.reports.run_data import load_run
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_world
 
@@ -86,6 +87,23 @@ def test_the_monitors_would_have_said_the_same(monkeypatch, tmp_path):
     assert judged.keys() == rejudged.keys() == {"kl", "length", "perplexity", "tail", "distinct"}
     for signal, values in judged.items():
         assert values == pytest.approx(rejudged[signal], rel=1e-5, abs=1e-6), signal
+
+
+def test_without_a_reference_the_callbacks_that_can_do_without_one_do(tmp_path):
+    world = write_world(tmp_path / "world")
+    monitors = [KLMonitor(), PerplexityMonitor(), ResponseLengthMonitor(), RewardDistributionMonitor()]
+    recorder, samples = Recorder(), SampleLogger(fixed=2, random=2)
+    options = {"callbacks": [*monitors, samples, recorder], "max_epochs": 1, "num_sanity_val_steps": 1}
+    trainer = make_trainer(tmp_path / "run", **options)
+    trainer.fit(make_ppo(world, reference=None, kl_controller=FixedKL(0)), make_data(world))
+    logged = recorder.metrics[-1]
+    assert {"rollout/perplexity", "rollout/score_skew", "rollout/response_length_p90"} <= logged.keys()
+    assert not [
+        name for name in logged if "kl" in name.split("/")[-1] and name.startswith("rollout/") or "ref_" in name
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"fixed", "random"}
+    assert all(line["kl"] is None and "kl" not in line["columns"] for line in lines)
 
 
 def test_samples_begin_with_the_sft_model_and_hold_every_column(run):
