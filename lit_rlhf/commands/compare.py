@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.evaluation.responses import evaluation_means
 from lit_rlhf.evaluation.table import PolicyEvaluation, ResultTable
 from lit_rlhf.evaluation.win_rate import WinRate, win_rates_by
@@ -90,9 +90,14 @@ def evaluate_policy(name: str, rows: Sequence[Row], baseline: Sequence[Row] | No
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table; write it as JSON and Markdown beside each other."""
-    parser = argparse.ArgumentParser(prog="lit-rlhf compare", description=__doc__)
+def main(argv: Sequence[str]) -> None:
+    """Print the table; write it as JSON and Markdown beside each other.
+
+    Raises:
+        FileNotFoundError: A run has no evaluated responses.
+        ValueError: The runs cannot be compared, or a row lacks a score.
+    """
+    parser = CommandParser("compare", "Policies against a baseline, from the responses that `lit-rlhf test` saved.")
     parser.add_argument("baseline", help="NAME=RUN_DIR or file of the policy to compare with (usually SFT)")
     parser.add_argument("policies", nargs="+", help="NAME=RUN_DIR or file of each policy")
     parser.add_argument("--judge", default="gold", help="score that decides (default: gold)")
