@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
     Raises:
-        ValueError: If a directory is not a run.
+        ValueError: As :func:`lit_rlhf.reports.run_page.write_report`.
     """
     parser = argparse.ArgumentParser(prog="lit-rlhf report", description="One HTML page from run directories.")
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="run directory; several are overlaid")
