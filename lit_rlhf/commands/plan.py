@@ -109,10 +109,10 @@ def _numbers(trainer: Mapping[str, Any], devices: int | None) -> Numbers:
 
 
 def _ppo_models(options: Mapping[str, Any], stand_in: str | None) -> list[Model]:
-    loading, frozen = options.get("model") or {}, options.get("frozen") or {}
+    loading, frozen = options.get("model") or {}, options.get("reference") or {}
     common: dict[str, Any] = {"attention": loading.get("attn_implementation")}
     policy = _config(options["policy"], loading, stand_in)
-    reference = options.get("reference")
+    reference = frozen.get("path")
     reward = (options.get("reward") or {}).get("init_args") or {}
     checkpointing = bool(loading.get("gradient_checkpointing"))
     models = [
@@ -179,7 +179,7 @@ def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: i
     budget = BatchingConfig(micro_batch_tokens=sizes.get("micro_batch_tokens")).token_budget(device)
     updated = min(updated, max(1, budget // width))
     generated = min(rows, max(1, _value(engine, TransformersEngine, "max_batch_tokens") // width))
-    ptx = options.get("ptx") or {}
+    ptx = sizes.get("ptx") or {}
     return Shapes(
         update_rows=updated,
         update_width=width,
