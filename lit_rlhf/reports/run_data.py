@@ -173,11 +173,11 @@ def _evaluated(root: Path, skipped: Counter[str], count: int = 8) -> list[dict[s
         step = int(re.sub(r"\D", "", path.stem) or 0)
         rows = read_lines(root, f"evaluations/{path.name}", is_evaluated, skipped)
         for index, row in enumerate(rows[:count]):
-            sequence = row["logprob"] - row["ref_logprob"]
+            ref = row.get("ref_logprob")  # absent without a reference
+            kl = None if ref is None else (row["logprob"] - ref) / max(1, row["tokens"])
             facts = {"step": step, "kind": "fixed", "index": index, "tokens": [], "columns": {}}
             shown = {key: row.get(key) for key in ("prompt", "response", "score", "ended")}
-            kl = {"kl": sequence / max(1, row["tokens"]), "kl_sequence": sequence, "length": row["tokens"]}
-            out.append({**facts, **shown, **kl})
+            out.append({**facts, **shown, "kl": kl, "length": row["tokens"]})
     return out
 
 

@@ -106,4 +106,4 @@ def is_event(line: Any) -> bool:
 def is_evaluated(line: Any) -> bool:
     """Whether ``line`` is a row that a validation saves."""
     texts = _has(line, prompt=str, response=str, score=_MAYBE, ended=bool | None)
-    return texts and _has(line, tokens=int, logprob=_NUMBER, ref_logprob=_NUMBER)
+    return texts and _has(line, tokens=int, logprob=_NUMBER, ref_logprob=_MAYBE)

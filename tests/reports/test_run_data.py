@@ -73,9 +73,10 @@ def test_without_fixed_samples_the_saved_validations_stand_in(tmp_path):
         "logprob": -1.0,
         "ref_logprob": -3.0,
     }
-    (tmp_path / "evaluations/val-step000002.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    without = {key: value for key, value in row.items() if key != "ref_logprob"}  # a run without a reference
+    (tmp_path / "evaluations/val-step000002.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(without))
     samples = load_run(tmp_path).samples
-    assert [(s["at"], s["index"], s["kl"], s["length"]) for s in samples] == [(2, 0, 0.5, 4), (2, 1, 0.5, 4)]
+    assert [(s["at"], s["index"], s["kl"], s["length"]) for s in samples] == [(2, 0, 0.5, 4), (2, 1, None, 4)]
     fixed = {"step": 0, "kind": "fixed", "index": 0, "prompt": "p", "response": "r", "tokens": [], "columns": {}}
     (tmp_path / "samples.jsonl").write_text(json.dumps(fixed))
     assert len(load_run(tmp_path).samples) == 1
