@@ -62,10 +62,6 @@ class RunData:
     versions: dict[str, str] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def first(self, *names: str) -> list[tuple[int, float]]:
-        """The first of ``names`` that was logged; empty when none was."""
-        return next((self.series[name] for name in names if self.series.get(name)), [])
-
 
 def name_runs(paths: Sequence[Path]) -> list[str]:
     """A short, distinct name a path: its folder's, with as many parents as distinctness needs."""

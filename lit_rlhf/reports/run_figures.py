@@ -18,32 +18,32 @@ MAX_ROWS = 500  # of the map of scores: a run whose scores explode still makes a
 
 
 class Panel(NamedTuple):
-    """One metric over iterations: its heading, its unit, and its names in the logs, the first found first."""
+    """One metric over iterations: its heading, its unit and its name in the logs."""
 
     title: str
     unit: str
-    names: tuple[str, ...]
+    name: str
 
 
-SCORE = Panel("Score", "reward model's score, raw", ("rollout/score", "monitor/reward_distribution/mean"))
-LENGTH = Panel("Response length", "tokens", ("rollout/response_length", "monitor/length/mean"))
-KL = Panel("KL to the reference", "nats per token (k1)", ("rollout/kl", "monitor/kl/k1"))
-PERPLEXITY = Panel("Perplexity of responses", "under the policy", ("rollout/perplexity", "monitor/perplexity/policy"))
+SCORE = Panel("Score", "reward model's score, raw", "rollout/score")
+LENGTH = Panel("Response length", "tokens", "rollout/response_length")
+KL = Panel("KL to the reference", "nats per token (k1)", "rollout/kl")
+PERPLEXITY = Panel("Perplexity of responses", "under the policy", "rollout/perplexity")
 FOUR = (SCORE, LENGTH, KL, PERPLEXITY)
 INSIDE = (
-    Panel("Value", "critic, mean per token", ("rollout/value",)),
-    Panel("Return", "critic's target", ("rollout/return",)),
-    Panel("Advantage", "raw, before whitening", ("rollout/advantage",)),
-    Panel("Value loss", "", ("loss/value",)),
-    Panel("Policy loss", "", ("loss/policy",)),
-    Panel("Explained variance", "of the returns", ("update/explained_variance",)),
-    Panel("Clipped share", "of token ratios", ("update/clip_fraction",)),
-    Panel("KL of an update", "new policy to old, nats", ("update/approx_kl",)),
-    Panel("Gradient norm", "before clipping", ("update/grad_norm",)),
-    Panel("KL coefficient", "", ("kl_coef",)),
-    Panel("Collapse index", "nats per token; flagged when high", ("monitor/collapse/index",)),
-    Panel("Distinct-4", "of the rollout", ("monitor/repetition/distinct_4",)),
-    Panel("Upper tail of scores", "2.6 for a normal distribution", ("monitor/reward_distribution/upper_tail",)),
+    Panel("Value", "critic, mean per token", "rollout/value"),
+    Panel("Return", "critic's target", "rollout/return"),
+    Panel("Advantage", "raw, before whitening", "rollout/advantage"),
+    Panel("Value loss", "", "loss/value"),
+    Panel("Policy loss", "", "loss/policy"),
+    Panel("Explained variance", "of the returns", "update/explained_variance"),
+    Panel("Clipped share", "of token ratios", "update/clip_fraction"),
+    Panel("KL of an update", "new policy to old, nats", "update/approx_kl"),
+    Panel("Gradient norm", "before clipping", "update/grad_norm"),
+    Panel("KL coefficient", "", "kl_coef"),
+    Panel("Collapse index", "nats per token; flagged when high", "monitor/collapse/index"),
+    Panel("Distinct-4", "of the rollout", "rollout/distinct_4"),
+    Panel("Upper tail of scores", "2.6 for a normal distribution", "rollout/score_upper_tail"),
 )
 
 
@@ -71,7 +71,7 @@ def series_figure(runs: Sequence[RunData], panel: Panel) -> go.Figure | None:
     """
     figure = go.Figure()
     for k, run in enumerate(runs):
-        points = run.first(*panel.names)
+        points = run.series.get(panel.name)
         if points:
             _add_band(figure, literal(run.name), k, points)
     if not figure.data:
@@ -83,14 +83,14 @@ def series_figure(runs: Sequence[RunData], panel: Panel) -> go.Figure | None:
 def held_out_panels(runs: Sequence[RunData]) -> list[Panel]:
     """One panel a validation metric."""
     names = sorted({name for run in runs for name in run.series if name.startswith("val/")})
-    return [Panel(f"Held-out {name.removeprefix('val/').replace('_', ' ')}", "", (name,)) for name in names]
+    return [Panel(f"Held-out {name.removeprefix('val/').replace('_', ' ')}", "", name) for name in names]
 
 
 def frontier_charts(runs: Sequence[RunData]) -> list[Chart]:
     """Score against KL, one point an iteration: what was gained and what it cost."""
     figure = go.Figure()
     for k, run in enumerate(runs):
-        kl, score = dict(run.first(*KL.names)), dict(run.first(*SCORE.names))
+        kl, score = dict(run.series.get(KL.name, [])), dict(run.series.get(SCORE.name, []))
         at = sorted(kl.keys() & score.keys())
         if not at:
             continue

@@ -72,7 +72,7 @@ def _facts(run: RunData, k: int) -> dict[str, str]:
 def _summary(run: RunData) -> list[str]:
     iterations = max((points[-1][0] + 1 for points in run.series.values() if points), default=0)
     flagged = ", ".join(f"iteration {event['at']}" for event in run.events) or "never"
-    return [run.name, str(iterations), *(_ends(run.first(*panel.names)) for panel in drawn.FOUR), flagged]
+    return [run.name, str(iterations), *(_ends(run.series.get(panel.name, [])) for panel in drawn.FOUR), flagged]
 
 
 def _ends(points: list[tuple[int, float]]) -> str:

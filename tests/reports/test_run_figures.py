@@ -9,7 +9,7 @@ from lit_rlhf.reports.run_figures import MAX_ROWS, Panel, distribution_figure, s
 
 def test_band_holds_the_line_and_the_runs_differ_in_color_and_dash(runs):
     loaded = [load_run(path) for path in runs]
-    figure = series_figure(loaded, Panel("KL", "nats", ("rollout/kl",)))
+    figure = series_figure(loaded, Panel("KL", "nats", "rollout/kl"))
     bands, lines = figure.data[::2], figure.data[1::2]
     for band, line in zip(bands, lines, strict=True):
         n = len(line.x)
