@@ -38,7 +38,7 @@ def write(preset: str, data: list[Path], out: Path, *, context: int, seed: int) 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from lit_rlhf.models.loading import quiet
+    from lit_rlhf.models.loading.pretrained import quiet
 
     width, layers, heads, inner, vocabulary = PRESETS[preset]
     core = Tokenizer(models.BPE())

@@ -85,7 +85,9 @@ def load_scorer(
     """
     import torch
 
-    from lit_rlhf.models.loading import check_context, load_scalar_model, load_tokenizer
+    from lit_rlhf.models.loading.checks import check_context
+    from lit_rlhf.models.loading.scalar import load_scalar_model
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path, needs_pad=False, trust_remote_code=trust_remote_code)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")

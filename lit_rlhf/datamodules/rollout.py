@@ -18,7 +18,8 @@ from lit_rlhf.data.template import check_template, fit_prompt
 from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.distributed import rank, world_size
-from lit_rlhf.models.loading import check_context, load_config
+from lit_rlhf.models.loading.checks import check_context
+from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.ppo.loader import ExperienceSource, RolloutLoader
 from lit_rlhf.ppo.minibatch import Minibatch, minibatches
 from lit_rlhf.ppo.plan import BatchingConfig, generator_for, global_rows

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.models.checkpoint import load_pickle, resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
-from lit_rlhf.models.loading import check_loaded, quiet, without_dropout
+from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
 from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare_dtype, host_copy, merged
 
 _HEAD = "head.weight"

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.distributed import rank
-from lit_rlhf.models.configured import load_options, load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.configured import load_options, load_policy, load_tokenizer_for
+from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.tokenizer import check_tokenizers
 from lit_rlhf.modules.answers import eos_token_ids, reward_request
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.ptx import PTXText

@@ -17,9 +17,9 @@ from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_p
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
-from lit_rlhf.models.configured import load_options, load_tokenizer_for
 from lit_rlhf.models.export import export_scalar
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.configured import load_options, load_tokenizer_for
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.reports.reward_page import write_reward_report

@@ -13,8 +13,8 @@ from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, requir
 from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
 from lit_rlhf.functional.losses import lm_loss
-from lit_rlhf.models.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
+from lit_rlhf.models.loading.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.scoring import text_logprobs
 from lit_rlhf.modules.answers import eos_token_ids, eval_uniforms, response_rows, reward_request
 from lit_rlhf.modules.base import BaseModule

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models.frozen import FrozenModel, Placement
-from lit_rlhf.models.loading import (
-    as_dtype,
-    check_context,
-    check_embeddings,
-    load_scalar_model,
-    load_tokenizer,
-    same_vocabulary,
-)
+from lit_rlhf.models.loading.checks import check_context, check_embeddings
+from lit_rlhf.models.loading.pretrained import as_dtype
+from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
 from lit_rlhf.models.scalar import ScalarModel, score_rows
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput, RewardRequest, Rollout

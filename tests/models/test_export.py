@@ -19,7 +19,9 @@ from lit_rlhf.models.export import (
     scalar_model_from_state,
 )
 from lit_rlhf.models.fingerprint import FILE_NAME
-from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
 IDS = torch.arange(4, 20).unsqueeze(0)
 

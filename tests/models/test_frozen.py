@@ -10,7 +10,7 @@ from torch import nn
 
 from lit_rlhf.models.checkpoint import same_source
 from lit_rlhf.models.frozen import FrozenModel, cast_parameters
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.loading.causal import load_causal_lm
 
 
 def _digest(model: nn.Module) -> str:

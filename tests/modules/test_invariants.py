@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
-from lit_rlhf.models.loading import load_causal_lm, load_scalar_model
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig
 from lit_rlhf.ppo.metrics import UpdateSums

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.scalar import score_rows
 from lit_rlhf.rewards.model import ModelReward, encode_pair, translate_special
 from tests.models.tiny import CHARACTERS, make_tokenizer

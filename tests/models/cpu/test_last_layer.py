@@ -8,7 +8,7 @@ import torch
 from lit_rlhf.models.causal import trunk_hidden
 from lit_rlhf.models.cpu.kernels import tune_for_cpu
 from lit_rlhf.models.cpu.last_layer import last_layer_at
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.loading.causal import load_causal_lm
 
 PLAIN = ["llama", "qwen2", "qwen3", "mistral"]
 OTHER = ["gpt2", "gemma2", "cohere", "stablelm"]
