@@ -13,13 +13,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-KEPT_WHOLE = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-
-
-def rows_can_be_cached(config: object) -> bool:
-    """Whether every layer of a model (its text config) keeps plain keys and values, which is what `RowCache` stores."""
-    return set(getattr(config, "layer_types", None) or ["full_attention"]) <= KEPT_WHOLE
-
 
 class Window:
     """Where the next forward pass writes: rows ``[first_row, first_row + rows)`` from column ``column`` on.

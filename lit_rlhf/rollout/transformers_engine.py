@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.data.batching import token_packs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
 from lit_rlhf.models.cpu.last_layer import last_layer_at
@@ -147,14 +148,10 @@ class _Responses:
             self.entropies[running.rows] = running.entropies.masked_fill(~drawn, 0.0)
 
 
-def _batches(lengths: Tensor, *, extra: int, max_tokens: int) -> Iterator[Tensor]:
+def _batches(lengths: Tensor, *, extra: int, max_tokens: int) -> list[Tensor]:
     """Row indices in pieces of at most ``max_tokens`` slots (rows x (longest + extra)), longest rows first."""
-    order = lengths.argsort(descending=True, stable=True)
-    start, sizes = 0, lengths[order].tolist()
-    while start < len(sizes):
-        count = max(1, max_tokens // (sizes[start] + extra))
-        yield order[start : start + count]
-        start += count
+    packs = token_packs((lengths + extra).tolist(), max_tokens)
+    return [torch.tensor(rows, device=lengths.device) for rows in packs]
 
 
 @contextmanager

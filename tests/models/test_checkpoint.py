@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lit_rlhf.models.checkpoint import load_pickle
 from lit_rlhf.models.loading.causal import load_causal_lm
 from lit_rlhf.models.loading.scalar import load_scalar_model
 
@@ -74,3 +75,26 @@ class TestPickles:
         (folder / "model.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"No model\.safetensors or pytorch_model\.bin"):
             load_causal_lm(folder)
+
+
+class TestCheckpointFile:
+    def test_code_anywhere_in_it_is_refused(self, tmp_path):
+        torch.save({"state_dict": {}, "callbacks": _AsksForCode(tmp_path / "ran")}, tmp_path / "bad.ckpt")
+        with pytest.raises(ValueError, match=r"Refused to open .*bad\.ckpt.*could run code.*system"):
+            load_pickle(tmp_path / "bad.ckpt")
+        assert not (tmp_path / "ran").exists()
+
+    def test_damaged(self, tmp_path):
+        torch.save({"state_dict": {"w": torch.ones(1000)}}, tmp_path / "cut.ckpt")
+        data = (tmp_path / "cut.ckpt").read_bytes()
+        for end in (0, 10, len(data) // 2):
+            (tmp_path / "cut.ckpt").write_bytes(data[:end])
+            with pytest.raises(ValueError, match=r"cut\.ckpt"):
+                load_pickle(tmp_path / "cut.ckpt")
+
+    def test_other_files(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="No checkpoint file at"):
+            load_pickle(tmp_path / "none.ckpt")
+        torch.save([1], tmp_path / "b.pt")
+        with pytest.raises(ValueError, match="must hold a dict of tensors, not a list"):
+            load_pickle(tmp_path / "b.pt")

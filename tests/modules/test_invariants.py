@@ -143,7 +143,7 @@ def test_reference_and_reward_are_bitwise_what_was_loaded_and_in_eval(world, tra
     module.train()
     frozen = {
         "reference": (module.reference.model, load_causal_lm(str(world / "policy"))),
-        "reward": (module.reward.model.model, load_scalar_model(str(world / "reward"), head="load")),
+        "reward": (module.reward._model.model, load_scalar_model(str(world / "reward"), head="load")),
     }
     for name, (model, loaded) in frozen.items():
         assert not any(part.training for part in model.modules()), name
