@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
+from lit_rlhf.models.cpu import tune
 from lit_rlhf.strategies.accumulation import (
     accumulate,
     backward_parts,
@@ -91,6 +92,14 @@ class BaseModule(L.LightningModule, ABC):
     @abstractmethod
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
+
+    # ---------------------------------------------------------------- device
+
+    def on_fit_start(self) -> None:
+        """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
+        tune(self, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     # ---------------------------------------------------------------- optimizer
 

@@ -20,14 +20,14 @@ from lit_rlhf.distributed import all_gather_object, any_rank
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 from lit_rlhf.models.compact import compact_rows
-from lit_rlhf.models.cpu.memory import release_freed_memory
+from lit_rlhf.models.cpu import release_freed_memory
 from lit_rlhf.models.scoring import response_logprobs, response_values
 from lit_rlhf.modules.ppo_models import FourModels
 from lit_rlhf.ppo.config import LossConfig, ShapingConfig
 from lit_rlhf.ppo.kl_controller import KLController
 from lit_rlhf.ppo.metrics import rollout_metrics
 from lit_rlhf.ppo.minibatch import plan_updates, scoring_micro_batches
-from lit_rlhf.ppo.plan import CPU_TOKENS, BatchingConfig
+from lit_rlhf.ppo.plan import BatchingConfig
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.types import Experience, PromptBatch, RewardOutput, Rollout, ScoredRollout
 
@@ -69,9 +69,7 @@ class ExperienceCollection(FourModels):
         self._left_out = False
         self._timings = {}
         self.policy.eval()
-        if self.device.type == "cpu" and batching.token_budget(self.device) <= CPU_TOKENS:
-            # The keys and values to come do not fit into the small holes that small passes leave.
-            release_freed_memory()
+        release_freed_memory(self.device, pass_tokens=batching.token_budget(self.device))
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             with self._in_phase("rollout"):
                 rollout = self.generate(prompts, uniforms, self.sampling)

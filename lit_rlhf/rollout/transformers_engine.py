@@ -20,7 +20,7 @@ from torch import Tensor
 from lit_rlhf.data.batching import token_packs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
-from lit_rlhf.models.cpu.last_layer import last_layer_at
+from lit_rlhf.models.cpu import seen_at
 from lit_rlhf.models.packed_pairs import can_pack
 from lit_rlhf.rollout.engine import RolloutEngine, assemble, check_request
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
@@ -249,7 +249,7 @@ class _Batch:
             static=engine.static_cache,
         )
         self.accepts = inspect.signature(model.forward).parameters
-        self.trunk = trunk = unwrap(model).base_model
+        trunk = unwrap(model).base_model
         # Building the mask anew at every step, as the models do by themselves, costs more than a small layer.
         self.own_mask = trunk.config._attn_implementation if can_pack(trunk) else None
         self.position = torch.zeros(1, dtype=torch.int64, device=running.ids.device) if engine.static_cache else None
@@ -288,9 +288,11 @@ class _Batch:
             positions = (mask.cumsum(1) - 1).clamp_min(0)
             ids = running.ids[first:stop, column : self.width]
             ends = torch.arange(1, len(ids) + 1, device=ids.device) * ids.size(1) - 1
-            with last_layer_at(self.trunk, ends) as trimmed:
-                logits = self._logits(self.model, ids, mask, positions, keep=0 if trimmed else 1)
-            pieces.append(logits[0] if trimmed else logits[:, -1])
+            view = seen_at(unwrap(self.model), ends)
+            if view is None:
+                pieces.append(self._logits(self.model, ids, mask, positions)[:, -1])
+            else:
+                pieces.append(self._logits(view, ids, mask, positions, keep=0)[0])
         return torch.cat(pieces).float()
 
     def _decode(self, step: int) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from lit_rlhf.models.checkpoint import check_weights_are_plain, resolve_folder
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
 from lit_rlhf.models.scalar import HEAD_KEY
 
 HEAD_KEYS = (HEAD_KEY, "reward_head.weight")
@@ -69,7 +68,6 @@ def load_pretrained(
         # The second name is the first one's in transformers before 5.20.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    tune_for_cpu(model)
     return model
 
 

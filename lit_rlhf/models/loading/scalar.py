@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lit_rlhf.models.causal import projector
 from lit_rlhf.models.checkpoint import read_tensor, resolve_folder, tensor_keys
-from lit_rlhf.models.cpu.kernels import SDPA_NAMES
 from lit_rlhf.models.fingerprint import check_fingerprint
 from lit_rlhf.models.loading.pretrained import HEAD_KEYS, as_dtype, load_pretrained
 from lit_rlhf.models.scalar import ScalarHead, ScalarModel, sequence_classifier
@@ -68,7 +67,7 @@ def load_scalar_model(
 def _attention_for_the_cpu(model: Any) -> Iterator[None]:
     """Attention that runs anywhere: the checks at load time happen before the model is on its device."""
     wanted = model.config._attn_implementation
-    if wanted in ("eager", *SDPA_NAMES):
+    if wanted in ("eager", "sdpa"):
         yield
         return
     model.set_attn_implementation("eager")
