@@ -176,6 +176,28 @@ class RLHFCLI(LightningCLI):
                 callback.dirpath = str(run / "checkpoints")
 
 
+class BuiltCLI(RLHFCLI):
+    """Module and data module as a run would have them; no trainer is made and nothing runs.
+
+    Attributes:
+        model: The LightningModule.
+        datamodule: The LightningDataModule.
+        trainer_config: The trainer's options, as the config has them.
+    """
+
+    def instantiate_classes(self) -> None:
+        """All but what belongs to the trainer: a strategy or a logger may need a machine that this one is not."""
+        self.config = self.config.clone()
+        self.trainer_config = self.config[self.subcommand].pop("trainer")
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
 def _is_local_path(path: str) -> bool:
     """Whether a ``ckpt_path`` is neither a URL nor one of Lightning's names."""
     return "://" not in path and path not in ("best", "hpc") and not path.startswith("registry")
@@ -212,6 +234,15 @@ def _brings_own_checkpoints(config: dict[str, Any]) -> bool:
 
 def run(args: list[str]) -> RLHFCLI:
     """Parse ``args`` and run the subcommand they start with."""
+    return RLHFCLI(**_cli_options(args))
+
+
+def build(args: list[str]) -> BuiltCLI:
+    """Parse ``args`` as :func:`run` does, and build module and data module alone; no weights are loaded."""
+    return BuiltCLI(**{**_cli_options(args), "seed_everything_default": False})
+
+
+def _cli_options(args: list[str]) -> dict[str, Any]:
     quiet()
     register_strategies()
     for name in NAMED_IN_YAML:
@@ -219,23 +250,23 @@ def run(args: list[str]) -> RLHFCLI:
         for found in pkgutil.iter_modules(package.__path__):
             import_module(f"{name}.{found.name}")
     check_top_level(args)
-    return RLHFCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
+    return {
+        "model_class": L.LightningModule,
+        "datamodule_class": L.LightningDataModule,
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "save_config_callback": RunConfig,
+        "save_config_kwargs": {"overwrite": True},
+        "trainer_defaults": {
             "log_every_n_steps": 1,
             "logger": True,
             "use_distributed_sampler": False,
             "enable_model_summary": False,
         },
-        seed_everything_default=0,
-        parser_kwargs={"default_env": True, "env_prefix": "LIT_RLHF"},
-        args=args,
-    )
+        "seed_everything_default": 0,
+        "parser_kwargs": {"default_env": True, "env_prefix": "LIT_RLHF"},
+        "args": args,
+    }
 
 
 def quiet() -> None:
@@ -256,4 +287,4 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-__all__ = ["RLHFCLI", "run"]
+__all__ = ["RLHFCLI", "build", "run"]

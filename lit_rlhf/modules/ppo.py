@@ -25,8 +25,10 @@ from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.models.compact import CompactRows, compact_rows
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.models.scoring import response_logprobs, response_values, text_logprobs
+from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
 from lit_rlhf.modules.ppo_collection import ExperienceCollection
 from lit_rlhf.modules.ppo_evaluation import PromptEvaluation
+from lit_rlhf.modules.ppo_models import critic_path
 from lit_rlhf.modules.ptx import PTXText
 from lit_rlhf.ppo.config import (
     CriticConfig,
@@ -136,6 +138,35 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
             raise ValueError("`loss.target_kl` measures the old policy, `loss.old_logprobs: reference` has none.")
         if loss.old_logprobs == "sampler" and not getattr(self.engine, "sampler_logprobs", True):
             raise ValueError("`loss.old_logprobs: sampler` needs an engine with `sampler_logprobs: true`.")
+
+    def memory_models(self) -> list[ModelUse]:
+        """Policy, reference, the models of all rewards, and the critic where the estimator needs one."""
+        loading, frozen = self.model_config, self.frozen_config
+        policy = ModelUse(role="policy", path=self.policy_path, causal=True, trained=True, loading=loading)
+        reference = ModelUse(
+            role="reference", path=self.reference_path, causal=True, loading=loading,
+            dtype=frozen.dtype, placement=frozen.placement,
+        )  # fmt: skip
+        rewards = [use for reward in (self.reward, *self.eval_rewards.values()) for use in reward.memory_models()]
+        if not self.estimator.needs_critic:
+            return [policy, reference, *rewards]
+        critic = ModelUse(role="critic", path=critic_path(self), causal=False, trained=True, loading=loading)
+        return [policy, reference, *rewards, critic]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Passes over prompts and responses as long as they may be."""
+        batching: BatchingConfig = data.batching
+        return rollout_sizes(
+            prompt=data.max_prompt_length,
+            response=self.sampling.max_response_length,
+            rollout_rows=batching.rollout_batch_size // ranks,
+            update_rows=batching.minibatch_size // ranks,
+            pass_tokens=batching.token_budget(device),
+            cache_tokens=getattr(self.engine, "max_batch_tokens", None),
+            prefill_tokens=getattr(self.engine, "prefill_tokens", None),
+            text_ratio=self.ptx.batch_ratio if self.ptx else 0.0,
+            text_width=self.ptx.max_length if self.ptx else 0,
+        )
 
     def ptx_batches(self, batching: BatchingConfig, iteration: int) -> list[tuple[TextBatch, float]]:
         """The text beside each update of an iteration, or nothing."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.config import ModelConfig
 from lit_rlhf.data.template import encode_piece, encode_rendered
 from lit_rlhf.models.frozen import FrozenModel, Placement
 from lit_rlhf.models.loading.checks import check_context, check_embeddings
@@ -14,6 +15,7 @@ from lit_rlhf.models.loading.pretrained import as_dtype
 from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
 from lit_rlhf.models.scalar import ScalarModel, score_rows
+from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput, RewardRequest, Rollout
 
@@ -105,6 +107,12 @@ class ModelReward(Reward):
             encode_again(own, translate_special(prompt, policy, own), response, ended=ended)
             for prompt, response, ended in texts
         ]
+
+    def memory_models(self) -> list[ModelUse]:
+        """The reward model."""
+        role, loading = self.name.replace("_", " "), ModelConfig(trust_remote_code=self.trust_remote_code)
+        place = self.placement
+        return [ModelUse(role=role, path=self.path, causal=False, dtype=self.dtype, placement=place, loading=loading)]
 
     def describe(self) -> dict[str, Any]:
         """Name, type, path and dtype."""
