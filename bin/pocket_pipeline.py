@@ -144,7 +144,7 @@ class Pipeline:
             root = self.runs / "test" / name
             if any((root / "evaluations").glob("test-*.jsonl")):
                 continue
-            reference = ["--model.reference", str(self.model("sft"))]
+            reference = ["--model.reference.path", str(self.model("sft"))]
             words = [*common, *words, *reference, "--trainer.default_root_dir", str(root)]
             running.append(self.command(*words, log=self.runs / f"test-{name}.log"))
         wait_for(running)

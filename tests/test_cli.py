@@ -115,7 +115,7 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], None], list[str]]] = [
     ("reward", nested(*ARGS, "reward", "init_args", "pth", value="x"), ["pth", "path"]),
     ("data", nested("data", "init_args", "rollout_batchsize", value=8), ["rollout_batchsize", "rollout_batch_size"]),
     ("class", nested("model", "class_path", value="PPOModul"), ["PPOModul"]),
-    ("literal", nested(*ARGS, "loss", value={"objective": "clipp"}), ["objective", "clipp", "kl_penalty"]),
+    ("literal", nested(*ARGS, "loss", value={"average": "token"}), ["average", "token", "responses"]),
     ("type", nested(*ARGS, "sampling", "top_p", value="high"), ["top_p", "high"]),
     ("rule", nested(*ARGS, "sampling", "top_p", value=1.5), ["`top_p`", "1.5", "(0, 1]"]),
     ("choice", nested(*ARGS, "on_non_finite", value="ignore"), ["on_non_finite", "ignore", "stop", "skip"]),
@@ -143,7 +143,7 @@ def test_bad_config_file_is_one_line(edit, told, capsys, no_model, world) -> Non
         (["--trainer.max_epochz=3"], ["max_epochz", "max_epochs"]),
         (["--modell.policy", "x"], ["modell", "model"]),
         (["--data.rollout_batch_size", "many"], ["rollout_batch_size", "many"]),
-        (["--model.loss.objective", "clipp"], ["objective", "clipp", "kl_penalty"]),
+        (["--model.loss.average", "token"], ["average", "token", "responses"]),
         (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else None,
@@ -191,22 +191,22 @@ def test_print_config_shows_every_key(capsys, no_model, world) -> None:
     args = shown["model"]["init_args"]
     assert args["sampling"]["top_p"] == 0.5
     assert args["sampling"]["max_response_length"] == 6
-    assert {"shaping", "loss", "kl_controller", "estimator", "ptx", "critic"} <= args.keys()
+    assert {"shaping", "loss", "kl_controller", "estimator", "policy_loss", "critic"} <= args.keys()
     assert not (no_model / "run").exists()
 
 
 def test_later_configs_and_options_override_earlier_ones(capsys, no_model, world) -> None:
     first = write_config(no_model / "first.yaml", ppo_config(world, no_model / "run"))
-    args = {"sampling": {"temperature": 0.7}, "loss": {"clip_range": 0.3}}
+    args = {"sampling": {"temperature": 0.7}, "loss": {"vf_coef": 0.3}}
     second = write_config(no_model / "second.yaml", {"trainer": {"max_epochs": 5}, "model": {"init_args": args}})
     with pytest.raises(SystemExit):
-        run("fit", "--config", first, "--config", second, "--model.loss.clip_range", "0.1", "--print_config")
+        run("fit", "--config", first, "--config", second, "--model.loss.vf_coef", "0.1", "--print_config")
     shown = yaml.safe_load(capsys.readouterr().out)
     args = shown["model"]["init_args"]
     assert shown["trainer"]["max_epochs"] == 5
     assert args["sampling"]["temperature"] == 0.7
     assert args["sampling"]["max_response_length"] == 6, "the first file's value is lost"
-    assert args["loss"]["clip_range"] == 0.1
+    assert args["loss"]["vf_coef"] == 0.1
 
 
 @pytest.fixture(scope="module")

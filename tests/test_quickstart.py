@@ -124,7 +124,7 @@ def test_every_stage_runs_once_and_finished_ones_not_again(pocket: Pocket) -> No
         assert ("--trainer.max_epochs" in words) == ("ppo" in words[2])
     tests = [words for words in commands if words[0] == "test"]
     assert len(tests) == 3
-    assert all(words[words.index("--model.reference") + 1] == "runs/sft/export/final" for words in tests)
+    assert all(words[words.index("--model.reference.path") + 1] == "runs/sft/export/final" for words in tests)
     names = [Path(words[2]).stem if words[0] == "fit" else words[0] for words in sorted_fits(commands)]
     assert names == [*BEFORE_PPO, *PPO, "test", "test", "test", *RESULTS]
     assert pocket.run("--seed", "5", "--epochs", "7")[0] == 0

@@ -44,8 +44,8 @@ class ExperienceLike(Protocol):
         """Log-probabilities under the policy that sampled, ``(B, T)`` fp32, nats."""
 
     @property
-    def ref_logprobs(self) -> Tensor:
-        """Log-probabilities under the reference model, ``(B, T)`` fp32, nats."""
+    def ref_logprobs(self) -> Any:
+        """Log-probabilities under the reference model, ``(B, T)`` fp32, nats; None where there is no reference."""
 
     @property
     def scores(self) -> Tensor:

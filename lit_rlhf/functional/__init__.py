@@ -17,14 +17,13 @@ from lit_rlhf.functional.diagnostics import (
 from lit_rlhf.functional.kl import k1, k2, k3
 from lit_rlhf.functional.logprobs import chunked_logprobs, entropy, selected_logprobs
 from lit_rlhf.functional.losses import (
-    EntropyTerm,
-    LMLoss,
-    PolicyLoss,
-    ValueLoss,
+    RatioSums,
     clipped_policy_loss,
-    entropy_term,
+    entropy_loss,
     kl_penalty_policy_loss,
     lm_loss,
+    normalized_sum,
+    ratio_sums,
     value_loss,
 )
 from lit_rlhf.functional.masking import (
@@ -39,18 +38,15 @@ from lit_rlhf.functional.preference import accuracy, pairwise_loss
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 
 __all__ = [
-    "EntropyTerm",
-    "LMLoss",
     "LengthStats",
-    "PolicyLoss",
+    "RatioSums",
     "RunningMoments",
-    "ValueLoss",
     "accuracy",
     "chunked_logprobs",
     "clipped_policy_loss",
     "discounted_returns",
     "entropy",
-    "entropy_term",
+    "entropy_loss",
     "explained_variance",
     "explained_variance_from_sums",
     "explained_variance_sums",
@@ -68,9 +64,11 @@ __all__ = [
     "masked_sum",
     "masked_var",
     "masked_whiten",
+    "normalized_sum",
     "pairwise_loss",
     "penalize_missing_eos",
     "perplexity",
+    "ratio_sums",
     "selected_logprobs",
     "shape_scores",
     "token_rewards",

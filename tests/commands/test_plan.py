@@ -183,16 +183,18 @@ def test_a_subclass_is_planned_as_what_it_is(small: str) -> None:
 
 
 @pytest.mark.parametrize(("estimator", "critic"), [(Sharper, True), (NoCritic, False), (GroupNormalized, False)])
-def test_the_estimator_says_whether_there_is_a_critic(
-    small: str, tmp_path: Path, estimator: type, critic: bool
-) -> None:
-    base, over = parts(small, PPO), tmp_path / "over.yaml"
-    clip = "0.2" if critic else "null"
-    over.write_text(f"model: {{init_args: {{loss: {{value_clip_range: {clip}}}, estimator: {own(estimator)}}}}}")
-    planned = parts(small, PPO, "--config", over)
+def test_the_estimator_says_whether_there_is_a_critic(small: str, estimator: type, critic: bool) -> None:
+    base = parts(small, PPO)
+    planned = parts(small, PPO, "--model.estimator", own(estimator), *([] if critic else ["--model.critic_loss=null"]))
     assert ("critic weights" in planned.resident) == ("critic activations" in planned.phases["update"]) == critic
     assert (planned == base) == critic
     assert planned.peak <= base.peak
+
+
+def test_without_a_reference_none_is_counted(small: str) -> None:
+    base = parts(small, PPO)
+    bare = parts(small, PPO, "--model.reference", "null", "--model.kl_controller.coef", 0)
+    assert set(base.host) - set(bare.host) == {"reference weights"}
 
 
 def test_rewards_say_which_models_they_load(small: str) -> None:
@@ -230,6 +232,9 @@ def test_an_engine_that_says_nothing_generates_all_rows_at_once(small: str) -> N
 
 class SilentEngine(RolloutEngine):
     """An engine without a cache budget."""
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         raise AssertionError
