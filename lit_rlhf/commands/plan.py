@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lit_rlhf.commands.arguments import CommandParser
 
 if TYPE_CHECKING:
     from lit_rlhf.models.memory import Memory, SizedModel, TrainerSetup
@@ -19,7 +21,7 @@ RESERVE_BYTES, RESERVE_SHARE = 2 * GIB, 0.05
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the memory table of a config and whether it fits.
 
     Raises:
@@ -27,7 +29,7 @@ def main(argv: list[str]) -> None:
         ValueError: If its module does not say how large it is.
         FileNotFoundError: If a model's folder is not there and ``--model`` does not stand in for it.
     """
-    args, overrides = _parser().parse_known_args(argv)
+    args, overrides = _arguments(argv)
     limit = None if args.memory is None else parse_size(args.memory)
     words = [word for path in args.config for word in ("--config", path)] + overrides
     words += [] if args.strategy is None else ["--trainer.strategy", args.strategy]
@@ -42,13 +44,10 @@ def main(argv: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf plan",
-        description=__doc__,
-        epilog="Any option of the config can be overridden, as for `lit-rlhf fit`.",
-        allow_abbrev=False,
-    )
+def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and those of the config that are overridden."""
+    epilog = "Options of the config can be overridden as for `lit-rlhf fit`: --trainer.KEY, --model.KEY, --data.KEY."
+    parser = CommandParser("plan", __doc__ or "", epilog=epilog)
     parser.add_argument("--config", "-c", action="append", required=True, help="YAML of a run; later ones override")
     parser.add_argument("--devices", type=int, help="number of devices (default: the config's)")
     parser.add_argument("--memory", help="memory of one device, e.g. 80GB; exit code 1 if the run does not fit")
@@ -58,10 +57,16 @@ def _parser() -> argparse.ArgumentParser:
         "--cpu", action="store_true", help="plan for a CPU: no reserve for a GPU's context and allocator"
     )
     parser.add_argument("--json", action="store_true", help="bytes by part as JSON")
-    return parser
+    args, rest = parser.parse_known_args(argv)
+    names = [word for word in rest if word.startswith("--")] or rest
+    if not all(name.startswith(("--trainer.", "--model.", "--data.")) for name in names):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args, rest
 
 
-def plan(args: list[str], *, devices: int | None = None, stand_in: str | None = None) -> tuple[Memory, TrainerSetup]:
+def plan(
+    args: Sequence[str], *, devices: int | None = None, stand_in: str | None = None
+) -> tuple[Memory, TrainerSetup]:
     """Predicted memory of one rank of a run.
 
     Args:

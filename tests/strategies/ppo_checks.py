@@ -27,9 +27,9 @@ def make_world(folder: Path) -> Path:
     from lit_rlhf.models.loading.causal import load_causal_lm
     from lit_rlhf.models.loading.scalar import load_scalar_model
     from lit_rlhf.models.loading.tokenizer import load_tokenizer
-    from lit_rlhf.pocket.make import main as make_pocket
+    from lit_rlhf.pocket.make import make
 
-    make_pocket([str(folder / "pocket")])
+    make(folder / "pocket")
     base = folder / "pocket" / "base"
     torch.manual_seed(1)
     policy = load_causal_lm(str(base))
