@@ -86,11 +86,15 @@ def load_scorer(
     """
     import torch
 
-    from lit_rlhf.models.loading import check_context, load_scalar_model, load_tokenizer
+    from lit_rlhf.models.cpu import tune
+    from lit_rlhf.models.loading.checks import check_context
+    from lit_rlhf.models.loading.scalar import load_scalar_model
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path, needs_pad=False, trust_remote_code=trust_remote_code)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_scalar_model(path, head="load", dtype=dtype, trust_remote_code=trust_remote_code).to(place).eval()
+    tune(model, place)
     if max_length is None:
         max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
     check_context(model.config, max_length)

@@ -27,6 +27,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
+from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.strategies.accumulation import (
     accumulate,
     backward_parts,
@@ -93,6 +95,35 @@ class BaseModule(L.LightningModule, ABC):
     @abstractmethod
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
+
+    def memory_models(self) -> list[ModelUse]:
+        """The models that a fit holds, for `lit-rlhf plan`; asked before anything is loaded.
+
+        Raises:
+            ValueError: If the module does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say which models it holds: define `memory_models`.")
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows and tokens of one rank's passes, for `lit-rlhf plan`; asked before any data is read.
+
+        Args:
+            data: The data module.
+            ranks: Number of processes.
+            device: Kind of device, `cpu` or `cuda`, for what depends on it.
+
+        Raises:
+            ValueError: If the module does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say how large its passes are: define `pass_sizes`.")
+
+    # ---------------------------------------------------------------- device
+
+    def on_fit_start(self) -> None:
+        """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
+        tune(self, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     # ---------------------------------------------------------------- optimizer
 
