@@ -17,19 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_rlhf.callbacks.collapse_rule import CollapseRule, Flag, RuleConfig
+from lit_rlhf.callbacks.collapse_rule import METRICS, CollapseRule, Flag, RuleConfig
 from lit_rlhf.evaluation.answers import Answer, read_answers
 from lit_rlhf.evaluation.comparison import Grouping, against_baseline
 from lit_rlhf.evaluation.judges import Judge, ScoreJudge
 from lit_rlhf.reports.run_data import RunData, load_run, name_runs
-
-SIGNALS: dict[str, tuple[str, ...]] = {
-    "kl": ("rollout/kl", "monitor/kl/k1"),
-    "length": ("rollout/response_length", "monitor/length/mean"),
-    "perplexity": ("rollout/perplexity", "monitor/perplexity/policy"),
-    "tail": ("monitor/reward_distribution/upper_tail",),
-    "distinct": ("monitor/repetition/distinct_4",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +66,11 @@ def replay(series: Mapping[str, Sequence[tuple[int, float]]], config: RuleConfig
     Raises:
         ValueError: If no KL was logged.
     """
-    found = {signal: next((series[n] for n in names if series.get(n)), []) for signal, names in SIGNALS.items()}
-    if not found["kl"]:
-        raise ValueError(f"The run logged none of {list(SIGNALS['kl'])}; a collapse cannot be told without.")
+    if not series.get(METRICS["kl"]):
+        raise ValueError(f"The run did not log {METRICS['kl']!r}; a collapse cannot be told without.")
     at: dict[int, dict[str, float]] = {}
-    for signal, points in found.items():
-        for iteration, value in points:
+    for signal, metric in METRICS.items():
+        for iteration, value in series.get(metric, []):
             at.setdefault(iteration, {})[signal] = value
     rule = CollapseRule(config)
     flags = (rule.update(iteration, values) for iteration, values in sorted(at.items()) if "kl" in values)

@@ -37,6 +37,7 @@ NAMED_IN_YAML = (
     "lit_rlhf.strategies",
     "lit_rlhf.rollout",
     "lit_rlhf.ppo",
+    "lit_rlhf.evaluation.judges",
 )
 """Imported first, so that YAML can say `class_path: PPOModule` without the module path."""
 

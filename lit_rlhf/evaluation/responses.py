@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lit_rlhf.functional.diagnostics import perplexity
 
 
 def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str]) -> dict[str, float]:
@@ -28,7 +29,7 @@ def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str])
     return {
         **{name: sum(row[name] for row in rows) / total for name in score_names},
         **traveled,
-        "perplexity": math.exp(min(700.0, -logprob / tokens)),
+        "perplexity": perplexity(-logprob / tokens),
         "response_length": tokens / total,
         "eos_rate": sum(row["ended"] for row in rows) / total,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
+from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.models.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
@@ -88,7 +88,7 @@ class SFTModule(BaseModule):
         result = self.optimize([lambda rows=rows: [self.text_loss(text.rows(rows), tokens)] for rows in parts])  # type: ignore[misc]
         if result is not None:
             loss = float(result["loss"])
-            metrics = {"loss/lm": loss, "train/perplexity": math.exp(min(700.0, loss)), "update/tokens": tokens}
+            metrics = {"loss/lm": loss, "train/perplexity": perplexity(loss), "update/tokens": tokens}
             metrics["update/grad_norm"] = float(result["grad_norm"])
             self.log_values({**metrics, **self.learning_rates()}, prog_bar=("loss/lm",))
 
@@ -127,7 +127,7 @@ class SFTModule(BaseModule):
     def _finish(self, stage: str) -> None:
         total, tokens = all_reduce_sum(self._sums).tolist()
         loss = total / max(1.0, tokens)
-        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": math.exp(min(700.0, loss))})
+        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)})
         if stage == "val":
             self.policy.train()
 

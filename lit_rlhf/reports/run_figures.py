@@ -18,10 +18,10 @@ WINDOW = 5
 
 Panel = tuple[str, str, tuple[str, ...]]
 FOUR: tuple[Panel, ...] = (
-    ("Score", "reward model's score, raw", ("rollout/score", "monitor/reward_distribution/mean")),
-    ("Response length", "tokens", ("rollout/response_length", "monitor/length/mean")),
-    ("KL to the reference", "nats a token (k1)", ("rollout/kl", "monitor/kl/k1")),
-    ("Perplexity of responses", "under the policy", ("rollout/perplexity", "monitor/perplexity/policy")),
+    ("Score", "reward model's score, raw", ("rollout/score",)),
+    ("Response length", "tokens", ("rollout/response_length",)),
+    ("KL to the reference", "nats a token (k1)", ("rollout/kl",)),
+    ("Perplexity of responses", "under the policy", ("rollout/perplexity",)),
 )
 INSIDE: tuple[Panel, ...] = (
     ("Value", "critic, mean a token", ("rollout/value",)),
@@ -35,8 +35,8 @@ INSIDE: tuple[Panel, ...] = (
     ("Gradient norm", "before clipping", ("update/grad_norm",)),
     ("KL coefficient", "", ("kl_coef",)),
     ("Collapse index", "nats a token; flagged when high", ("monitor/collapse/index",)),
-    ("Distinct-4", "of the rollout", ("monitor/repetition/distinct_4",)),
-    ("Upper tail of scores", "2.6 for a normal distribution", ("monitor/reward_distribution/upper_tail",)),
+    ("Distinct-4", "of the rollout", ("rollout/distinct_4",)),
+    ("Upper tail of scores", "2.6 for a normal distribution", ("rollout/score_upper_tail",)),
 )
 
 

@@ -65,7 +65,7 @@ class RewardJudge(Judge):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.name = name or reward.name
         self._tokenizer: Any = None
-        self._scores: dict[tuple[str, int], float] = {}
+        self._scores: dict[tuple[str, str, bool], float] = {}
 
     def setup(self) -> None:
         """Load the tokenizer, and whatever the reward loads.
@@ -88,17 +88,17 @@ class RewardJudge(Judge):
         Raises:
             ValueError: A score is not one finite number per answer.
         """
-        answers = {(x.source, x.line): x for pair in pairs for x in (pair.a, pair.b)}
+        answers = {_content(x): x for pair in pairs for x in (pair.a, pair.b)}
         todo = [answer for place, answer in answers.items() if place not in self._scores]
         for start in range(0, len(todo), self.batch_size):
             part = todo[start : start + self.batch_size]
             request = reward_request(self._tokenizer, part, template=self.template, device=self.device)
             scores = self.reward(request).scores.tolist()
-            self._scores |= {(x.source, x.line): score for x, score in zip(part, scores, strict=True)}
+            self._scores |= {_content(x): score for x, score in zip(part, scores, strict=True)}
         return [self._verdict(pair) for pair in pairs]
 
     def _verdict(self, pair: Pair) -> Verdict:
-        own, other = (self._scores[x.source, x.line] for x in (pair.a, pair.b))
+        own, other = (self._scores[_content(x)] for x in (pair.a, pair.b))
         return Verdict(outcome=by_margin(own, other, tie_margin=self.tie_margin), scores=(own, other))
 
     def describe(self) -> dict[str, Any]:
@@ -135,6 +135,11 @@ def reward_request(
         responses=[answer.text for answer in answers],
         records=[answer.record for answer in answers],
     )
+
+
+def _content(answer: Answer) -> tuple[str, str, bool]:
+    """What a score depends on: equal answers to a prompt are scored once."""
+    return answer.key, answer.text, answer.ended
 
 
 def _response_ids(tokenizer: Any, answer: Answer, template: str | None) -> list[int]:
