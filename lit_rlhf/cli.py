@@ -21,7 +21,10 @@ Data:
   data check FILES               say what is wrong with which row, before training
 Results:
   report RUN_DIR [RUN_DIR ...]   one self-contained HTML page of a run
-  compare SFT_RUN RUN [...]      win/tie/lose and gold scores of evaluated policies
+  compare SFT=RUN PPO=RUN [...] --judge JUDGE
+                                 who wins: a score, a reward, a chat model or people decide
+  tax BASE SFT PPO [...] --text FILES [--tasks TASKS]
+                                 what alignment costs on held-out text and tasks
   score --model RM FILE          score the replies in a file
 Models:
   export CKPT OUT                a checkpoint as a Hugging Face folder
@@ -40,6 +43,7 @@ COMMANDS = {
     "data": ("check", "lit_rlhf.commands.data_check"),
     "report": (None, "lit_rlhf.commands.report"),
     "compare": (None, "lit_rlhf.commands.compare"),
+    "tax": (None, "lit_rlhf.commands.tax"),
     "score": (None, "lit_rlhf.commands.score"),
     "export": (None, "lit_rlhf.commands.export"),
     "plan": (None, "lit_rlhf.commands.plan"),

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(None if argv is None else list(argv))
     judge = _judge(parser, options)
-    paths = _named(options.policies) or _runs_of_the_sheet(judge, options.key)
+    paths = named(options.policies) or _runs_of_the_sheet(judge, options.key)
     if len(paths) < 2:
         raise ValueError("Name a baseline and at least one policy: NAME=RUN_DIR NAME=RUN_DIR ...")
     policies = {name: read_answers(path) for name, path in paths.items()}
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(judge, HumanJudge) and not judge.sheets:
         _write_sheet(judge, [pair for each in pairs.values() for pair in each], paths, options)
         return
-    earlier = {name: read_outcomes(path) for name, path in _named(options.agree_with).items()}
+    earlier = {name: read_outcomes(path) for name, path in named(options.agree_with).items()}
     judge.setup()
     with _kept(options.out, total=sum(map(len, pairs.values()))) as keep:
         judged = judge_policies(policies, judge, all_pairs=options.all_pairs, keep=keep)
@@ -107,16 +107,21 @@ def _judge(parser: ArgumentParser, options: Any) -> Judge:
     return judge
 
 
-def _named(words: Sequence[str]) -> dict[str, str]:
-    """Paths by name; a path without one has its last part for a name."""
-    named = {}
+def named(words: Sequence[str]) -> dict[str, str]:
+    """Paths by name; a path without one is called like its run, or its last part.
+
+    Raises:
+        ValueError: Two have the same name.
+    """
+    found: dict[str, str] = {}
     for word in words:
         name, _, path = word.rpartition("=")
-        name = name or Path(path).name
-        if name in named:
+        parts = Path(path).parts
+        name = name or (parts[-3] if len(parts) > 2 and parts[-2] == "export" else Path(path).name)
+        if name in found:
             raise ValueError(f"Two are called {name!r}: give each a name of its own, NAME={path}.")
-        named[name] = path
-    return named
+        found[name] = path
+    return found
 
 
 # ---------------------------------------------------------------- people
