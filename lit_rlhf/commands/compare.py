@@ -10,19 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from lit_rlhf.commands.parsing import OneLineParser
 from lit_rlhf.evaluation.agreement import Agreement, agreement
 from lit_rlhf.evaluation.answers import Pair, read_answers, saved_answers
 from lit_rlhf.evaluation.comparison import Comparison, Grouping, judge_policies, pair_policies, summarize
 from lit_rlhf.evaluation.judges import HumanJudge, Judge, Verdict
 from lit_rlhf.evaluation.judges.sheet import write_csv, write_key
 from lit_rlhf.evaluation.verdicts import Judged, read_outcomes, verdict_outcomes, verdict_row
-from lit_rlhf.user_errors import fail
+from lit_rlhf.user_errors import UserError, fail
 
 EPILOG = """
 A policy is NAME=PATH: a run directory, its export/final, or a file of answers. The first one is the baseline.
@@ -31,7 +31,7 @@ Judges: ScoreJudge (a saved score), RewardJudge (any reward), ChatJudge (a langu
 """
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Judge, print the tables, and write them beside each other.
 
     Raises:
@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: The answers cannot be compared, an option cannot be used, or the judge cannot go on.
     """
     parser = _parser()
-    options = parser.parse_args(None if argv is None else list(argv))
+    options = parser.parse_args(list(argv))
     judge = _judge(parser, options)
     paths = named(options.policies) or _runs_of_the_sheet(judge, options.key)
     if len(paths) < 2:
-        raise ValueError("Name a baseline and at least one policy: NAME=RUN_DIR NAME=RUN_DIR ...")
+        raise UserError("Name a baseline and at least one policy: NAME=RUN_DIR NAME=RUN_DIR ...")
     policies = {name: read_answers(path) for name, path in paths.items()}
     grouping = Grouping(cluster_by=tuple(options.cluster_by), split_by=options.split_by)
     pairs = pair_policies(policies, all_pairs=options.all_pairs)
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(result, judged, Path(options.out))
 
 
-def _parser() -> ArgumentParser:
-    parser = _Parser(prog="lit-rlhf compare", description=__doc__, epilog=EPILOG, default_env=False)
+def _parser() -> OneLineParser:
+    parser = _Parser(prog="lit-rlhf compare", description=__doc__, epilog=EPILOG)
     parser.add_argument("-c", "--config", action="config", help="YAML file with any of these options")
     parser.add_argument(
         "policies", nargs="*", type=str, default=[], help="NAME=PATH of the baseline and of each policy"
@@ -87,22 +87,26 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-class _Parser(ArgumentParser):
-    """jsonargparse with errors of one line."""
+class _Parser(OneLineParser):
+    """The parser of the training commands, with a hint of its own."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with the message on one line, exit code 2."""
-        fail(" ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -")))
-        raise AssertionError  # pragma: no cover
+        """End with the message on one line.
+
+        Raises:
+            SystemExit: Always, with exit code 2.
+        """
+        text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -")).rstrip(".")
+        fail(f"{text}. See `lit-rlhf compare --help` and `--judge.help JUDGE`.")
 
 
-def _judge(parser: ArgumentParser, options: Any) -> Judge:
+def _judge(parser: OneLineParser, options: Any) -> Judge:
     if options.get("judge") is None:
-        raise ValueError("Who decides? `--judge`: ScoreJudge, RewardJudge, ChatJudge, HumanJudge or a class path.")
+        raise UserError("Who decides? `--judge`: ScoreJudge, RewardJudge, ChatJudge, HumanJudge or a class path.")
     judge: Judge = parser.instantiate_classes(options).judge
     if options.sheet:
         if not isinstance(judge, HumanJudge) or judge.sheets:
-            raise ValueError("`--sheet` is for `--judge HumanJudge`, instead of `--judge.sheets`.")
+            raise UserError("`--sheet` is for `--judge HumanJudge`, instead of `--judge.sheets`.")
         judge.sheets = list(options.sheet)
     return judge
 
@@ -119,7 +123,7 @@ def named(words: Sequence[str]) -> dict[str, str]:
         parts = Path(path).parts
         name = name or (parts[-3] if len(parts) > 2 and parts[-2] == "export" else Path(path).name)
         if name in found:
-            raise ValueError(f"Two are called {name!r}: give each a name of its own, NAME={path}.")
+            raise UserError(f"Two are called {name!r}: give each a name of its own, NAME={path}.")
         found[name] = path
     return found
 
@@ -133,7 +137,7 @@ def _runs_of_the_sheet(judge: Judge, key: str | None) -> dict[str, str]:
         return {}
     found = [Path(key)] if key else sorted(Path(judge.sheets[0]).parent.glob("*.key.json"))
     if len(found) != 1 or not found[0].is_file():
-        raise ValueError(f"`--key`: {len(found)} keys lie beside {judge.sheets[0]}; name the runs, or the key.")
+        raise UserError(f"`--key`: {len(found)} keys lie beside {judge.sheets[0]}; name the runs, or the key.")
     content = json.loads(found[0].read_text(encoding="utf-8"))
     judge.seed = content["seed"]
     return dict(content["runs"])
@@ -141,7 +145,7 @@ def _runs_of_the_sheet(judge: Judge, key: str | None) -> dict[str, str]:
 
 def _write_sheet(judge: HumanJudge, pairs: Sequence[Pair], paths: Mapping[str, str], options: Any) -> None:
     if options.out is None:
-        raise ValueError("`--out` is needed: where shall the sheet for the annotators be written?")
+        raise UserError("`--out` is needed: where shall the sheet for the annotators be written?")
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet, key = out.with_suffix(".sheet.csv"), out.with_suffix(".key.json")
@@ -190,7 +194,7 @@ def _agreements(judge: Judge, judged: Sequence[Judged], earlier: Mapping[str, An
     if earlier:
         everyone = {judge.name: verdict_outcomes(judged), **earlier}
         if len(everyone) <= len(earlier):
-            raise ValueError(f"`--agree-with`: {judge.name!r} is this judge's own name.")
+            raise UserError(f"`--agree-with`: {judge.name!r} is this judge's own name.")
         names = list(everyone)
         found += [agreement({a: everyone[a], b: everyone[b]}) for i, a in enumerate(names) for b in names[i + 1 :]]
     return found

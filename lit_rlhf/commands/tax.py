@@ -9,24 +9,26 @@ from typing import Any
 
 from rich.console import Console
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.commands.compare import named
 from lit_rlhf.evaluation.tax import LOSS, Measurement, Sums, Tax, measurement, text_sums
+from lit_rlhf.user_errors import UserError
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure, print the table, write it.
 
     Raises:
         FileNotFoundError: A model, text or task does not exist.
         ValueError: The models cannot be compared, or a text or task cannot be used.
     """
-    options = _parser().parse_args(None if argv is None else list(argv))
+    options = _parser().parse_args(argv)
     if not options.text and not options.tasks:
-        raise ValueError("Name what to measure on: `--text` FILES, `--tasks` FILES, or both.")
+        raise UserError("Name what to measure on: `--text` FILES, `--tasks` FILES, or both.")
     models = named(options.models)
     baseline = options.against or next(iter(models))
     if len(models) < 2 or baseline not in models:
-        raise ValueError(f"Name at least two models, `--against` ({baseline}) among them: {', '.join(models)}.")
+        raise UserError(f"Name at least two models, `--against` ({baseline}) among them: {', '.join(models)}.")
     measured = [*_texts(models, baseline, options), *_tasks(models, baseline, options)]
     tax = Tax(baseline=baseline, models=list(models), measurements=measured)
     Console().print(tax.to_rich())
@@ -65,7 +67,7 @@ def _loaded(models: Mapping[str, str], options: argparse.Namespace) -> Any:
     first, *others = tokenizers
     for name in others:
         if not same_vocabulary(tokenizers[first], tokenizers[name]):
-            raise ValueError(f"{first} and {name} have different tokenizers: their losses per token do not compare.")
+            raise UserError(f"{first} and {name} have different tokenizers: their losses per token do not compare.")
     for name, path in models.items():
         model = load_causal_lm(path, dtype=options.dtype).to(device).eval()
         yield name, model, tokenizers[name], device
@@ -99,11 +101,11 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
     return stems if len(set(stems.values())) == len(paths) else {path: path for path in paths}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf tax",
-        description="What alignment costs: language-model loss on held-out text by file, and tasks of lm-eval, of "
-        "several models on the same documents, with paired intervals.",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "tax",
+        "What alignment costs: language-model loss on held-out text by file, and tasks of lm-eval, of several models\n"
+        "on the same documents, with paired intervals.",
     )
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="folders or hub names; the first is compared with")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="texts or dialogues; a file is a source")

@@ -12,6 +12,7 @@ which takes many policies to estimate.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,9 @@ def _fit(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, float]:
     if len(set(labels[kept].tolist())) < 2:
         return float(labels[kept][0]), 0.0
     model = linear_model().LogisticRegression(C=_PENALTY, solver="newton-cholesky")
-    model.fit(rows[kept].numpy(), labels[kept].numpy(), sample_weight=weights[kept].numpy())
+    with warnings.catch_warnings():  # where its first step fails, the solver says so and takes another method
+        warnings.simplefilter("ignore")
+        model.fit(rows[kept].numpy(), labels[kept].numpy(), sample_weight=weights[kept].numpy())
     return float(torch.sigmoid(torch.tensor(float(model.intercept_[0])))), float(model.coef_[0, 0])
 
 

@@ -37,13 +37,14 @@ from lit_rlhf.strategies.accumulation import (
     gradient_norm,
 )
 from lit_rlhf.strategies.errors import require_training_state
+from lit_rlhf.user_errors import LitRLHFError
 
 STATE_KEY = "lit_rlhf"
 FUSED_DEVICES = ("cpu", "cuda")
 """Where PyTorch's fused AdamW is used; both have it in every release that is supported here."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(LitRLHFError, RuntimeError):
     """A loss, gradient or score is not finite; the message names the iteration, the tensor and the prompts."""
 
 

@@ -25,9 +25,9 @@ CLIP = 1.0
 def make_world(folder: Path) -> Path:
     """A policy, a reward model whose scores differ, prompts and text."""
     from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
-    from lit_rlhf.pocket.make import main as make_pocket
+    from lit_rlhf.pocket.make import make
 
-    make_pocket([str(folder / "pocket")])
+    make(folder / "pocket")
     base = folder / "pocket" / "base"
     torch.manual_seed(1)
     policy = load_causal_lm(str(base))
