@@ -44,8 +44,8 @@ Options:
 
 Exit codes:
   0    done
-  1    the answer is no (data check: rows were refused; plan: it does not fit), a stage of `pocket run` failed,
-       or the program has a fault and shows its traceback
+  1    the answer is no (data check: no usable row, or refused ones with --on-bad-row error; plan: does not fit),
+       a stage of `pocket run` failed, or the program has a fault and shows its traceback
   2    something given cannot be used; one line says what
   130  interrupted with Ctrl-C
 """

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     """The command line.
 
     Raises:
-        ValueError: If a directory is not a run.
+        ValueError: As :func:`lit_rlhf.reports.run_page.write_report`.
     """
     parser = CommandParser("report", "One HTML page from run directories.")
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="run directory; several are overlaid")

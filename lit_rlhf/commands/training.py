@@ -45,7 +45,7 @@ class RLHFCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The parser with one-line errors."""
-        parser = OneLineParser(**kwargs)
+        parser = OneLineParser(**{"prog": "lit-rlhf", **kwargs})
         parser.add_argument("-c", "--config", action="config", help="YAML file; later ones override earlier ones")
         return parser
 

@@ -43,6 +43,7 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path, text: st
         ("1: a\n'1': b\n", {1: "a", "1": "b"}),
         ("base: &b {x: 1}\nother:\n  <<: *b\n  x: 2\n", {"base": {"x": 1}, "other": {"x": 2}}),
         ("a: &a {x: 1}\nb: &b {y: 1}\nc:\n  <<: [*a, *b]\n", {"a": {"x": 1}, "b": {"y": 1}, "c": {"x": 1, "y": 1}}),
+        ("a: &a {x: 1}\nb: &b {y: 1}\nc:\n  <<: *a\n  <<: *b\n", {"a": {"x": 1}, "b": {"y": 1}, "c": {"x": 1, "y": 1}}),
     ],
 )
 def test_what_is_no_repetition(tmp_path: Path, text: str, content: dict[str, object]) -> None:

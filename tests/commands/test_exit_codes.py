@@ -48,13 +48,29 @@ def test_report(trained, tmp_path, capsys) -> None:
     assert str(tmp_path) in refused(capsys, "report", str(tmp_path), "--out", str(tmp_path / "r.html"))
 
 
+SCORE = ("--judge", "ScoreJudge", "--judge.score", "score", "--judge.tie_margin", "0.1")
+
+
 def test_compare(trained, tmp_path, capsys) -> None:
     run_dir = str(trained / "run")
-    found = ended(capsys, "compare", f"a={run_dir}", f"b={run_dir}", "--judge", "score", "--out", str(tmp_path / "t"))
+    found = ended(capsys, "compare", f"a={run_dir}", f"b={run_dir}", *SCORE, "--out", str(tmp_path / "t"))
     assert found.code == 0
-    assert "a" in found.out
-    assert (tmp_path / "t.json").is_file()
-    assert "holds no evaluated responses" in refused(capsys, "compare", str(tmp_path), run_dir)
+    assert json.loads((tmp_path / "t.json").read_text())["judge"] == "score"
+    assert "holds no evaluated responses" in refused(capsys, "compare", str(tmp_path), run_dir, *SCORE)
+    line = refused(capsys, "compare", f"a={run_dir}", f"b={run_dir}", *SCORE, "--judge.score", "gold")
+    assert "`score` (gold) is not among its numbers: " in line
+    assert "score" in line
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("{", "row 2: not JSON"), ('{"text": "x"}', "row 2: wrong types: expected an object"), ("[]", "row 2: wrong types")],
+)
+def test_compare_names_the_line_that_is_no_response(line, told, trained, tmp_path, capsys) -> None:
+    (saved,) = (trained / "run" / "evaluations").glob("test-*.jsonl")
+    file = tmp_path / "x.jsonl"
+    file.write_text(saved.read_text(encoding="utf-8").splitlines()[0] + f"\n{line}\n", encoding="utf-8")
+    assert told in refused(capsys, "compare", str(file), str(trained / "run"), *SCORE)
 
 
 def test_score(world, rows, tmp_path, capsys) -> None:
@@ -130,4 +146,4 @@ def test_a_fault_of_the_program_keeps_its_traceback(trained, monkeypatch) -> Non
 def test_debugging_shows_the_traceback_of_what_is_one_line(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LIT_RLHF_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
-        run("compare", str(tmp_path), str(tmp_path))
+        run("compare", f"a={tmp_path}", f"b={tmp_path}", *SCORE)
