@@ -16,6 +16,7 @@ from lit_rlhf.data.records import PromptRecord, RowError
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template, fit_prompt
 from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
+from lit_rlhf.datamodules.loader import batch_under_way
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.models.loading import check_context, load_config
@@ -217,6 +218,10 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         """See ``ExperienceSource``: fewer than all with ``limit_train_batches``."""
         limit = self.trainer.num_training_batches if self.trainer is not None else float("inf")
         return int(min(self.batching.steps_per_iteration, limit))
+
+    def update_under_way(self) -> bool:
+        """See ``ExperienceSource``: as the trainer counts."""
+        return self.trainer is not None and batch_under_way(self.trainer)
 
     def train_dataloader(self) -> RolloutLoader:
         """The loader of iterations; free of side effects, since Lightning may ask more than once."""
