@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 
+from lit_rlhf.signals import listening
 from lit_rlhf.user_errors import fail, for_users
 
 USAGE = """\
@@ -85,9 +87,10 @@ def _command(words: list[str]) -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     name, rest = words[0], words[1:]
     if name in TRAINING:
-        from lit_rlhf.commands.training import run
+        with listening() if name == "fit" else nullcontext():  # before anything heavy is imported
+            from lit_rlhf.commands.training import run
 
-        run(words)
+            run(words)
         return
     if name not in COMMANDS:
         fail(f"unknown command {name!r}; the commands are {', '.join([*TRAINING, *COMMANDS])}")

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_rlhf.callbacks.hooks import emit_phase
 from lit_rlhf.config import require
 from lit_rlhf.data.loading import read_prompts
 from lit_rlhf.data.records import PromptRecord, RowError
@@ -23,6 +24,7 @@ from lit_rlhf.models.loading import check_context, load_config
 from lit_rlhf.ppo.loader import ExperienceSource, RolloutLoader
 from lit_rlhf.ppo.minibatch import Minibatch, minibatches
 from lit_rlhf.ppo.plan import BatchingConfig, generator_for, global_rows
+from lit_rlhf.signals import Interrupted
 from lit_rlhf.types import Experience, PromptBatch
 
 if TYPE_CHECKING:
@@ -201,7 +203,13 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         module = self._module()
         prompts = self.take(iteration).to(module.device)
         uniforms = self.uniforms(iteration, module.sampling.max_response_length)
-        return module.collect(prompts, uniforms, batching=self.batching, iteration=iteration)
+        try:
+            return module.collect(prompts, uniforms, batching=self.batching, iteration=iteration)
+        except Interrupted:
+            # The next phase is where the ranks that were not interrupted come to: they agree there to stop.
+            assert self.trainer is not None
+            emit_phase(self.trainer, module, "scoring")
+            raise
 
     def minibatches(self, experience: Experience, iteration: int) -> Iterator[Minibatch]:
         """See ``ExperienceSource``."""

@@ -281,10 +281,17 @@ def forget_batch_under_way(trainer: L.Trainer) -> None:
 
     It is begun again. Counted twice, it would move the loggers' steps and a `val_check_interval` that spans epochs.
     """
+    if not trainer.fit_loop.restarting:
+        return
     loop = trainer.fit_loop.epoch_loop
+    current: Any = loop.batch_progress.current
     total: Any = loop.batch_progress.total
-    if trainer.fit_loop.restarting and total.ready > total.processed:
-        total.ready = total.started = total.processed
+    begun = total.ready > total.processed
+    total.ready = total.started = total.processed
+    if current.processed == 0:
+        # Nothing of the epoch is done. Lightning would take it for one whose validation is due, and count a step.
+        loop.restarting = False
+    elif begun:
         loop._batches_that_stepped -= 1  # the loop is about to add one, as for a batch that was done
 
 
