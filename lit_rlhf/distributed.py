@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lit_rlhf.signals import Interrupted
+
+ResultT = TypeVar("ResultT")
 
 
 def is_distributed() -> bool:
@@ -52,3 +57,32 @@ def all_gather_object(value: Any) -> list[Any]:
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:  # noqa: FBT001
     """Whether ``flag`` holds on at least one rank: the same answer on all of them."""
     return bool(all_reduce_max(torch.tensor(int(flag), device=device)).item())
+
+
+def run_together(call: Callable[[], ResultT]) -> ResultT:
+    """``call()``, or an error on every rank where any rank's call fails: none is left waiting in the next collective.
+
+    For what may fail on one rank alone (a service that does not answer, a prompt that breaks a reward). ``call`` must
+    not communicate itself.
+
+    Raises:
+        Exception: The rank's own error; RuntimeError naming rank and error on the ranks whose own call succeeded, or
+            ``Interrupted`` on all of them where a signal asked one of them to stop.
+    """
+    if not is_distributed():
+        return call()
+    result: Any = None
+    failure: Exception | None = None
+    try:
+        result = call()
+    except Exception as error:
+        failure = error
+    told = all_gather_object(None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    if any(problem is not None and problem.startswith(Interrupted.__name__) for problem in told):
+        raise Interrupted
+    others = [f"rank {number}: {problem}" for number, problem in enumerate(told) if problem is not None]
+    if others:
+        raise RuntimeError(f"Another process failed, so this one stops as well; {others[0]}")
+    return result  # type: ignore[no-any-return]

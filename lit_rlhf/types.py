@@ -10,7 +10,7 @@ loader yields is therefore a :class:`DeviceBatch`, which they leave alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -22,38 +22,39 @@ Record = Mapping[str, Any]
 ROW_KEY = "lit_rlhf"
 """Key under which an evaluation prompt's record carries ``{"row": index, "sample": k}``."""
 ColumnsT = TypeVar("ColumnsT", bound="Columns")
+RolloutT = TypeVar("RolloutT", bound="Rollout")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Base of the column types: tensors (and tuples) that share their first dimension B."""
-
-    def _columns(self) -> Iterator[tuple[str, Any]]:
-        for field in dataclasses.fields(self):
-            yield field.name, getattr(self, field.name)
+    """Base of the column types: tensors, tuples and dicts of tensors that share their first dimension B."""
 
     def to(self: ColumnsT, device: torch.device | str) -> ColumnsT:
         """The same columns with every tensor on ``device``; dtypes are kept."""
-        moved = {k: v.to(device) for k, v in self._columns() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **moved)
+        return self._with_tensors(lambda tensor: tensor.to(device))
 
     def rows(self: ColumnsT, index: Tensor) -> ColumnsT:
         """The rows ``index`` (int64, 1-D) of every column, in that order."""
         picks = index.tolist()
-        taken: dict[str, Any] = {}
-        for name, value in self._columns():
-            if isinstance(value, Tensor):
-                taken[name] = value[index.to(value.device)]
-            elif isinstance(value, tuple):
-                taken[name] = tuple(value[i] for i in picks)
-        return dataclasses.replace(self, **taken)
+        tuples = {k: tuple(v[i] for i in picks) for k, v in self.as_dict().items() if isinstance(v, tuple)}
+        taken = self._with_tensors(lambda tensor: tensor[index.to(tensor.device)])
+        return dataclasses.replace(taken, **tuples)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dict of the columns: what a checkpoint stores (tensors and primitives only)."""
-        return dict(self._columns())
+        """Plain dict of the columns: what a checkpoint stores (tensors, primitives, dicts of tensors)."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def _with_tensors(self: ColumnsT, change: Callable[[Tensor], Tensor]) -> ColumnsT:
+        changed: dict[str, Any] = {}
+        for name, value in self.as_dict().items():
+            if isinstance(value, Tensor):
+                changed[name] = change(value)
+            elif isinstance(value, Mapping):
+                changed[name] = {key: change(column) for key, column in value.items()}
+        return dataclasses.replace(self, **changed)
 
     def __len__(self) -> int:
-        return next(len(v) for _, v in self._columns() if isinstance(v, Tensor))
+        return next(len(v) for v in self.as_dict().values() if isinstance(v, Tensor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,20 @@ class PromptBatch(Columns):
         prompt_ids: Left-padded token ids, ``(B, P)`` int64.
         prompt_mask: True at real tokens, ``(B, P)`` bool.
         records: The raw rows the prompts come from, length B, for rewards that are programs.
+        group: Equal for the responses to one prompt, ``(B,)`` int64, the same numbers on any number of ranks; each row
+            a group of its own where nothing is given.
     """
 
     prompt_ids: Tensor
     prompt_mask: Tensor
     records: tuple[Record, ...]
+    group: Tensor = None  # type: ignore[assignment]  # filled in below
+
+    def __post_init__(self) -> None:
+        given: Any = self.group
+        if given is None:
+            rows = torch.arange(len(self.prompt_ids), device=self.prompt_ids.device)
+            object.__setattr__(self, "group", rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +94,8 @@ class Rollout(PromptBatch):
             ``(B, T)`` fp32, zero outside the mask; None when the engine does not give them.
         sampler_entropies: Entropies of the distributions under the same logits, ``(B, T)`` fp32, zero outside the
             mask, nats; or None.
+        extras: Columns of your own by name, ``(B, ...)``. They are moved, sliced, saved in the middle of an iteration
+            and resumed like the others; one whose second dimension is T counts as per token (:meth:`up_to`).
     """
 
     input_ids: Tensor
@@ -92,6 +104,20 @@ class Rollout(PromptBatch):
     ended: Tensor
     sampler_logprobs: Tensor | None = None
     sampler_entropies: Tensor | None = None
+    extras: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def up_to(self: RolloutT, width: int) -> RolloutT:
+        """The same rows with the first ``width`` response columns of everything that has T of them."""
+        prompt, whole = self.prompt_length, self.response_mask.size(1)
+
+        def cut(name: str, column: Any) -> Any:
+            if name in ("input_ids", "attention_mask"):  # prompt and response
+                return column[:, : prompt + width]
+            per_token = isinstance(column, Tensor) and column.dim() > 1 and column.size(1) == whole
+            return column[:, :width] if per_token and name not in ("prompt_ids", "prompt_mask") else column
+
+        fields = {name: cut(name, column) for name, column in self.as_dict().items()}
+        return dataclasses.replace(self, **{**fields, "extras": {k: cut(k, v) for k, v in self.extras.items()}})
 
     @property
     def prompt_length(self) -> int:
@@ -116,7 +142,7 @@ class ScoredRollout(Rollout):
     Attributes:
         old_logprobs: Log-probabilities of the response tokens under the policy before the update, raw logits,
             ``(B, T)`` fp32, zero outside the mask.
-        ref_logprobs: The same under the reference, ``(B, T)`` fp32.
+        ref_logprobs: The same under the reference, ``(B, T)`` fp32; None where there is no reference.
         old_values: Critic's values *before* each response token is drawn, ``(B, T)`` fp32; zeros when the advantage
             estimator needs no critic.
         scores: One scalar a response, ``(B,)`` fp32, raw: neither normalized nor clipped.
@@ -124,7 +150,7 @@ class ScoredRollout(Rollout):
     """
 
     old_logprobs: Tensor
-    ref_logprobs: Tensor
+    ref_logprobs: Tensor | None
     old_values: Tensor
     scores: Tensor
     token_scores: Tensor

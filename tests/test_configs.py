@@ -78,7 +78,7 @@ def shrunk(config: dict[str, Any], pocket: Path, root: Path) -> dict[str, Any]:
         elif key in FILE_KEYS and isinstance(value, str | list):
             name = "pretrain.jsonl" if "pretrain" in str(value) else data.get(kind, "prompts_train.jsonl")
             node[key] = str(pocket / name)
-        elif key == "data" and above[-1:] == ("ptx",):
+        elif key == "files" and above[-1:] == ("ptx",):
             node[key] = [str(pocket / "sft.jsonl")]
         elif key in MOST and isinstance(value, int):
             node[key] = min(value, MOST[key])

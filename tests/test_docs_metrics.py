@@ -21,14 +21,18 @@ from lit_rlhf.callbacks import (
     RewardDistributionMonitor,
 )
 from lit_rlhf.config import ScheduleConfig
+from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PTXConfig
+from lit_rlhf.ppo.kl_controller import AdaptiveKL
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.types import RewardOutput
+from tests.callbacks.stand_in import made_up
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_world
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+MONITORS = (KLMonitor, PerplexityMonitor, ResponseLengthMonitor, RepetitionMonitor)
 STEPS = 4  # two minibatches, two passes
 
 
@@ -63,21 +67,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
+class NaNInTheEnd(PPOModule):
+    """A critic that says NaN in the third iteration."""
+
+    def score_rollout(self, rollout: Any, micro_batches: Any) -> Any:
+        scored, entropy = super().score_rollout(rollout, micro_batches)
+        if self.iteration == 2:
+            scored.old_values[0, 0] = math.nan
+        return scored, entropy
+
+
 @pytest.fixture(scope="module")
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch:
-    """Two iterations with every term of the loss, every monitor, and a target KL that leaves updates out."""
+    """Three iterations with every term of the loss, every monitor, a target KL that ends two of them, and a fault."""
     watch = Watch()
     module = make_ppo(
         world,
+        kind=NaNInTheEnd,
+        on_non_finite="skip",
         loss=LossConfig(entropy_coef=0.01, target_kl=1e-9, whiten_advantages=True, advantage_clip=0.5),
-        ptx=PTXConfig(data=[str(world / "texts.jsonl")]),
         schedule=ScheduleConfig(kind="constant", warmup=4, min_ratio=0.1),
         eval_rewards={"gold": ModelReward(str(world / "reward"))},
     )
-    monitors = [KLMonitor(), PerplexityMonitor(), ResponseLengthMonitor(), RepetitionMonitor()]
+    monitors = [monitor() for monitor in MONITORS]
     others = [RewardDistributionMonitor(), CollapseDetector(), CriticWarmup(iterations=0)]
-    trainer = make_trainer(tmp_path_factory.mktemp("run"), callbacks=[*monitors, *others, watch], max_epochs=2)
-    trainer.fit(module, make_data(world, ppo_epochs=2))
+    trainer = make_trainer(tmp_path_factory.mktemp("run"), callbacks=[*monitors, *others, watch], max_epochs=3)
+    ptx = PTXConfig(files=[str(world / "texts.jsonl")])
+    trainer.fit(module, make_data(world, ppo_epochs=2, ptx=ptx))
     return watch
 
 
@@ -94,6 +110,16 @@ def test_names_in_the_source_of_the_other_modules_are_documented(file: str, sect
     names |= {f"val/{name}" for name in re.findall(r'f"\{stage\}/(\w+)"', source)}
     assert len(names) >= 5
     assert not names - documented(section)
+
+
+def test_names_of_each_monitor_in_somebody_elses_trainer_are_documented() -> None:
+    listed = dict(re.findall(r"^\* `(\w+)`: ((?:`rollout/[^`]+`[,\s]*)+)", PAGE, flags=re.M))
+    for monitor in (*MONITORS, RewardDistributionMonitor):
+        names = set(re.findall(r"`([^`]+)`", listed.pop(monitor.__name__)))
+        measured = monitor().measure(made_up())
+        assert all(matches(name, names) for name in measured), monitor
+        assert all(any(matches(logged, {name}) for logged in measured) for name in names), monitor
+    assert not listed
 
 
 def mean(values: list[float]) -> float:
@@ -137,24 +163,13 @@ def test_rollout_metrics_term_by_term(run: Watch) -> None:
             "rollout/eos_rate": mean([float(x) for x in experience.ended]),
             "rollout/cut_rate": mean([float(not x) for x in experience.ended]),
             "rollout/tokens": sum(lengths),
-            "monitor/length/p90": float(torch.tensor(lengths).quantile(0.9)),
+            "rollout/response_length_p90": float(torch.tensor(lengths).quantile(0.9)),
         }
         for name, column in (("value", "old_values"), ("return", "returns"), ("advantage", "advantages")):
             values = tokens(getattr(experience, column), mask)
             expected |= {f"rollout/{name}": mean(values), f"rollout/{name}_std": std(values)}
         for name, value in expected.items():
             assert logged[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
-        for name, ours in (
-            ("monitor/kl/k1", "rollout/kl"),
-            ("monitor/kl/sequence", "rollout/kl_sequence"),
-            ("monitor/perplexity/policy", "rollout/perplexity"),
-            ("monitor/perplexity/reference", "rollout/ref_perplexity"),
-            ("monitor/length/mean", "rollout/response_length"),
-            ("monitor/length/cut", "rollout/cut_rate"),
-            ("monitor/reward_distribution/mean", "rollout/score"),
-            ("monitor/reward_distribution/std", "rollout/score_std"),
-        ):
-            assert logged[name] == pytest.approx(logged[ours], rel=1e-4, abs=1e-5), name
 
 
 def test_first_update_term_by_term(run: Watch) -> None:
@@ -188,9 +203,11 @@ def test_learning_rate_is_that_of_the_step(run: Watch) -> None:
     assert rates == pytest.approx([0.25e-3, 0.5e-3])
 
 
-def test_left_out_updates_are_counted(run: Watch) -> None:
-    assert "update/skipped" not in run.metrics[1]
-    assert [row["update/skipped"] for row in run.metrics[2:4]] == [1, 2]
+def test_updates_after_target_kl_are_counted(run: Watch) -> None:
+    assert "update/early_stop" not in run.metrics[1]
+    assert [row["update/early_stop"] for row in run.metrics[2:4]] == [1, 2]
+    assert not any("update/skipped" in row for row in run.metrics[:8]), "ending early is no fault"
+    assert run.metrics[-1]["update/skipped"] == 4
 
 
 class SecondIsBad(Reward):
@@ -204,19 +221,34 @@ class SecondIsBad(Reward):
         return RewardOutput(scores=scores * math.nan if self.calls == 2 else scores)
 
 
-def test_zeros_for_missing_scores_reach_neither_moments_nor_log(world: Path, tmp_path: Path) -> None:
-    module = make_ppo(world, reward=SecondIsBad(), critic=CriticConfig(init="policy"), on_non_finite="skip")
+def test_a_skipped_iteration_teaches_nothing_and_logs_its_lengths(world: Path, tmp_path: Path) -> None:
+    module = make_ppo(
+        world,
+        reward=SecondIsBad(),
+        critic=CriticConfig(init="policy"),
+        on_non_finite="skip",
+        kl_controller=AdaptiveKL(coef=0.1, target=1e-3, horizon=64),
+    )
+    heard: list[int] = []
     logged: list[dict[str, float]] = []
 
     class Look(L.Callback):
         def on_rollout_end(self, trainer: L.Trainer, pl_module: Any, experience: Any) -> None:
-            logged.append(pl_module._rollout_metrics)
+            heard.append(pl_module.iteration)
+
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            logged.append(pl_module.rollout_metrics)
 
     trainer = make_trainer(tmp_path, callbacks=[Look()], max_epochs=3)
     trainer.fit(module, make_data(world, val=None))
     assert (module.moments.count, module.moments.mean) == (32, 8.5)
     assert module.skipped_updates == 2
-    from_scores = {"rollout/score", "rollout/score_std", "rollout/reward", "rollout/return", "rollout/advantage_std"}
-    assert [from_scores <= row.keys() for row in logged] == [True, False, True]
-    assert not from_scores & logged[1].keys()
-    assert "rollout/kl" in logged[1]
+    assert heard == [0, 2]
+    first, second, third = logged[::2]
+    assert {"rollout/score", "rollout/kl", "rollout/return"} <= first.keys() == third.keys()
+    rollout = {name for name in second if name.startswith("rollout/")}
+    assert rollout - {"rollout/moments_mean", "rollout/moments_std"} == {
+        *("rollout/response_length", "rollout/eos_rate", "rollout/cut_rate", "rollout/tokens")
+    }
+    assert second["kl_coef"] == third["kl_coef"], "the KL controller learned from a skipped iteration"
+    assert first["kl_coef"] != second["kl_coef"]

@@ -18,19 +18,25 @@ from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import (
     CriticConfig,
-    FrozenConfig,
     LossConfig,
     PPOOptimizerConfig,
     PTXConfig,
+    ReferenceConfig,
     ShapingConfig,
 )
 from lit_rlhf.ppo.estimators import GAE
 from lit_rlhf.ppo.kl_controller import FixedKL
+from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss
 from lit_rlhf.rollout.sampling import SamplingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
-CHOSEN = {"kl_controller": FixedKL, "estimator": GAE}  # what `class_path` is where none is given
+CHOSEN = {
+    "kl_controller": FixedKL,
+    "estimator": GAE,
+    "policy_loss": ClippedSurrogate,
+    "critic_loss": ClippedValueLoss,
+}  # what `class_path` is where none is given
 GROUPS = {
     "loss": LossConfig,
     "shaping": ShapingConfig,
@@ -38,8 +44,8 @@ GROUPS = {
     "optimizer": PPOOptimizerConfig,
     "schedule": ScheduleConfig,
     "sampling": SamplingConfig,
-    "ptx": PTXConfig,
-    "frozen": FrozenConfig,
+    "data.ptx": PTXConfig,
+    "reference": ReferenceConfig,
 }
 REQUIRED = inspect.Parameter.empty
 
@@ -74,6 +80,9 @@ def default_of(path: str) -> Any:
     """The default of an option; fails for one that does not exist."""
     if path.startswith("CriticWarmup."):
         return inspect.signature(CriticWarmup).parameters[path.removeprefix("CriticWarmup.")].default
+    if path.startswith("data.ptx."):
+        (field,) = [f for f in dataclasses.fields(PTXConfig) if f.name == path.removeprefix("data.ptx.")]
+        return REQUIRED if field.default is dataclasses.MISSING else field.default
     if path.startswith("data."):
         return inspect.signature(RolloutDataModule).parameters[path.removeprefix("data.")].default
     first, *rest = path.split(".")
@@ -103,10 +112,10 @@ def test_option_exists_with_the_documented_default(path: str) -> None:
 
 
 def test_the_check_can_fail() -> None:
-    for wrong in ("loss.clip_rnge", "kl_controller.init_args.target", "data.batch", "nothing"):
+    for wrong in ("loss.vf_coeff", "kl_controller.init_args.target", "data.batch", "nothing"):
         with pytest.raises((KeyError, ValueError)):
             default_of(wrong)
-    assert not same(0.3, default_of("loss.clip_range"))
+    assert not same(0.3, default_of("loss.vf_coef"))
 
 
 def test_all_twelve_details_are_there() -> None:
@@ -137,11 +146,11 @@ def test_preset_table_is_what_the_files_say(preset: str) -> None:
             found = found.get(part, default_of(path)) if isinstance(found, dict) else found
         assert value(row[preset]) == found, path
     callbacks = [c["class_path"] for c in config["trainer"].get("callbacks", [])]
-    assert (preset == "ppo_max") == ("CriticWarmup" in callbacks) == ("ptx" in options)
+    assert (preset == "ppo_max") == ("CriticWarmup" in callbacks) == ("ptx" in config["data"]["init_args"])
 
 
 def test_literal_values_that_the_page_uses_are_allowed() -> None:
     hints = typing.get_type_hints(LossConfig)
-    for name in ("objective", "old_logprobs"):
+    for name in ("average", "old_logprobs"):
         for choice in typing.get_args(hints[name]):
             assert f"`{choice}`" in PAGE or f"{name}: {choice}`" in PAGE, choice

@@ -44,9 +44,10 @@ class TimedPPO(PPOModule):
 
     def configure_model(self) -> None:
         """Load the models, then set the end-of-text rate of policy and reference."""
-        if self.policy is not None:
-            return
+        loaded = self.policy is not None
         super().configure_model()
+        if loaded or self.policy is None or self.reference is None:
+            return
         for model in (self.policy, self.reference.model):
             set_eos_rate(model, self.eos_rate)
             tune_for_cpu(model)

@@ -18,17 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.callbacks.collapse_rule import CollapseRule, Flag, RuleConfig
+from lit_rlhf.callbacks.collapse_rule import METRICS, CollapseRule, Flag, RuleConfig
 from lit_rlhf.commands.compare import read_responses, win_rates
 from lit_rlhf.reports.run_data import RunData, load_run, name_runs
-
-SIGNALS: dict[str, tuple[str, ...]] = {
-    "kl": ("rollout/kl", "monitor/kl/k1"),
-    "length": ("rollout/response_length", "monitor/length/mean"),
-    "perplexity": ("rollout/perplexity", "monitor/perplexity/policy"),
-    "tail": ("monitor/reward_distribution/upper_tail",),
-    "distinct": ("monitor/repetition/distinct_4",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +65,11 @@ def replay(series: Mapping[str, Sequence[tuple[int, float]]], config: RuleConfig
     Raises:
         ValueError: If no KL was logged.
     """
-    found = {signal: next((series[n] for n in names if series.get(n)), []) for signal, names in SIGNALS.items()}
-    if not found["kl"]:
-        raise ValueError(f"The run logged none of {list(SIGNALS['kl'])}; a collapse cannot be told without.")
+    if not series.get(METRICS["kl"]):
+        raise ValueError(f"The run did not log {METRICS['kl']!r}; a collapse cannot be told without.")
     at: dict[int, dict[str, float]] = {}
-    for signal, points in found.items():
-        for iteration, value in points:
+    for signal, metric in METRICS.items():
+        for iteration, value in series.get(metric, []):
             at.setdefault(iteration, {})[signal] = value
     rule = CollapseRule(config)
     flags = (rule.update(iteration, values) for iteration, values in sorted(at.items()) if "kl" in values)

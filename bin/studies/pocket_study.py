@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from pocket_pipeline import BASELINE_SAMPLES, Pipeline
+from lit_rlhf.commands.pocket_pipeline import BASELINE_SAMPLES, Pipeline
+from lit_rlhf.commands.processes import wait_for
 
 ARMS = {"ppo_max": "PPO-max", "ppo_vanilla": "vanilla PPO"}
 
@@ -82,7 +81,7 @@ class Study(Pipeline):
         config = str(self.runs / "configs" / "ppo_max.yaml")
         words = ["validate", "--config", config, *self.seeds(), "--trainer.logger", "false"]
         words += ["--data.eval_samples", str(BASELINE_SAMPLES), "--trainer.default_root_dir", str(root)]
-        self.command(*words, log=self.runs / "test-sft.log").check()
+        wait_for([self.command(*words, log=self.runs / "test-sft.log")])
 
     def curves(self) -> dict[str, list[dict[str, Any]]]:
         """Of each arm, one point an evaluation: iteration, win rates with intervals, and means."""
@@ -133,11 +132,11 @@ def plot(results: dict[int, dict[str, list[dict[str, Any]]]], out: Path) -> None
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    panels = {
+    panels: dict[str, Callable[[dict[str, Any]], float]] = {
         "gold win rate over SFT, %": lambda p: 100 * p["win_rates"]["all"]["rate"],
         "reward-model score": lambda p: p["score"],
         "response length, tokens": lambda p: p["response_length"],
-        "KL to the reference, nats a token": lambda p: p["kl"],
+        "KL to the reference, nats per token": lambda p: p["kl"],
     }
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     for ax, (title, value) in zip(axes, panels.items(), strict=True):

@@ -20,6 +20,7 @@ _EXPORTS = {
     "RepetitionMonitor": "repetition_monitor",
     "ResponseLengthMonitor": "length_monitor",
     "RewardDistributionMonitor": "reward_distribution",
+    "RolloutCallback": "hooks",
     "RolloutMonitor": "monitor",
     "RuleConfig": "collapse_rule",
     "RunCheckpoint": "run_checkpoint",

@@ -16,9 +16,10 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from lit_rlhf import signals
-from lit_rlhf.user_errors import for_users
+from lit_rlhf.user_errors import message_for_user
 
 _FAILED = "failed"
 _LEFT = b"left"
@@ -119,8 +120,8 @@ class _Pulse(threading.Thread):
         self._over = threading.Event()
         # A connection of its own: the main thread may hold the other one for as long as it waits for somebody.
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-        self._store = dist.PrefixStore("lit_rlhf/heartbeat", store)
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
+        self._store = PrefixStore("lit_rlhf/heartbeat", store)
 
     def run(self) -> None:
         """Beat and listen until :meth:`leave`, or until the store is gone with the process it was in."""
@@ -148,7 +149,7 @@ class _Pulse(threading.Thread):
 
     def fail(self, error: Exception) -> None:
         """Say that this process fails of ``error``; what all fail of alike, only one of them says."""
-        code = 1 if for_users(error) is None else 2
+        code = 1 if message_for_user(error) is None else 2
         own = f"{self._rank} {code} {type(error).__name__}: {error}"
         told = self._publish(own)
         if told != own and told.partition(" ")[2] == own.partition(" ")[2]:
@@ -246,4 +247,6 @@ def is_lost_connection(error: BaseException | None) -> bool:
     return False
 
 
-_LOST = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused")
+_LOST = re.compile(
+    r"Another process failed|gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused"
+)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.evaluation.responses import evaluation_means
 from lit_rlhf.evaluation.table import PolicyEvaluation, ResultTable
 from lit_rlhf.evaluation.win_rate import WinRate, win_rates_by
+from lit_rlhf.user_errors import UserError
 
 Row = Mapping[str, Any]
 
@@ -21,6 +22,7 @@ def read_responses(path: str | Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: There is no such file.
+        UserError: A line is not a response as `lit-rlhf test` saves it.
     """
     found = Path(path)
     if found.is_dir():
@@ -31,7 +33,18 @@ def read_responses(path: str | Path) -> list[Row]:
         found = files[-1]
     if not found.is_file():
         raise FileNotFoundError(f"{found} does not exist.")
-    return [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
+    lines = found.read_text(encoding="utf-8").splitlines()
+    return [_response(line, f"{found}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _response(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}.") from None
+    if not isinstance(row, dict) or not row.keys() >= {"row", "prompt", "record", "score"}:
+        raise UserError(f"{where} is not a response that `lit-rlhf test` has saved.")
+    return row
 
 
 def win_rates(rows: Sequence[Row], baseline: Sequence[Row], *, judge: str = "gold") -> Mapping[str, WinRate]:
@@ -64,7 +77,8 @@ def win_rates(rows: Sequence[Row], baseline: Sequence[Row], *, judge: str = "gol
 
 def _score(row: Row, judge: str) -> float:
     if judge not in row:
-        raise ValueError(f"`judge` ({judge}) is not among the scores of the rows: {', '.join(sorted(row))}.")
+        numbers = sorted(name for name, value in row.items() if isinstance(value, float))
+        raise ValueError(f"`judge` ({judge}) is not among the numbers of the rows: {', '.join(numbers)}.")
     return float(row[judge])
 
 
@@ -83,29 +97,39 @@ def evaluate_policy(name: str, rows: Sequence[Row], baseline: Sequence[Row] | No
         win_rates={} if baseline is None else win_rates(rows, baseline, judge=judge),
         gold=means[judge],
         score=means["score"],
-        kl=means["kl"],
+        kl=means.get("kl"),
         perplexity=means["perplexity"],
         response_length=means["response_length"],
         eos_rate=means["eos_rate"],
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table; write it as JSON and Markdown beside each other."""
-    parser = argparse.ArgumentParser(prog="lit-rlhf compare", description=__doc__)
+def main(argv: Sequence[str]) -> None:
+    """Print the table; write it as JSON and Markdown beside each other.
+
+    Raises:
+        FileNotFoundError: A run has no evaluated responses.
+        ValueError: The runs cannot be compared, or a row lacks a score.
+    """
+    parser = CommandParser("compare", "Policies against a baseline, from the responses that `lit-rlhf test` saved.")
     parser.add_argument("baseline", help="NAME=RUN_DIR or file of the policy to compare with (usually SFT)")
     parser.add_argument("policies", nargs="+", help="NAME=RUN_DIR or file of each policy")
-    parser.add_argument("--judge", default="gold", help="score that decides (default: gold)")
+    parser.add_argument("--judge", help="score that decides (default: gold where all rows have it, else score)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     args = parser.parse_args(argv)
     name, baseline = _named(args.baseline)
+    others = [_named(policy) for policy in args.policies]
+    every = [baseline, *(rows for _, rows in others)]
+    judge = args.judge or ("gold" if all("gold" in row for rows in every for row in rows) else "score")
+    for row in (row for rows in every for row in rows):
+        _score(row, judge)
     table = ResultTable(
         policies=[
-            evaluate_policy(name, baseline, None, judge=args.judge),
-            *[evaluate_policy(n, rows, baseline, judge=args.judge) for n, rows in map(_named, args.policies)],
+            evaluate_policy(name, baseline, None, judge=judge),
+            *[evaluate_policy(n, rows, baseline, judge=judge) for n, rows in others],
         ],
         baseline=name,
-        judge=args.judge,
+        judge=judge,
     )
     from rich.console import Console
 

@@ -6,10 +6,11 @@ import argparse
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.models.memory import BF16, FP32, Memory, Model, Numbers, Shapes, Sharding, predict
 
 GIB = 2**30
@@ -18,7 +19,7 @@ RESERVE_BYTES, RESERVE_SHARE = 2 * GIB, 0.05
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the memory table of a config and whether it fits.
 
     Raises:
@@ -45,8 +46,8 @@ def main(argv: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="lit-rlhf plan", description=__doc__)
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("plan", __doc__ or "")
     parser.add_argument("--config", "-c", action="append", required=True, help="YAML of a run; later ones override")
     parser.add_argument("--devices", type=int, help="number of devices (default: the config's)")
     parser.add_argument("--memory", help="memory of one device, e.g. 80GB; exit code 1 if the run does not fit")
@@ -109,10 +110,10 @@ def _numbers(trainer: Mapping[str, Any], devices: int | None) -> Numbers:
 
 
 def _ppo_models(options: Mapping[str, Any], stand_in: str | None) -> list[Model]:
-    loading, frozen = options.get("model") or {}, options.get("frozen") or {}
+    loading, frozen = options.get("model") or {}, options.get("reference") or {}
     common: dict[str, Any] = {"attention": loading.get("attn_implementation")}
     policy = _config(options["policy"], loading, stand_in)
-    reference = options.get("reference")
+    reference = frozen.get("path")
     reward = (options.get("reward") or {}).get("init_args") or {}
     checkpointing = bool(loading.get("gradient_checkpointing"))
     models = [
@@ -179,7 +180,7 @@ def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: i
     budget = BatchingConfig(micro_batch_tokens=sizes.get("micro_batch_tokens")).token_budget(device)
     updated = min(updated, max(1, budget // width))
     generated = min(rows, max(1, _value(engine, TransformersEngine, "max_batch_tokens") // width))
-    ptx = options.get("ptx") or {}
+    ptx = sizes.get("ptx") or {}
     return Shapes(
         update_rows=updated,
         update_width=width,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from rich.console import Console
 from rich.progress import track
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.data.records import PreferenceRecord, RowError
 from lit_rlhf.data.report import RowReport
 from lit_rlhf.evaluation.replies import Reply, read_scorable
@@ -24,13 +25,13 @@ ItemT = TypeVar("ItemT")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command.
+    """The command line of ``lit-rlhf score``.
 
     Raises:
         FileNotFoundError: The data or the model does not exist.
         ValueError: The data, the model or an option cannot be used.
     """
-    options = _parser().parse_args(list(argv))
+    options = _parser().parse_args(argv)
     items, report = read_scorable(options.files, format=options.format, on_bad_row=options.on_bad_row)
     are_pairs = isinstance(items[0], PreferenceRecord)
     if options.report is not None and not are_pairs:
@@ -197,10 +198,10 @@ def _write(rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf score",
-        description="Score the replies in preference files, dialogues or predictions with a reward model. Writes one "
-        "JSON line a row: chosen_score, rejected_score and difference of a pair, or score of a single reply.",
+    parser = CommandParser(
+        "score",
+        "Score the replies in preference files, dialogues or predictions with a reward model. Writes one JSON line\n"
+        "per row: chosen_score, rejected_score and difference of a pair, or score of a single reply.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders, globs or hub names")
     parser.add_argument("--model", required=True, help="folder or hub name of the reward model")

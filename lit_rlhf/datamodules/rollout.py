@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
@@ -19,16 +19,16 @@ from lit_rlhf.data.template import check_template, fit_prompt
 from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
 from lit_rlhf.datamodules.loader import batch_under_way
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
+from lit_rlhf.datamodules.ptx import PTXText
 from lit_rlhf.distributed import rank, world_size
-from lit_rlhf.models.loading import check_context, load_config
+from lit_rlhf.ppo.collector import ExperienceCollector
+from lit_rlhf.ppo.config import PTXConfig
 from lit_rlhf.ppo.loader import ExperienceSource, RolloutLoader
 from lit_rlhf.ppo.minibatch import Minibatch, minibatches
-from lit_rlhf.ppo.plan import BatchingConfig, generator_for, global_rows
+from lit_rlhf.ppo.plan import BatchingConfig, global_rows
+from lit_rlhf.randomness import Stream, generator_for
 from lit_rlhf.signals import Interrupted
 from lit_rlhf.types import Experience, PromptBatch
-
-if TYPE_CHECKING:
-    from lit_rlhf.modules.ppo import PPOModule
 
 
 class RolloutDataModule(L.LightningDataModule, ExperienceSource):
@@ -46,7 +46,9 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         minibatch_size: Responses an optimizer step, global.
         ppo_epochs: Passes over the rollout.
         micro_batch_tokens: Most tokens of one forward pass; None: 768 on a CPU, 8192 on an accelerator.
+        keep_groups: Whether the responses to one prompt share a micro-batch, for losses that compare them.
         max_prompt_length: Longer prompts lose their oldest turns.
+        ptx: Text for the language-model loss beside PPO's (eq. 17); None for none.
         eval_batch_size: Prompts a validation step, per rank.
         eval_samples: Responses to each validation and test prompt.
         eval_limit: Use only the first so many validation and test prompts.
@@ -70,7 +72,9 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         minibatch_size: int = 32,
         ppo_epochs: int = 1,
         micro_batch_tokens: int | None = None,
+        keep_groups: bool = False,  # noqa: FBT001, FBT002
         max_prompt_length: int = 1024,
+        ptx: PTXConfig | None = None,
         eval_batch_size: int = 64,
         eval_samples: int = 1,
         eval_limit: int | None = None,
@@ -83,6 +87,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             minibatch_size=minibatch_size,
             ppo_epochs=ppo_epochs,
             micro_batch_tokens=micro_batch_tokens,
+            keep_groups=keep_groups,
             seed=seed,
         )
         for name, value in (
@@ -97,6 +102,8 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         self.max_prompt_length = max_prompt_length
         self.eval_batch_size, self.eval_samples, self.eval_limit = eval_batch_size, eval_samples, eval_limit
         self.seed = seed
+        self.ptx = ptx
+        self._ptx_text: PTXText | None = None
         self._prompts: dict[str, list[EncodedPrompt]] = {}
         self._order: tuple[int, list[int]] = (-1, [])
         self._loader: RolloutLoader | None = None
@@ -111,6 +118,8 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
                 self._prompts[split] = self._read(split)
         if stage == "fit":
             self._check_training()
+            if self.ptx is not None and self._ptx_text is None:
+                self._ptx_text = PTXText(self.ptx, self._tokenizer)
         self._check_context()
 
     def _read(self, split: str) -> list[EncodedPrompt]:
@@ -143,8 +152,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         if not prompts:
             raise ValueError("`data.train` must name at least one prompt file to fit.")
         assert self.trainer is not None
-        module: PPOModule = self.trainer.lightning_module  # type: ignore[assignment]
-        self.batching = replace(self.batching, group_size=module.estimator.group_size)
+        self.batching = replace(self.batching, group_size=self._module().group_size)
         self.batching.check_world_size(self.trainer.world_size)
         needed = self.batching.rollout_batch_size // self.batching.group_size
         if len(prompts) < needed:
@@ -156,18 +164,16 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
     def _check_context(self) -> None:
         """Refuse prompts that leave no room for a whole response in the policy's context, before it is loaded."""
         module: Any = None if self.trainer is None else self.trainer.lightning_module
-        if module is None or not hasattr(module, "policy_path"):
+        if not isinstance(module, ExperienceCollector):
             return
-        config = load_config(module.policy_path, trust_remote_code=module.model_config.trust_remote_code)
         for split, prompts in self._prompts.items():
-            sampling = module.sampling if split == "train" else module.eval_sampling
+            width = module.response_length(training=split == "train")
             longest = max(len(prompt.ids) for prompt in prompts)
             try:
-                check_context(config, longest + sampling.max_response_length)
+                module.check_context(longest + width)
             except ValueError as error:
                 raise ValueError(
-                    f"`data.{split}` has a prompt of {longest} tokens and `max_response_length` is "
-                    f"{sampling.max_response_length}. {error} "
+                    f"`data.{split}` has a prompt of {longest} tokens and `max_response_length` is {width}. {error} "
                     f"Lower `data.max_prompt_length` ({self.max_prompt_length})."
                 ) from error
 
@@ -180,47 +186,56 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         first = iteration * per_iteration
         rows = global_rows(self.batching, rank(), world_size()) // self.batching.group_size
         picked = [prompts[self._shuffled(first + int(g))] for g in rows]
-        return prompt_batch(picked, self._tokenizer.pad_token_id)
+        return replace(prompt_batch(picked, self._tokenizer.pad_token_id), group=rows)
 
     def _shuffled(self, cursor: int) -> int:
         """Index of the ``cursor``-th prompt ever drawn; every pass over the prompts has its own order."""
         total = len(self._prompts["train"])
         done, offset = divmod(cursor, total)
         if self._order[0] != done:
-            generator = generator_for(self.seed, 2, done)
+            generator = generator_for(self.seed, Stream.PROMPTS, done)
             self._order = (done, torch.randperm(total, generator=generator).tolist())
         return self._order[1][offset]
 
     def uniforms(self, iteration: int, width: int) -> Tensor:
         """The rollout's random numbers, ``(own rows, width)`` float64: the same rows on any number of ranks."""
         total = self.batching.rollout_batch_size
-        generator = generator_for(self.seed, 3, iteration)
+        generator = generator_for(self.seed, Stream.SAMPLING, iteration)
         drawn = torch.rand(total, width, generator=generator, dtype=torch.float64)
         return drawn[global_rows(self.batching, rank(), world_size())]
 
     def collect(self, iteration: int) -> Experience:
         """See ``ExperienceSource``: delegates to the module."""
         module = self._module()
-        prompts = self.take(iteration).to(module.device)
-        uniforms = self.uniforms(iteration, module.sampling.max_response_length)
+        prompts = self.take(iteration).to(self._device())
+        uniforms = self.uniforms(iteration, module.response_length(training=True))
         try:
             return module.collect(prompts, uniforms, batching=self.batching, iteration=iteration)
         except Interrupted:
             # The next phase is where the ranks that were not interrupted come to: they agree there to stop.
             assert self.trainer is not None
-            emit_phase(self.trainer, module, "scoring")
+            emit_phase(self.trainer, self.trainer.lightning_module, "scoring")
             raise
 
     def minibatches(self, experience: Experience, iteration: int) -> Iterator[Minibatch]:
         """See ``ExperienceSource``."""
-        module = self._module()
-        ptx = module.ptx_batches(self.batching, iteration)
-        experience = experience.to(module.device)  # a resumed iteration's comes from the checkpoint, on the CPU
+        ptx = [] if self._ptx_text is None else self._ptx_text.batches(self.batching, iteration)
+        experience = experience.to(self._device())  # a resumed iteration's comes from the checkpoint, on the CPU
         return minibatches(experience, self.batching, iteration, ptx)
 
-    def _module(self) -> PPOModule:
+    def _module(self) -> ExperienceCollector:
         assert self.trainer is not None
-        return self.trainer.lightning_module  # type: ignore[return-value]
+        module: Any = self.trainer.lightning_module
+        if not isinstance(module, ExperienceCollector):
+            raise ValueError(
+                f"`RolloutDataModule` trains a module that collects experience (PPOModule, or a subclass of "
+                f"lit_rlhf.ppo.collector.ExperienceCollector); {type(module).__name__} does not."
+            )
+        return module
+
+    def _device(self) -> torch.device:
+        assert self.trainer is not None
+        return self.trainer.lightning_module.device
 
     def steps_per_epoch(self) -> int:
         """See ``ExperienceSource``: fewer than all with ``limit_train_batches``."""

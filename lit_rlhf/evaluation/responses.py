@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.functional.diagnostics import perplexity
+
 
 def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str]) -> dict[str, float]:
-    """Means over responses, and over response tokens for KL (k1, nats a token) and perplexity.
+    """Means over responses, and over response tokens for KL (k1, nats per token) and perplexity.
+
+    KL is absent where the rows have no ``ref_logprob``.
 
     Args:
         rows: Rows of ``evaluate_prompts``, all ranks together.
@@ -18,12 +21,15 @@ def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str])
     """
     tokens = max(1, sum(row["tokens"] for row in rows))
     total = len(rows)
-    logprob, ref = (sum(row[name] for row in rows) for name in ("logprob", "ref_logprob"))
+    logprob = sum(row["logprob"] for row in rows)
+    traveled = {}
+    if all("ref_logprob" in row for row in rows):
+        distance = logprob - sum(row["ref_logprob"] for row in rows)
+        traveled = {"kl": distance / tokens, "kl_sequence": distance / total}
     return {
         **{name: sum(row[name] for row in rows) / total for name in score_names},
-        "kl": (logprob - ref) / tokens,
-        "kl_sequence": (logprob - ref) / total,
-        "perplexity": math.exp(min(700.0, -logprob / tokens)),
+        **traveled,
+        "perplexity": perplexity(-logprob / tokens),
         "response_length": tokens / total,
         "eos_rate": sum(row["ended"] for row in rows) / total,
     }

@@ -1,8 +1,11 @@
-"""The losses of PPO: masked sums over a normalizer, so that micro-batches and ranks add up to the whole batch.
+"""The losses of PPO, per token: columns in, a column of losses out.
 
-Every loss takes ``normalizer``, the number of response tokens of the GLOBAL minibatch. With it, the losses (and the
-gradients) of the micro-batches sum to those of the minibatch, however it was cut; None divides by this batch's own
-count. The other fields are sums as well: add them up, then divide once. They carry no gradient.
+A loss knows neither mask nor denominator. Whoever minimizes it keeps the response tokens, sums and divides by the count
+of the GLOBAL minibatch (:func:`normalized_sum`), so that the losses and gradients of micro-batches and ranks add up to
+those of the minibatch, however it was cut.
+
+Conventions: columns are ``(B, T)``, computed in fp32 (fp64 stays fp64). ``clipped`` is bool, True where the clip takes
+the token's gradient away. ``ρ = π(y) / π_old(y)`` is the probability ratio of the drawn token.
 """
 
 from __future__ import annotations
@@ -16,291 +19,176 @@ from lit_rlhf.functional.kl import k3, log_ratio
 from lit_rlhf.functional.masking import keep
 
 
-@dataclass(frozen=True)
-class PolicyLoss:
-    """A policy loss and sums over its tokens, all 0-d fp32.
-
-    Attributes:
-        loss: What to minimize.
-        tokens: How many tokens.
-        clipped: How many of them the clip robs of their gradient.
-        approx_kl: Sum of k3 from the old policy to the new one, nats.
-        ratio: Sum of the probability ratios.
-        ratio_drift: Largest ``|ratio - 1|``; combines by maximum, not by sum. Zero before the first update.
-    """
-
-    loss: Tensor
-    tokens: Tensor
-    clipped: Tensor
-    approx_kl: Tensor
-    ratio: Tensor
-    ratio_drift: Tensor
-
-
-@dataclass(frozen=True)
-class ValueLoss:
-    """A value loss and sums over its tokens, all 0-d fp32.
-
-    Attributes:
-        loss: What to minimize.
-        tokens: How many tokens.
-        clipped: How many of them pay the clipped error.
-    """
-
-    loss: Tensor
-    tokens: Tensor
-    clipped: Tensor
-
-
-@dataclass(frozen=True)
-class EntropyTerm:
-    """An entropy term and sums over its tokens, all 0-d fp32.
-
-    Attributes:
-        loss: What to minimize.
-        tokens: How many tokens.
-        entropy: Sum of the entropies, nats.
-    """
-
-    loss: Tensor
-    tokens: Tensor
-    entropy: Tensor
-
-
-@dataclass(frozen=True)
-class LMLoss:
-    """A language-modelling loss and sums over its tokens, all 0-d fp32.
-
-    Attributes:
-        loss: What to minimize.
-        tokens: How many tokens.
-        nll: Sum of the negative log-probabilities, nats.
-    """
-
-    loss: Tensor
-    tokens: Tensor
-    nll: Tensor
-
-
 def clipped_policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_range: float | None = 0.2,
-    normalizer: float | Tensor | None = None,
-) -> PolicyLoss:
-    r"""PPO's clipped surrogate.
-
-    .. math::
-        L = -\frac1N \sum_{t} \min\left(\rho_t \hat A_t,\ \operatorname{clip}(\rho_t, 1-\epsilon, 1+\epsilon)
-        \hat A_t\right), \qquad \rho_t = \frac{\pi(y_t)}{\pi_{old}(y_t)}
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_range: float | None = 0.2
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate, ``−min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â)``.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7; paper eq. 15 and Figure 5, detail 11.
 
     Args:
-        logprobs: Under the policy being trained, ``(B, T)``, with gradient.
-        old_logprobs: Under the policy that drew the tokens, ``(B, T)``.
-        advantages: Whitened or not, ``(B, T)``.
-        mask: Response tokens, ``(B, T)`` bool.
-        clip_range: :math:`\epsilon`; None does not clip.
-        normalizer: N, the tokens of the global minibatch; None counts ``mask``.
+        logprobs: Under the policy being trained, with gradient.
+        old_logprobs: Under the policy that drew the tokens.
+        advantages: Whitened or not.
+        clip_range: ε; None does not clip.
 
     Returns:
-        See :class:`PolicyLoss`.
+        ``(loss, clipped)``.
 
     Raises:
-        ValueError: If the shapes differ, the mask is not bool, or ``clip_range`` is not positive.
+        ValueError: If the shapes differ or ``clip_range`` is not positive.
     """
     _check_clip_range(clip_range)
-    log_rho = log_ratio(keep(logprobs, mask), keep(old_logprobs, mask))
-    ratio, kept_advantages = log_rho.exp(), keep(advantages, mask)
-    loss = -ratio * kept_advantages
-    clipped = torch.zeros_like(mask)
-    if clip_range is not None:
-        bounded = -ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * kept_advantages
-        clipped = bounded > loss
-        loss = torch.max(loss, bounded)
-    return _policy_loss(loss, clipped, log_rho, mask, normalizer)
+    ratio = log_ratio(logprobs, old_logprobs).exp()
+    loss = -ratio * advantages
+    if clip_range is None:
+        return loss, torch.zeros_like(loss, dtype=torch.bool)
+    bounded = -ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
+    # The maximum of two losses is the minimum of two gains. A tie (ratio inside the clip) keeps its gradient.
+    return torch.max(loss, bounded), (bounded > loss).detach()
 
 
-def kl_penalty_policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    beta: float,
-    normalizer: float | Tensor | None = None,
-) -> PolicyLoss:
-    r"""PPO with a penalty on the distance from the old policy in place of the clip.
+def kl_penalty_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, beta: float) -> Tensor:
+    """PPO with a penalty on the distance from the old policy in place of the clip, ``−ρ Â + β k₃(π_old, π)``.
 
-    .. math:: L = \frac1N \sum_{t} \left( -\rho_t \hat A_t + \beta\, k_3(\pi_{old}, \pi)_t \right)
-
-    :math:`k_3 = \rho - 1 - \log\rho` estimates :math:`KL(\pi_{old} \| \pi)` without bias from the old policy's tokens,
-    and so does its gradient. Source: Schulman et al. 2017, eq. 8; paper eq. 14.
+    ``k₃ = ρ − 1 − log ρ`` estimates KL(π_old ‖ π) without bias from the old policy's tokens, and so does its gradient.
+    Source: Schulman et al. 2017, eq. 8; paper eq. 14.
 
     Args:
-        logprobs: Under the policy being trained, ``(B, T)``, with gradient.
-        old_logprobs: Under the policy that drew the tokens, ``(B, T)``.
-        advantages: Whitened or not, ``(B, T)``.
-        mask: Response tokens, ``(B, T)`` bool.
+        logprobs: Under the policy being trained, with gradient.
+        old_logprobs: Under the policy that drew the tokens.
+        advantages: Whitened or not.
         beta: Weight of the divergence, not negative.
-        normalizer: N, the tokens of the global minibatch; None counts ``mask``.
-
-    Returns:
-        See :class:`PolicyLoss`; ``clipped`` is zero.
 
     Raises:
-        ValueError: If the shapes differ, the mask is not bool, or ``beta`` is negative.
+        ValueError: If the shapes differ or ``beta`` is negative.
     """
     if not beta >= 0:
         raise ValueError(f"`beta` ({beta}) must not be negative.")
-    log_rho = log_ratio(keep(logprobs, mask), keep(old_logprobs, mask))
-    loss = -log_rho.exp() * keep(advantages, mask) + beta * _old_to_new_kl(log_rho)
-    return _policy_loss(loss, torch.zeros_like(mask), log_rho, mask, normalizer)
+    log_rho = log_ratio(logprobs, old_logprobs)
+    return -log_rho.exp() * advantages + beta * _old_to_new_kl(log_rho)
 
 
 def value_loss(
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    *,
-    clip_range: float | None = 0.2,
-    normalizer: float | Tensor | None = None,
-) -> ValueLoss:
-    r"""Squared error of the critic, the worse of the free and the clipped value.
-
-    .. math::
-        L = \frac{1}{2N} \sum_t \max\left((V_t - R_t)^2,\ (\operatorname{clip}(V_t, V^{old}_t - c, V^{old}_t + c)
-        - R_t)^2\right)
+    values: Tensor, old_values: Tensor, returns: Tensor, *, clip_range: float | None = 0.2
+) -> tuple[Tensor, Tensor]:
+    """Half the squared error of the critic, ``½ max((V − R)², (clip(V, V_old − c, V_old + c) − R)²)``.
 
     Source: paper section 3 and Figure 5, detail 7; the maximum is the release's and OpenAI baselines'.
 
     Args:
-        values: The critic's, ``(B, T)``, with gradient.
-        old_values: The critic's at rollout time, ``(B, T)``.
-        returns: Targets, ``(B, T)``.
-        mask: Response tokens, ``(B, T)`` bool.
-        clip_range: c, in units of the value; None takes the free error alone.
-        normalizer: N, the tokens of the global minibatch; None counts ``mask``.
+        values: The critic's, with gradient.
+        old_values: The critic's at rollout time.
+        returns: Targets.
+        clip_range: c, in units of the value; None takes the unclipped error alone.
 
     Returns:
-        See :class:`ValueLoss`.
+        ``(loss, clipped)``; ``clipped`` where the clipped error is the larger.
 
     Raises:
-        ValueError: If the shapes differ, the mask is not bool, or ``clip_range`` is not positive.
+        ValueError: If ``clip_range`` is not positive.
     """
     _check_clip_range(clip_range)
-    kept, old, target = keep(values, mask), keep(old_values, mask), keep(returns, mask)
-    error = (kept - target).square()
-    clipped = torch.zeros_like(mask)
-    if clip_range is not None:
-        bounded = (kept.clamp(old - clip_range, old + clip_range) - target).square()
-        clipped = bounded > error
-        error = torch.max(error, bounded)
-    tokens = _count(mask)
-    return ValueLoss(loss=0.5 * _normalized(error, tokens, normalizer), tokens=tokens, clipped=_count(clipped))
+    values, old_values, returns = (x.to(_wide(x)) for x in (values, old_values, returns))
+    error = (values - returns).square()
+    if clip_range is None:
+        return 0.5 * error, torch.zeros_like(error, dtype=torch.bool)
+    bounded = (values.clamp(old_values - clip_range, old_values + clip_range) - returns).square()
+    return 0.5 * torch.max(error, bounded), (bounded > error).detach()
 
 
-def entropy_term(
-    entropy: Tensor,
-    mask: Tensor,
-    *,
-    coef: float = 0.01,
-    clip: float | None = None,
-    normalizer: float | Tensor | None = None,
-    mean_entropy: float | Tensor | None = None,
-) -> EntropyTerm:
-    r"""Entropy bonus, or the paper's pull of the mean entropy towards a level.
-
-    .. math::
-        L = -\frac{\eta}{N} \sum_t H_t \text{ (no clip)}, \qquad
-        L = \eta\, \left| \frac1N \sum_t H_t - c \right| \text{ (clip } c\text{)}
+def entropy_loss(entropy: Tensor, *, clip: float | None = None, mean_entropy: float | Tensor | None = None) -> Tensor:
+    """Entropy bonus, ``−H``, or the paper's pull of the mean entropy towards a level c: ``|mean H − c|``.
 
     The level is the released code's; its default, 35 nats, is above the entropy of any vocabulary (ln V is about 11),
     so there the term is the plain bonus plus a constant. An absolute value of a mean does not add over micro-batches:
-    what is returned is :math:`\eta s (\sum_t H_t - c\, n) / N` with n this batch's tokens and s the sign of
-    ``mean_entropy - clip``, whose sum over micro-batches is the term above, gradient included. Source: paper Figure 5,
-    detail 3, and Figure 16.
+    what is returned is ``s (H_t − c)`` with s the sign of ``mean_entropy − c``, whose mean over the minibatch is the
+    term, gradient included. Source: paper Figure 5, detail 3, and Figure 16.
 
     Args:
-        entropy: Of the next-token distributions, nats, ``(B, T)``, with gradient.
-        mask: Response tokens, ``(B, T)`` bool.
-        coef: :math:`\eta`, 0.01 in the paper.
+        entropy: Of the next-token distributions, nats, with gradient.
         clip: Level c in nats; None is the plain bonus.
-        normalizer: N, the tokens of the global minibatch; None counts ``mask``.
-        mean_entropy: Mean entropy of the global minibatch, which decides the sign; None takes this batch's own mean,
-            which is right when the minibatch is one micro-batch.
-
-    Returns:
-        See :class:`EntropyTerm`.
+        mean_entropy: Mean entropy that decides the sign, the same for every micro-batch and rank.
 
     Raises:
-        ValueError: If the shapes differ or the mask is not bool.
+        ValueError: If a level comes without ``mean_entropy``.
     """
-    kept, tokens = keep(entropy, mask), _count(mask)
-    total = kept.sum().detach()
+    entropy = entropy.to(_wide(entropy))
     if clip is None:
-        return EntropyTerm(loss=-coef * _normalized(kept, tokens, normalizer), tokens=tokens, entropy=total)
-    mean = total / tokens.clamp(min=1) if mean_entropy is None else torch.as_tensor(mean_entropy).to(total)
-    distance = torch.sign(mean.detach() - clip) * keep(kept - clip, mask)
-    return EntropyTerm(loss=coef * _normalized(distance, tokens, normalizer), tokens=tokens, entropy=total)
+        return -entropy
+    if mean_entropy is None:
+        raise ValueError(f"`clip` ({clip}) needs `mean_entropy`: the sign of the pull is that of a whole minibatch.")
+    mean = torch.as_tensor(mean_entropy).detach().to(entropy)
+    return torch.sign(mean - clip) * (entropy - clip)
 
 
-def lm_loss(logprobs: Tensor, mask: Tensor, normalizer: float | Tensor | None = None) -> LMLoss:
-    r"""Negative log-likelihood of text: SFT, the reward model's regularizer, and ptx.
-
-    .. math:: L = -\frac1N \sum_t \log\pi(y_t)
+def lm_loss(logprobs: Tensor) -> Tensor:
+    """Negative log-likelihood of text, ``−log π(y)``, nats: SFT, the reward model's regularizer, and ptx.
 
     Source: paper eq. 17 (ptx) and the second term of eq. 2.
+    """
+    return -logprobs.to(_wide(logprobs))
+
+
+def normalized_sum(per_token: Tensor, mask: Tensor, normalizer: float | Tensor | None = None) -> Tensor:
+    """Sum of the kept losses over ``normalizer``: a micro-batch's share in the loss of the global minibatch.
 
     Args:
-        logprobs: Of the text's tokens, ``(B, L)``, with gradient.
-        mask: Tokens that are learned, ``(B, L)`` bool.
-        normalizer: N, such tokens in the global batch; None counts ``mask``.
+        per_token: Losses, any shape; what lies outside the mask may be garbage.
+        mask: The same shape, bool.
+        normalizer: Tokens of the global minibatch; None counts ``mask``. Zero means that there are no tokens: the sum
+            is zero as well.
 
     Returns:
-        See :class:`LMLoss`.
+        0-d fp32.
 
     Raises:
         ValueError: If the shapes differ or the mask is not bool.
     """
-    nll, tokens = -keep(logprobs, mask), _count(mask)
-    return LMLoss(loss=_normalized(nll, tokens, normalizer), tokens=tokens, nll=nll.sum().detach())
+    total = keep(per_token, mask).sum()
+    count = torch.as_tensor(mask.sum() if normalizer is None else normalizer, device=total.device).to(total.dtype)
+    return total / torch.where(count > 0, count, torch.ones_like(count))
 
 
-def _policy_loss(
-    per_token: Tensor, clipped: Tensor, log_rho: Tensor, mask: Tensor, normalizer: float | Tensor | None
-) -> PolicyLoss:
-    tokens = _count(mask)
-    ratio = log_rho.detach().exp()
+@dataclass(frozen=True)
+class RatioSums:
+    """How far the policy has moved from the one that drew the tokens; 0-d fp32, without gradient.
+
+    Attributes:
+        ratio: Sum of ρ over the tokens.
+        approx_kl: Sum of k₃(π_old, π) = ρ − 1 − log ρ over the tokens, nats.
+        drift: Largest ``|ρ − 1|``; combines by maximum, not by sum. Exactly zero before the first update.
+    """
+
+    ratio: Tensor
+    approx_kl: Tensor
+    drift: Tensor
+
+
+@torch.no_grad()
+def ratio_sums(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> RatioSums:
+    """What every policy loss is watched by, whatever it does with the ratio itself.
+
+    Raises:
+        ValueError: If the shapes differ or the mask is not bool.
+    """
+    log_rho = log_ratio(keep(logprobs, mask), keep(old_logprobs, mask))
+    ratio = log_rho.exp()
     drift = keep(ratio - 1.0, mask).abs()
-    return PolicyLoss(
-        loss=_normalized(per_token, tokens, normalizer),
-        tokens=tokens,
-        clipped=_count(clipped),
-        approx_kl=keep(_old_to_new_kl(log_rho.detach()), mask).sum(),
+    return RatioSums(
         ratio=keep(ratio, mask).sum(),
-        ratio_drift=drift.max() if drift.numel() else drift.sum(),
+        approx_kl=keep(_old_to_new_kl(log_rho), mask).sum(),
+        drift=drift.max() if drift.numel() else drift.sum(),
     )
 
 
 def _old_to_new_kl(log_rho: Tensor) -> Tensor:
-    """k3 with the old policy in the place of the one that drew the tokens: rho - 1 - log rho."""
+    """k₃ with the old policy in the place of the one that drew the tokens: ρ − 1 − log ρ."""
     return k3(-log_rho, torch.zeros_like(log_rho))
 
 
-def _normalized(per_token: Tensor, tokens: Tensor, normalizer: float | Tensor | None) -> Tensor:
-    """Sum over ``normalizer``; where that is zero there are no tokens and the sum is zero as well."""
-    count = tokens if normalizer is None else torch.as_tensor(normalizer, device=per_token.device).to(per_token.dtype)
-    return per_token.sum() / torch.where(count > 0, count, torch.ones_like(count))
-
-
-def _count(mask: Tensor) -> Tensor:
-    return mask.sum().float()
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _check_clip_range(clip_range: float | None) -> None:

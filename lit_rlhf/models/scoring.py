@@ -6,15 +6,18 @@ same bits, which is what makes the ratio of the first update exactly 1 (docs/arc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.masking import flat_positions
 from lit_rlhf.models.causal import projector, trunk_hidden
-from lit_rlhf.models.compact import CompactRows
-from lit_rlhf.types import TextBatch
+from lit_rlhf.models.compact import CompactRows, compact_rows
+from lit_rlhf.types import Rollout, TextBatch
 
 CHUNK_TOKENS = 4096
 
@@ -53,6 +56,60 @@ def response_values(critic: Any, rows: CompactRows) -> Tensor:
         rows: Right-padded rows.
     """
     return rows.scatter(critic(rows.input_ids, at=rows.predicting()).float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelColumns:
+    """What the models say of B responses, each ``(B, T)`` fp32, zero outside the response and where none was asked.
+
+    Attributes:
+        logprobs: Of the policy.
+        entropy: Of the policy's next-token distributions, nats.
+        ref_logprobs: Of the reference; None without one.
+        values: Of the critic.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    ref_logprobs: Tensor | None
+    values: Tensor
+
+
+def model_columns(
+    rollout: Rollout,
+    micro_batches: Sequence[Tensor],
+    *,
+    policy: Any | None,
+    reference: Any | None,
+    critic: Any | None,
+    pad_token_id: int,
+) -> ModelColumns:
+    """Ask the models for their columns, micro-batch by micro-batch; call it without a gradient.
+
+    Args:
+        rollout: B responses.
+        micro_batches: Rows (int64) of each forward pass; equal passes give equal bits.
+        policy: Causal language model, or None to leave its columns zero.
+        reference: Causal language model, or None.
+        critic: See :func:`response_values`, or None.
+        pad_token_id: Id written to padding; it changes no result.
+    """
+    shape, device = rollout.response_mask.shape, rollout.input_ids.device
+    logprobs, entropy, values, ref = (torch.zeros(shape, device=device) for _ in range(4))
+    for rows in micro_batches:
+        compact = compact_rows(rollout, rows, pad_token_id)
+        width = compact.response_mask.size(1)
+        if policy is not None:
+            now, spread = response_logprobs(policy, compact, with_entropy=True)
+            assert spread is not None
+            logprobs[rows, :width], entropy[rows, :width] = now, spread
+        if reference is not None:
+            ref[rows, :width] = response_logprobs(reference, compact)[0]
+        if critic is not None:
+            values[rows, :width] = response_values(critic, compact)
+    return ModelColumns(
+        logprobs=logprobs, entropy=entropy, ref_logprobs=None if reference is None else ref, values=values
+    )
 
 
 def text_logprobs(model: Any, text: TextBatch) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ changes the result.
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 from abc import ABC, abstractmethod
@@ -36,13 +37,14 @@ from lit_rlhf.strategies.accumulation import (
     gradient_norm,
 )
 from lit_rlhf.strategies.errors import require_training_state
+from lit_rlhf.user_errors import LitRLHFError
 
 STATE_KEY = "lit_rlhf"
 FUSED_DEVICES = ("cpu", "cuda")
 """Where PyTorch's fused AdamW is used; both have it in every release that is supported here."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(LitRLHFError, RuntimeError):
     """A loss, gradient or score is not finite; the message names the iteration, the tensor and the prompts."""
 
 
@@ -185,6 +187,32 @@ class BaseModule(L.LightningModule, ABC):
             self.fail_non_finite(name, f"Seen on rank {rank()}. " if bad else "Seen on another rank. ")
 
     # ---------------------------------------------------------------- checkpoints
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # wider than Lightning's
+        cls, checkpoint_path: Any, *args: Any, weights_only: bool = True, **kwargs: Any
+    ) -> Any:
+        """Lightning's, with the module's own arguments: a checkpoint holds weights and state, not models' folders.
+
+        Args:
+            checkpoint_path: A ``.ckpt`` file (a ZeRO folder goes through `lit-rlhf export`).
+            args: Lightning's further positional arguments.
+            weights_only: Whether the file may hold nothing but tensors and primitives, which is all that is written.
+            kwargs: What the module is made with, and Lightning's further arguments.
+
+        Raises:
+            ValueError: If an argument that the module requires is missing.
+        """
+        required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is inspect.Parameter.empty]
+        missing = [name for name in required if name not in kwargs]
+        if missing:
+            raise ValueError(
+                f"`{cls.__name__}.load_from_checkpoint` also needs {', '.join(f'`{name}`' for name in missing)}, as "
+                "when the module was made: a checkpoint holds weights and state alone. `lit-rlhf export "
+                f"{checkpoint_path} OUT` writes a Hugging Face folder."
+            )
+        load: Any = super().load_from_checkpoint
+        return load(checkpoint_path, *args, weights_only=weights_only, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add random states of all ranks, what the parts were loaded from, and the subclass's own state."""

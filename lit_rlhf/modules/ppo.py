@@ -1,75 +1,96 @@
-"""PPO for language models: four models, one optimizer, one Lightning epoch an iteration.
+"""PPO for language models: four models, one optimizer, one Lightning epoch per iteration.
 
-The life of an iteration, and the method to override for each stage::
+The life of an iteration, and the method to override for each stage (docs/extending.md)::
 
-    prompts -> generate -> score_rollout -> shape_rewards -> estimate_advantages   (collect, no gradient)
-            -> policy_loss + critic_loss + ptx_loss -> one optimizer step          (training_step, one minibatch)
-
-The first line is in ``ppo_collection.py``, the second here; validation is in ``ppo_evaluation.py``.
+    collect: prompts -> generate -> score_rollout -> shape_rewards -> estimate_advantages            (no gradient)
+    training_step: policy_token_loss + critic_token_loss + entropy_token_loss + ptx_token_loss -> one optimizer step
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation
 from lit_rlhf.config import ModelConfig, ScheduleConfig
-from lit_rlhf.distributed import rank
-from lit_rlhf.functional.losses import clipped_policy_loss, entropy_term, kl_penalty_policy_loss, lm_loss, value_loss
+from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
+from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.models.compact import CompactRows, compact_rows
+from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
+from lit_rlhf.models.compact import compact_rows
+from lit_rlhf.models.cpu.memory import release_freed_memory
+from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.scoring import response_logprobs, response_values, text_logprobs
-from lit_rlhf.modules.ppo_collection import ExperienceCollection
-from lit_rlhf.modules.ppo_evaluation import PromptEvaluation
-from lit_rlhf.modules.ptx import PTXText
-from lit_rlhf.ppo.config import (
-    CriticConfig,
-    FrozenConfig,
-    LossConfig,
-    PPOOptimizerConfig,
-    PTXConfig,
-    ShapingConfig,
-)
+from lit_rlhf.models.loading import check_context, load_config
+from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
+from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
+from lit_rlhf.ppo.collector import ExperienceCollector
+from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, ReferenceConfig, ShapingConfig
 from lit_rlhf.ppo.estimators import GAE, AdvantageEstimator
 from lit_rlhf.ppo.kl_controller import FixedKL, KLController
-from lit_rlhf.ppo.metrics import UpdateSums
-from lit_rlhf.ppo.minibatch import Minibatch
-from lit_rlhf.ppo.plan import BatchingConfig
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss, CriticLoss, PolicyLoss
+from lit_rlhf.ppo.metrics import UpdateSums, rollout_metrics, updated_moments
+from lit_rlhf.ppo.minibatch import Minibatch, plan_updates, ptx_share, scoring_micro_batches
+from lit_rlhf.ppo.models import PPOModels
+from lit_rlhf.ppo.options import check_options
+from lit_rlhf.ppo.plan import CPU_TOKENS, BatchingConfig
+from lit_rlhf.rewards.base import NonFiniteScoreError, Reward
 from lit_rlhf.rollout.engine import RolloutEngine
+from lit_rlhf.rollout.requests import generation_request, reward_request
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
-from lit_rlhf.types import DeviceBatch, Experience, TextBatch
+from lit_rlhf.types import (
+    DeviceBatch,
+    Experience,
+    PromptBatch,
+    RewardOutput,
+    RewardRequest,
+    Rollout,
+    ScoredRollout,
+    TextBatch,
+)
+
+SkipReason = Literal["score", "column", "target_kl"]
+"""Why the rest of an iteration's updates are not made: scores or model outputs that are not finite, or target KL."""
 
 
-class PPOModule(ExperienceCollection, PromptEvaluation):
+class PPOModule(BaseModule, ExperienceCollector):
     """PPO with every detail of the paper's Figure 5 as an option (docs/ppo.md).
 
     Args:
         policy: Folder or hub name of the SFT model.
         reward: Source of scores.
-        reference: Folder or hub name of the reference; default ``policy``.
+        reference: The frozen reference (a path alone is enough); None for none, where nothing needs it.
         critic: Where the critic comes from; unused by critic-free estimators.
         sampling: How responses are drawn in training.
         eval_sampling: How they are drawn in validation, test and prediction; default ``sampling``.
         shaping: From raw to shaped scores.
-        loss: Terms of the loss.
-        estimator: Advantage estimator.
-        kl_controller: Coefficient of the token-level KL penalty.
+        policy_loss: What the policy minimizes; default :class:`ClippedSurrogate`.
+        critic_loss: What the critic minimizes; default :class:`ClippedValueLoss`, for estimators with a critic.
+        loss: Weights of the terms, and what they are computed from.
+        estimator: Advantage estimator; default :class:`GAE`.
+        kl_controller: Coefficient of the token-level KL penalty; default :class:`FixedKL`.
         optimizer: AdamW.
         schedule: Learning rate over steps.
-        ptx: Language-model loss beside the PPO loss.
         eval_rewards: Further scores logged as ``val/<name>``, never trained on.
-        engine: What generates.
-        frozen: Placement and dtype of the reference.
+        engine: What generates; default :class:`TransformersEngine`.
         model: How models are loaded.
         on_non_finite: `stop` or `skip`; see ``BaseModule``.
+
+    Attributes:
+        iteration: Number of the iteration under way, from 0.
+        rollout_metrics: Means over the last rollout, equal on all ranks (docs/metrics.md).
+        skip_reason: Why the updates of this iteration are not made, or None.
 
     Raises:
         ValueError: If options do not fit each other.
@@ -79,200 +100,553 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
         self,
         policy: str,
         reward: Reward,
-        reference: str | None = None,
+        reference: ReferenceConfig | str | None = ReferenceConfig(),  # noqa: B008
         critic: CriticConfig = CriticConfig(),  # noqa: B008
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         eval_sampling: SamplingConfig | None = None,
         shaping: ShapingConfig = ShapingConfig(),  # noqa: B008
+        policy_loss: PolicyLoss | None = None,
+        critic_loss: CriticLoss | None = None,
         loss: LossConfig = LossConfig(),  # noqa: B008
         estimator: AdvantageEstimator | None = None,
         kl_controller: KLController | None = None,
         optimizer: PPOOptimizerConfig = PPOOptimizerConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(kind="inverse_sqrt"),  # noqa: B008
-        ptx: PTXConfig | None = None,
         eval_rewards: dict[str, Reward] | None = None,
         engine: RolloutEngine | None = None,
-        frozen: FrozenConfig = FrozenConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
         on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
-        self.policy_path = policy
-        self.reference_path = reference or policy
-        self.critic_config = critic
-        self.sampling = sampling
-        self.eval_sampling = eval_sampling or sampling
-        self.shaping = shaping
-        self.loss_config = loss
-        self.estimator = estimator or GAE()
-        self.kl_controller = kl_controller or FixedKL()
+        self.reward, self.engine = reward, engine or TransformersEngine()
+        self.estimator, self.kl_controller = estimator or GAE(), kl_controller or FixedKL()
+        self.policy_loss, self.loss = policy_loss or ClippedSurrogate(), loss
+        self.critic_loss = critic_loss or ClippedValueLoss()
+        self.sampling, self.eval_sampling, self.shaping = sampling, eval_sampling or sampling, shaping
         self.critic_lr = optimizer.critic_lr
-        self.ptx = ptx
-        self.reward = reward
-        self.eval_rewards = eval_rewards or {}
-        self.engine = engine or TransformersEngine()
-        self.frozen_config = frozen
-        self._check_options()
-        self.moments = RunningMoments()
-        self.iteration = 0
-        self.phase = "idle"
+        self.models = PPOModels(
+            policy,
+            reference=ReferenceConfig(path=reference) if isinstance(reference, str) else reference,
+            critic=critic if self.estimator.needs_critic else None,
+            reward=reward,
+            model=model,
+        )
+        check_options(
+            loss=loss,
+            policy_loss=self.policy_loss,
+            critic_loss=critic_loss,
+            estimator=self.estimator,
+            kl_controller=self.kl_controller,
+            engine=self.engine,
+            has_reference=self.models.reference is not None,
+        )
+        self.evaluator = PromptEvaluator(sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})})
         self.policy: Any = None
         self.critic: Any = None
-        self._reference: FrozenModel[nn.Module] | None = None
-        self._ptx_text: PTXText | None = None
-        self._rollout_metrics: dict[str, float] = {}
+        self.reference: FrozenModel[nn.Module] | None = None
+        self.moments = RunningMoments()
+        self.iteration, self.phase = 0, "idle"
+        self.rollout_metrics: dict[str, float] = {}
+        self.skip_reason: SkipReason | None = None
+        self.early_stopped_updates = 0
         self._timings: dict[str, float] = {}
-        self._left_out = False
         self._updating: Minibatch | None = None
 
-    def _check_options(self) -> None:
-        loss, needs_critic = self.loss_config, self.estimator.needs_critic
-        if not needs_critic and loss.value_clip_range is not None:
-            raise ValueError(
-                f"`loss.value_clip_range` ({loss.value_clip_range}) needs a critic, which "
-                f"{type(self.estimator).__name__} does not use: set it to null."
-            )
-        if loss.old_logprobs == "reference" and loss.target_kl is not None:
-            raise ValueError("`loss.target_kl` measures the old policy, `loss.old_logprobs: reference` has none.")
-        if loss.old_logprobs == "sampler" and not getattr(self.engine, "sampler_logprobs", True):
-            raise ValueError("`loss.old_logprobs: sampler` needs an engine with `sampler_logprobs: true`.")
+    # ---------------------------------------------------------------- models
 
-    def ptx_batches(self, batching: BatchingConfig, iteration: int) -> list[tuple[TextBatch, float]]:
-        """The text beside each update of an iteration, or nothing."""
-        if self._ptx_text is None:
-            return []
-        return self._ptx_text.batches(batching, iteration)
+    def configure_model(self) -> None:
+        """Load what the stage needs: prediction only generates, evaluation has no critic."""
+        if self.policy is not None:
+            return
+        predicting = self._trainer is not None and self.trainer.predicting
+        training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
+        self.tokenizer = self.models.load_tokenizer()
+        self.models.check_vocabularies(self.tokenizer, with_critic=training, with_reference=not predicting)
+        self.policy = self.build_policy()
+        if training:
+            self.critic = self.build_critic()
+        if not predicting:
+            self.reference = self.build_reference()
+            self.evaluator.setup(device=self.device, tokenizer=self.tokenizer)
+        self.engine.setup(tokenizer=self.tokenizer, device=self.device)
+
+    def build_policy(self) -> Any:
+        """The trainable policy, a causal language model of the transformers library; override to bring your own."""
+        return self.models.build_policy()
+
+    def build_reference(self) -> FrozenModel[nn.Module] | None:
+        """The frozen reference, or None for none; ``self.policy`` is there. Override to bring your own."""
+        return self.models.build_reference(self.policy)
+
+    def build_critic(self) -> nn.Module | None:
+        """The trainable critic, or None for none; ``self.policy`` is there. Override to bring your own.
+
+        Called as ``critic(input_ids, at=positions)`` with rows ``(b, L)`` int64 and flat positions ``(N,)`` int64, it
+        gives values ``(N,)``, as :class:`~lit_rlhf.models.scalar.ScalarModel` does.
+        """
+        return self.models.build_critic(self.policy)
+
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """`policy` and, with a critic, `critic`."""
+        groups = {"policy": (list(self.policy.parameters()), self.optimizer_config.lr)}
+        if self.critic is not None:
+            groups["critic"] = (list(self.critic.parameters()), self.critic_lr)
+        return groups
+
+    def sources(self) -> dict[str, str]:
+        """What checkpoints say of where the parts came from."""
+        return self.models.sources(with_critic=self.critic is not None)
+
+    def export(self, path: str | Path) -> None:
+        """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        if rank() == 0:
+            export_policy(self.policy, self.tokenizer, path)
+
+    # ---------------------------------------------------------------- collecting experience
+
+    @property
+    def group_size(self) -> int:
+        """See ``ExperienceCollector``: the estimator's."""
+        return self.estimator.group_size
+
+    def response_length(self, *, training: bool) -> int:
+        """See ``ExperienceCollector``."""
+        return (self.sampling if training else self.eval_sampling).max_response_length
+
+    def check_context(self, total_length: int) -> None:
+        """See ``ExperienceCollector``."""
+        trust = self.model_config.trust_remote_code
+        check_context(load_config(self.models.policy_path, trust_remote_code=trust), total_length)
+
+    def collect(
+        self, prompts: PromptBatch, uniforms: Tensor, *, batching: BatchingConfig, iteration: int
+    ) -> Experience:
+        """See ``ExperienceCollector``: generate, score, shape, estimate.
+
+        The first pass's micro-batches are also the ones that are scored, so that ratios start at 1 exactly.
+        """
+        self.iteration, self.skip_reason, self._timings = iteration, None, {}
+        self.policy.eval()
+        if self.device.type == "cpu" and batching.token_budget(self.device) <= CPU_TOKENS:
+            # The keys and values to come do not fit into the small holes that small passes leave.
+            release_freed_memory()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            # 1. Generate: one response per prompt and group member.
+            with self.generating(), self._in_phase("rollout"):
+                rollout = run_together(lambda: self.generate(prompts, uniforms, self.sampling))
+            with self._in_phase("scoring"):
+                # 2. Score: log-probabilities, values (detail 8), raw scores.
+                micro_batches = scoring_micro_batches(plan_updates(rollout, batching, iteration), batching)
+                scored, entropy = self.score_rollout(rollout, micro_batches)
+                scored = self._finite(scored)
+                # The moments include this iteration before they normalize it (detail 5, eq. 18).
+                if self.skip_reason is None:
+                    self.moments = updated_moments(self.moments, scored.scores)
+                # 3. Shape: normalize and clip the score, KL penalty per token (details 1, 4, 5; eq. 18-19).
+                rewards = self.shape_rewards(scored)
+                # 4. Advantages and the critic's targets (detail 10, eq. 9).
+                advantages, returns = self.estimate_advantages(scored, rewards)
+        experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
+        self.train()
+        self._report(experience, entropy)
+        emit_phase(self.trainer, self, "update")
+        return experience
+
+    def generate(self, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig) -> Rollout:
+        """Responses of the current policy, in training and in evaluation.
+
+        Args:
+            prompts: Left-padded, ``(B, P)``.
+            uniforms: The only source of randomness, ``(B, T)`` float64.
+            sampling: Which distribution to draw from; T is its ``max_response_length``.
+        """
+        return self.engine.generate(generation_request(self.policy, self.tokenizer, prompts, uniforms, sampling))
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """A series of :meth:`generate`: the engine learns of the weights before it and rests after it."""
+        started = time.perf_counter()
+        self.engine.sync(self.policy)
+        self._timings["time/sync"] = time.perf_counter() - started
+        yield
+        self.engine.rest()
+
+    def score_rollout(self, rollout: Rollout, micro_batches: list[Tensor]) -> tuple[ScoredRollout, Tensor]:
+        """What the four models say of the responses.
+
+        With `old_logprobs: sampler` the policy itself is not asked, if the engine gave the entropies too.
+
+        Args:
+            rollout: This rank's responses, B rows.
+            micro_batches: Rows (int64) of each forward pass; those of the first pass of updates.
+
+        Returns:
+            The scored rollout, and the policy's entropy before each response token, ``(B, T)`` fp32, nats.
+        """
+        sampled = self.loss.old_logprobs == "sampler"
+        ask_policy = not sampled or rollout.sampler_entropies is None
+        with self._reference_model() as reference:
+            columns = model_columns(
+                rollout,
+                micro_batches,
+                policy=self.policy if ask_policy else None,
+                reference=reference,
+                critic=self.critic,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        old, entropy = columns.logprobs, columns.entropy
+        if sampled:
+            if rollout.sampler_logprobs is None:
+                raise ValueError(f"{type(self.engine).__name__} gives no sampler log-probabilities.")
+            old = rollout.sampler_logprobs
+            entropy = entropy if rollout.sampler_entropies is None else rollout.sampler_entropies
+        output = self.score_responses(rollout)
+        token_scores = output.token_scores
+        scored = ScoredRollout(
+            **rollout.as_dict(),
+            old_logprobs=old,
+            ref_logprobs=columns.ref_logprobs,
+            old_values=columns.values,
+            scores=output.scores.float().to(self.device),
+            token_scores=torch.zeros_like(old) if token_scores is None else token_scores,
+        )
+        return scored, entropy
+
+    def score_responses(self, rollout: Rollout) -> RewardOutput:
+        """The reward's scores, ``(B,)``; one that is not finite stops all ranks, naming the prompt, or skips.
+
+        Any other fault of a reward is raised, on all ranks, whatever ``on_non_finite`` says.
+        """
+        output, problem = run_together(partial(self._scores_or_problem, rollout))
+        problems = [p for p in all_gather_object(problem) if p]
+        if not problems and output is not None:
+            return output
+        if self.on_non_finite == "stop":
+            self.fail_non_finite("score", f"{problems[0]} ")
+        self.skip_reason = "score"  # the zeros below enter neither the moments nor the log
+        return RewardOutput(scores=torch.zeros(len(rollout), device=self.device))
+
+    def _scores_or_problem(self, rollout: Rollout) -> tuple[RewardOutput | None, str | None]:
+        try:
+            return self.reward(self.reward_request(rollout)), None
+        except NonFiniteScoreError as error:
+            return None, str(error)
+
+    def reward_request(self, rollout: Rollout) -> RewardRequest:
+        """The responses as rewards see them: ids, texts and raw records."""
+        return reward_request(self.tokenizer, rollout)
+
+    def shape_rewards(self, scored: ScoredRollout) -> Tensor:
+        """Rewards per token: shaped score at the last token, KL penalty at every token (eq. 18-19).
+
+        Args:
+            scored: This rank's B responses with raw ``scores`` ``(B,)``; the moments already include them.
+
+        Returns:
+            ``(B, T)`` fp32, zero outside the response.
+        """
+        shaping = self.shaping
+        scores = penalize_missing_eos(
+            scored.scores,
+            scored.ended,
+            penalty=shaping.missing_eos_penalty,
+            replacement=shaping.missing_eos_score,
+        )
+        scores = shape_scores(
+            scores, moments=self.moments, normalize=shaping.normalize, scale=shaping.scale, clip=shaping.clip
+        )
+        ref = scored.ref_logprobs
+        if ref is None:  # the penalty is 0 then, and so is the distance to oneself
+            if self.kl_controller.value != 0:
+                raise ValueError(f"The KL coefficient ({self.kl_controller.value}) needs a reference; there is none.")
+            ref = scored.old_logprobs
+        return token_rewards(
+            scores,
+            scored.old_logprobs,
+            ref,
+            scored.response_mask,
+            kl_coef=self.kl_controller.value,
+            token_scores=scored.token_scores,
+        )
+
+    def estimate_advantages(self, scored: ScoredRollout, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages and the critic's targets.
+
+        Args:
+            scored: This rank's B responses; the members of a group are consecutive rows.
+            rewards: Per token, ``(B, T)`` fp32.
+
+        Returns:
+            ``(advantages, returns)``, each ``(B, T)`` fp32 and zero outside the response.
+        """
+        return self.estimator.estimate(scored, rewards)
+
+    def _report(self, experience: Experience, entropy: Tensor) -> None:
+        """Metrics of the iteration; controller and callbacks learn from it unless it is skipped."""
+        sound = self.skip_reason is None
+        metrics = rollout_metrics(experience, entropy, moments=self.moments, times=self._timings, sound=sound)
+        self.rollout_metrics = {**metrics, "kl_coef": self.kl_controller.value, "iteration": float(self.iteration)}
+        if sound and "rollout/kl_sequence" in metrics:
+            self.kl_controller.update(metrics["rollout/kl_sequence"], len(experience) * self.trainer.world_size)
+        if sound:
+            emit_rollout(self.trainer, self, experience)
+
+    @contextmanager
+    def _reference_model(self) -> Iterator[nn.Module | None]:
+        if self.reference is None:
+            yield None
+        else:
+            with self.reference.on(self.device) as frozen:
+                yield frozen.model
+
+    def _finite(self, scored: ScoredRollout) -> ScoredRollout:
+        """The rollout itself; or with `on_non_finite: skip` zeros for what is not finite, the iteration skipped.
+
+        Raises:
+            NonFiniteError: With `on_non_finite: stop`, on all ranks, naming the column.
+        """
+        names = ("scores", "token_scores", "old_logprobs", "ref_logprobs", "old_values")
+        columns = {name: column for name in names if (column := getattr(scored, name)) is not None}
+        if self.on_non_finite == "stop":
+            for name, column in columns.items():
+                self.check_finite(name, column)
+            return scored
+        bad = any(not bool(column.isfinite().all()) for column in columns.values())
+        if not any_rank(bad, self.device):
+            return scored
+        self.skip_reason = "column"
+        return dataclasses.replace(scored, **{k: v.nan_to_num(0.0, 0.0, 0.0) for k, v in columns.items()})
+
+    @contextmanager
+    def _in_phase(self, phase: str) -> Iterator[None]:
+        emit_phase(self.trainer, self, phase)
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._timings[f"time/{phase}"] = time.perf_counter() - started
 
     # ---------------------------------------------------------------- updating
 
     def training_step(self, batch: DeviceBatch[Minibatch], batch_idx: int) -> None:
-        """One minibatch, one optimizer step."""
-        minibatch = batch.content
-        started = time.perf_counter()
+        """One minibatch, one optimizer step; none where the iteration is skipped or ended early."""
+        minibatch, started = batch.content, time.perf_counter()
         if minibatch.position == 0:
-            self.log_values(self._rollout_metrics, prog_bar=("rollout/score", "rollout/kl"))
-        if self._left_out:
-            self.skipped_updates += 1
-            self.log_values({"update/skipped": float(self.skipped_updates)})
+            self.log_values(self.rollout_metrics, prog_bar=("rollout/score", "rollout/kl"))
+        if self.skip_reason is not None:
+            self._log_update_not_made()
             return
-        self._updating = minibatch
-        sums = UpdateSums(self.device)
-        result = self.optimize(
-            [
-                lambda rows=rows, part=part: self.minibatch_losses(minibatch, rows, sums, part)  # type: ignore[misc]
-                for part, rows in enumerate(minibatch.micro_batches)
-            ]
-        )
+        self._updating, sums = minibatch, UpdateSums(self.device)
+        parts = range(len(minibatch.micro_batches))
+        result = self.optimize([partial(self.minibatch_losses, minibatch, part, sums) for part in parts])
         metrics = sums.means(minibatch)
-        limit = self.loss_config.target_kl
-        self._left_out = limit is not None and metrics["update/approx_kl"] > limit
+        if self.loss.target_kl is not None and metrics["update/approx_kl"] > self.loss.target_kl:
+            self.skip_reason = "target_kl"
         if result is None:
             return
         metrics["update/grad_norm"] = float(result["grad_norm"])
         self._timings["time/update"] = self._timings.get("time/update", 0.0) + time.perf_counter() - started
         self.log_values({**metrics, **self.learning_rates(), "time/update": self._timings["time/update"]})
 
-    def minibatch_losses(self, minibatch: Minibatch, rows: Tensor, sums: UpdateSums, part: int) -> Iterator[Tensor]:
-        """The share of micro-batch ``rows`` in the loss of the global minibatch: the policy's, then the critic's.
+    def _log_update_not_made(self) -> None:
+        if self.skip_reason == "target_kl":
+            self.early_stopped_updates += 1
+            self.log_values({"update/early_stop": float(self.early_stopped_updates)})
+        else:
+            self.skipped_updates += 1
+            self.log_values({"update/skipped": float(self.skipped_updates)})
 
-        Lazily, so that on one device the policy's activations are gone before the critic's are made.
+    def minibatch_losses(self, minibatch: Minibatch, part: int, sums: UpdateSums) -> Iterator[Tensor]:
+        """A micro-batch's share in the loss of the global minibatch: the policy's, then the critic's.
+
+        Lazily, so that on one device the policy's activations are gone before the critic's are made. Asks the hooks for
+        losses per token, divides their sums by the global minibatch's tokens, and measures what is logged.
+
+        Args:
+            minibatch: This rank's rows of the update, and the global counts.
+            part: Which of its micro-batches.
+            sums: What is measured, over all micro-batches.
         """
-        experience = minibatch.experience
-        compact = compact_rows(experience, rows, self.tokenizer.pad_token_id)
-        width = compact.response_mask.size(1)
-        taken = experience.rows(rows)
-        config = self.loss_config
+        rows, config = minibatch.micro_batches[part], self.loss
+        compact = compact_rows(minibatch.experience, rows, self.tokenizer.pad_token_id)
+        taken = minibatch.experience.rows(rows).up_to(compact.response_mask.size(1))
+        mask = taken.response_mask
+        # 1. The policy's log-probabilities now, over the rows that were scored (ratio 1 before the first update).
         logprobs, entropy = response_logprobs(self.policy, compact, with_entropy=config.entropy_coef > 0)
-        old = taken.ref_logprobs if config.old_logprobs == "reference" else taken.old_logprobs
-        advantages = self.update_advantages(minibatch, taken.advantages[:, :width], compact.response_mask)
-        sums.add_advantages(advantages, compact.response_mask)
-        loss = self.policy_loss(logprobs, old[:, :width], advantages, compact.response_mask, minibatch, sums)
+        old = taken.ref_logprobs if config.old_logprobs == "reference" else taken.old_logprobs  # detail 2
+        assert old is not None
+        advantages = self.update_advantages(taken.advantages, taken, minibatch)
+        # 2. The surrogate (detail 11; eq. 14, 15).
+        per_token, clipped = self.policy_token_loss(logprobs, old, advantages, taken)
+        loss = self._policy_share(per_token, mask, minibatch)
+        sums.add_share("loss/policy", loss)
+        sums.add_ratio(logprobs, old, mask)
+        sums.add_tokens("update/clip_fraction", clipped, mask)
+        sums.add_tokens("update/advantage", advantages, mask)
+        sums.add_tokens("update/advantage_sq", advantages.double().square(), mask)
+        # 3. Entropy (detail 3).
         if entropy is not None:
-            loss = loss + self.entropy_loss(entropy, compact.response_mask, minibatch, sums)
-        if minibatch.ptx is not None and self.ptx is not None:
+            share = config.entropy_coef * normalized_sum(
+                self.entropy_token_loss(entropy, taken), mask, minibatch.num_tokens
+            )
+            sums.add_share("loss/entropy", share)
+            sums.add_tokens("update/entropy", entropy, mask)
+            loss = loss + share
+        # 4. Language modeling of text (eq. 17).
+        if minibatch.ptx is not None:
             text = minibatch.ptx.rows(ptx_share(len(minibatch.ptx), part, len(minibatch.micro_batches)))
-            loss = loss + self.ptx.coef * self.ptx_loss(text, minibatch.ptx_tokens, sums)
+            share = self._ptx_share(text, minibatch.ptx_tokens)
+            sums.add_share("loss/ptx", share)
+            loss = loss + config.ptx_coef * share
         yield loss
+        # 5. The critic (detail 7).
         if self.critic is not None:
-            yield config.vf_coef * self.critic_loss(compact, taken, minibatch, sums)
+            values = response_values(self.critic, compact)
+            per_token, clipped = self.critic_token_loss(values, taken)
+            share = normalized_sum(per_token, mask, minibatch.num_tokens)
+            sums.add_share("loss/value", share)
+            sums.add_tokens("update/value_clip_fraction", clipped, mask)
+            sums.add_values(values, taken.returns, mask)
+            yield config.vf_coef * share
 
-    def update_advantages(self, minibatch: Minibatch, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Whitening with the global minibatch's moments, then clipping (detail 6); both are off by default."""
-        config = self.loss_config
-        if config.whiten_advantages:
+    def update_advantages(self, advantages: Tensor, taken: Experience, minibatch: Minibatch) -> Tensor:
+        """Whitening with the global minibatch's moments, then clipping (detail 6); both are off by default.
+
+        Args:
+            advantages: As estimated, ``(b, t)`` fp32.
+            taken: The micro-batch's columns.
+            minibatch: For the moments of the whole global minibatch.
+
+        Returns:
+            What the policy loss is given, ``(b, t)`` fp32.
+        """
+        if self.loss.whiten_advantages:
             moments = (minibatch.advantage_mean, minibatch.advantage_std**2)
-            advantages = masked_whiten(advantages, mask, moments=moments)
-        if config.advantage_clip is not None:
-            advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
+            advantages = masked_whiten(advantages, taken.response_mask, moments=moments)
+        if self.loss.advantage_clip is not None:
+            advantages = advantages.clamp(-self.loss.advantage_clip, self.loss.advantage_clip)
         return advantages
 
-    def policy_loss(
-        self,
-        logprobs: Tensor,
-        old_logprobs: Tensor,
-        advantages: Tensor,
-        mask: Tensor,
-        minibatch: Minibatch,
-        sums: UpdateSums,
-    ) -> Tensor:
-        """Eq. 15, or eq. 14; normalized by the global minibatch's tokens."""
-        config = self.loss_config
-        if config.objective == "kl_penalty":
-            result = kl_penalty_policy_loss(
-                logprobs, old_logprobs, advantages, mask, beta=config.kl_penalty_coef, normalizer=minibatch.num_tokens
-            )
-        else:
-            clip = config.clip_range if config.objective == "clip" else None
-            result = clipped_policy_loss(
-                logprobs, old_logprobs, advantages, mask, clip_range=clip, normalizer=minibatch.num_tokens
-            )
-        sums.add_policy(result)
-        return result.loss
+    def policy_token_loss(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, taken: Experience
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's loss per token: ``(loss, clipped)``, both ``(b, t)``; default: the configured ``policy_loss``.
 
-    def entropy_loss(self, entropy: Tensor, mask: Tensor, minibatch: Minibatch, sums: UpdateSums) -> Tensor:
-        """The entropy bonus, or the release's clipped form (detail 3).
+        Neither masks nor divides nor logs. Arguments and result are those of
+        :meth:`PolicyLoss.__call__ <lit_rlhf.ppo.losses.PolicyLoss.__call__>`.
+        """
+        return self.policy_loss(logprobs, old_logprobs, advantages, taken)
+
+    def critic_token_loss(self, values: Tensor, taken: Experience) -> tuple[Tensor, Tensor]:
+        """The critic's loss per token: ``(loss, clipped)``, both ``(b, t)``; default: the configured ``critic_loss``.
+
+        Arguments and result are those of :meth:`CriticLoss.__call__ <lit_rlhf.ppo.losses.CriticLoss.__call__>`;
+        ``loss.vf_coef`` is applied afterwards.
+        """
+        return self.critic_loss(values, taken)
+
+    def entropy_token_loss(self, entropy: Tensor, taken: Experience) -> Tensor:
+        """The entropy bonus per token, or the release's clipped form (detail 3), before ``loss.entropy_coef``.
 
         The clipped form's sign is decided by the mean entropy of the whole iteration at rollout time, the same number
         for every micro-batch and rank.
+
+        Args:
+            entropy: Of the next-token distributions, ``(b, t)`` fp32, nats, with gradient.
+            taken: The micro-batch's columns.
         """
-        config = self.loss_config
-        term = entropy_term(
-            entropy,
-            mask,
-            coef=config.entropy_coef,
-            clip=config.entropy_clip,
-            normalizer=minibatch.num_tokens,
-            mean_entropy=self._rollout_metrics.get("rollout/entropy"),
+        return entropy_loss(
+            entropy, clip=self.loss.entropy_clip, mean_entropy=self.rollout_metrics.get("rollout/entropy")
         )
-        sums.add("loss/entropy", term.loss)
-        sums.add("update/entropy", term.entropy)
-        return term.loss
 
-    def critic_loss(self, compact: CompactRows, taken: Experience, minibatch: Minibatch, sums: UpdateSums) -> Tensor:
-        """Half the squared error to the returns, clipped around the old values (detail 7)."""
-        values = response_values(self.critic, compact)
-        width = values.size(1)
-        result = value_loss(
-            values,
-            taken.old_values[:, :width],
-            taken.returns[:, :width],
-            compact.response_mask,
-            clip_range=self.loss_config.value_clip_range,
-            normalizer=minibatch.num_tokens,
-        )
-        sums.add_value(result, values, taken.returns[:, :width], compact.response_mask)
-        return result.loss
+    def ptx_token_loss(self, logprobs: Tensor, text: TextBatch) -> Tensor:
+        """Language-model loss per token of text (eq. 17), before ``loss.ptx_coef``.
 
-    def ptx_loss(self, text: TextBatch, num_tokens: float, sums: UpdateSums) -> Tensor:
-        """Language-model loss on text (eq. 17); zero for an empty share."""
+        Args:
+            logprobs: Of each token given those before it, ``(b, L - 1)`` fp32, with gradient; zero where not learned.
+            text: The micro-batch's share of the text, ``(b, L)``.
+        """
+        return lm_loss(logprobs)
+
+    def _policy_share(self, per_token: Tensor, mask: Tensor, minibatch: Minibatch) -> Tensor:
+        if self.loss.average == "tokens":
+            return normalized_sum(per_token, mask, minibatch.num_tokens)
+        return normalized_sum(per_token / mask.sum(1, keepdim=True).clamp(min=1), mask, minibatch.num_responses)
+
+    def _ptx_share(self, text: TextBatch, num_tokens: float) -> Tensor:
         if not len(text):
             return torch.zeros((), device=self.device)
         logprobs, mask = text_logprobs(self.policy, text)
-        loss = lm_loss(logprobs, mask, normalizer=num_tokens).loss
-        sums.add("loss/ptx", loss)
-        return loss
+        return normalized_sum(self.ptx_token_loss(logprobs, text), mask, num_tokens)
 
-    # ---------------------------------------------------------------- state, phases
+    # ---------------------------------------------------------------- validation, test, prediction
+
+    def validation_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
+        """Answer and score a batch of held-out prompts."""
+        with self.evaluator.noting_problems():
+            self.evaluator.add(self.evaluate_prompts(batch.content))
+
+    def test_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
+        """The same as validation, on the test prompts."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
+        """Responses as JSON-able rows: ``prompt``, ``response``, ``ended``, ``tokens`` and the raw record."""
+        return self.evaluator.rows(self.reward_request(self.answer(batch.content)))
+
+    def answer(self, prompts: PromptBatch) -> Rollout:
+        """Responses under ``eval_sampling`` with the fixed evaluation seed."""
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return self.generate(prompts, self.evaluator.uniforms(prompts), self.eval_sampling)
+
+    def evaluate_prompts(self, prompts: PromptBatch) -> list[dict[str, Any]]:
+        """One row per response: texts, token count, sums of log-probabilities, score and every evaluation reward."""
+        rollout = self.answer(prompts)
+        with self._reference_model() as reference, self.trainer.precision_plugin.forward_context():
+            scored, rows = self.evaluator.score(
+                rollout, self.reward_request(rollout), policy=self.policy, reference=reference
+            )
+        emit_validation(self.trainer, self, scored)
+        return rows
+
+    def on_validation_epoch_start(self) -> None:
+        """Start an empty table; the engine learns of the weights."""
+        self.policy.eval()
+        self.evaluator.start()
+        self.engine.sync(self.policy)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means as ``val/...`` and save the rows."""
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means as ``test/...`` and save the rows."""
+        self._finish_evaluation("test")
+
+    def on_predict_epoch_start(self) -> None:
+        """The engine learns of the weights."""
+        self.policy.eval()
+        self.engine.sync(self.policy)
+
+    def on_predict_epoch_end(self) -> None:
+        """The engine rests."""
+        self.engine.rest()
+
+    def _finish_evaluation(self, stage: str) -> None:
+        self.engine.rest()
+        folder = None if self.trainer.sanity_checking else Path(self.trainer.default_root_dir) / "evaluations"
+        means = self.evaluator.finish(folder, f"{stage}-step{self.global_step:06d}.jsonl")
+        self.log_values({f"{stage}/{k}": v for k, v in means.items()}, prog_bar=(f"{stage}/score",))
+
+    def teardown(self, stage: str) -> None:
+        """The engine frees what it holds."""
+        self.engine.close()
+
+    # ---------------------------------------------------------------- state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See ``BaseModule``; evaluation has no critic and leaves the checkpoint's out."""
@@ -280,6 +654,25 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
         if self.critic is None and self.estimator.needs_critic:
             state = checkpoint.get("state_dict", {})  # a ZeRO folder keeps the weights elsewhere
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("critic.")}
+
+    def extra_state(self) -> dict[str, Any]:
+        """Running moments, KL controller, iteration, and whether a half-used iteration's updates are made."""
+        return {
+            "moments": self.moments.state_dict(),
+            "kl_controller": self.kl_controller.state_dict(),
+            "iteration": self.iteration,
+            "skip_reason": self.skip_reason,
+            "early_stopped_updates": self.early_stopped_updates,
+            "rollout_metrics": dict(self.rollout_metrics),
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`extra_state`."""
+        self.moments = RunningMoments.from_state(state["moments"])
+        self.kl_controller.load_state_dict(dict(state["kl_controller"]))
+        self.iteration = state["iteration"]
+        self.skip_reason, self.early_stopped_updates = state["skip_reason"], state["early_stopped_updates"]
+        self.rollout_metrics = dict(state["rollout_metrics"])
 
     def describe_batch(self) -> str:
         """The first prompts of the minibatch that was being learned."""
@@ -293,26 +686,3 @@ class PPOModule(ExperienceCollection, PromptEvaluation):
     def where(self) -> str:
         """The place in the run, for error messages."""
         return f"iteration {self.iteration}, step {self.global_step}"
-
-    def extra_state(self) -> dict[str, Any]:
-        """Running moments, KL controller, iteration, and whether a half-used iteration is left out."""
-        return {
-            "moments": self.moments.state_dict(),
-            "kl_controller": self.kl_controller.state_dict(),
-            "iteration": self.iteration,
-            "left_out": self._left_out,
-            "rollout_metrics": dict(self._rollout_metrics),
-        }
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`extra_state`."""
-        self.moments = RunningMoments.from_state(state["moments"])
-        self.kl_controller.load_state_dict(dict(state["kl_controller"]))
-        self.iteration = state["iteration"]
-        self._left_out = state["left_out"]
-        self._rollout_metrics = dict(state["rollout_metrics"])
-
-
-def ptx_share(total: int, part: int, parts: int) -> Tensor:
-    """Rows of the text batch that go with micro-batch ``part`` of ``parts``."""
-    return torch.arange(total)[part::parts]

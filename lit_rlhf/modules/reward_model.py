@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
 from lit_rlhf.evaluation.reply_scorer import ReplyScorer
 from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.functional.logprobs import chunked_logprobs
-from lit_rlhf.functional.losses import lm_loss
+from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
 from lit_rlhf.models.configured import load_options, load_tokenizer_for
 from lit_rlhf.models.export import export_scalar
@@ -103,7 +104,7 @@ class RewardModelModule(BaseModule):
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device)
-        result = self.optimize([lambda rows=rows: [self.pair_loss(pairs.rows(rows), counts, sums)] for rows in parts])  # type: ignore[misc]
+        result = self.optimize([partial(self.pair_shares, pairs.rows(rows), counts, sums) for rows in parts])
         if result is None:
             return
         ranking, lm, right, gap, score = all_reduce_sum(sums).tolist()
@@ -119,28 +120,42 @@ class RewardModelModule(BaseModule):
         }
         self.log_values({**metrics, **self.learning_rates()}, prog_bar=("loss/ranking", "train/accuracy"))
 
-    def pair_loss(self, pairs: PreferenceBatch, counts: Tensor, sums: Tensor) -> Tensor:
-        """The share of ``pairs`` in the loss of the global batch, a scalar.
+    def pair_shares(self, pairs: PreferenceBatch, counts: Tensor, sums: Tensor) -> Iterator[Tensor]:
+        """A micro-batch's share in the loss of the global batch, a scalar; what is logged is measured here.
 
         Args:
             pairs: The micro-batch.
             counts: Pairs and learned tokens of the global batch, ``(2,)``.
-            sums: Added to in place: ranking loss, LM loss, right pairs, score gap, sum of scores.
+            sums: Added to in place: ranking loss, LM loss, right pairs, score gap, sum of scores, ``(5,)`` float64.
         """
         out = self.forward_pairs(pairs)
-        ranking = pairwise_loss(out.chosen, out.rejected, margin=pairs.margin).sum() / counts[0]
+        ranking = self.ranking_loss(out.chosen, out.rejected, pairs).sum() / counts[0]
         loss = ranking.float()
         lm = torch.zeros_like(loss)
         if self.lm_coef > 0:
             logprobs, _ = chunked_logprobs(out.reply_hidden, self.reward_model.lm_project, out.reply_ids)
-            lm = lm_loss(logprobs, torch.ones_like(logprobs, dtype=torch.bool), normalizer=float(counts[1])).loss
+            learned = torch.ones_like(logprobs, dtype=torch.bool)
+            lm = normalized_sum(lm_loss(logprobs), learned, float(counts[1]))
             loss = loss + self.lm_coef * lm
         with torch.no_grad():
             right = accuracy(out.chosen, out.rejected).sum()
             gap = (out.chosen - out.rejected).sum()
             total = (out.chosen + out.rejected).sum()
             sums += torch.stack([ranking, lm, right, gap, total]).double()
-        return loss
+        yield loss
+
+    def ranking_loss(self, chosen: Tensor, rejected: Tensor, pairs: PreferenceBatch) -> Tensor:
+        """Loss of each pair (eq. 1); override for another ranking loss.
+
+        Args:
+            chosen: Scores of the preferred responses, ``(b,)`` fp32, with gradient.
+            rejected: Scores of the others, ``(b,)`` fp32, with gradient.
+            pairs: The micro-batch, with ``margin`` ``(b,)``.
+
+        Returns:
+            ``(b,)``; summed over the pairs and divided by those of the global batch afterwards.
+        """
+        return pairwise_loss(chosen, rejected, margin=pairs.margin)
 
     def forward_pairs(self, pairs: PreferenceBatch) -> PairForward:
         """Scores of both replies and what the LM loss needs."""

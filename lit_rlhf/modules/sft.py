@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +11,15 @@ from torch import Tensor, nn
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
-from lit_rlhf.functional.losses import lm_loss
+from lit_rlhf.functional.diagnostics import perplexity
+from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.models.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.scoring import text_logprobs
-from lit_rlhf.modules.answers import eos_token_ids, eval_uniforms, response_rows, reward_request
 from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
+from lit_rlhf.rollout.engine import RolloutEngine
+from lit_rlhf.rollout.requests import generation_request, reward_request
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import DeviceBatch, PromptBatch, TextBatch
@@ -35,6 +37,7 @@ class SFTModule(BaseModule):
         model: How the model is loaded.
         micro_batch_tokens: Most tokens of one forward pass.
         sampling: How ``predict`` answers prompts.
+        engine: What generates them; default :class:`TransformersEngine`.
         on_non_finite: See ``BaseModule``.
     """
 
@@ -47,12 +50,14 @@ class SFTModule(BaseModule):
         micro_batch_tokens: int = 16384,
         sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.9),  # noqa: B008
         on_non_finite: Literal["stop", "skip"] = "stop",
+        engine: RolloutEngine | None = None,
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
         self.policy_path = policy
         self.micro_batch_tokens = micro_batch_tokens
-        self.sampling = sampling
+        self.evaluator = PromptEvaluator(sampling=sampling)
+        self.engine = engine or TransformersEngine()
         self.policy: Any = None
 
     def configure_model(self) -> None:
@@ -60,6 +65,7 @@ class SFTModule(BaseModule):
         if self.policy is None:
             self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
             self.policy = load_policy(self.policy_path, self.model_config)
+            self.engine.setup(tokenizer=self.tokenizer, device=self.device)
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """One group, `policy`."""
@@ -82,14 +88,14 @@ class SFTModule(BaseModule):
         result = self.optimize([lambda rows=rows: [self.text_loss(text.rows(rows), tokens)] for rows in parts])  # type: ignore[misc]
         if result is not None:
             loss = float(result["loss"])
-            metrics = {"loss/lm": loss, "train/perplexity": math.exp(min(700.0, loss)), "update/tokens": tokens}
+            metrics = {"loss/lm": loss, "train/perplexity": perplexity(loss), "update/tokens": tokens}
             metrics["update/grad_norm"] = float(result["grad_norm"])
             self.log_values({**metrics, **self.learning_rates()}, prog_bar=("loss/lm",))
 
     def text_loss(self, text: TextBatch, num_tokens: float) -> Tensor:
         """Negative log-likelihood of the learned tokens over ``num_tokens``, a scalar."""
         logprobs, mask = text_logprobs(self.policy, text)
-        return lm_loss(logprobs, mask, normalizer=num_tokens).loss
+        return normalized_sum(lm_loss(logprobs), mask, num_tokens)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
@@ -121,19 +127,27 @@ class SFTModule(BaseModule):
     def _finish(self, stage: str) -> None:
         total, tokens = all_reduce_sum(self._sums).tolist()
         loss = total / max(1.0, tokens)
-        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": math.exp(min(700.0, loss))})
+        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)})
         if stage == "val":
             self.policy.train()
 
+    def on_predict_epoch_start(self) -> None:
+        """The engine learns of the weights."""
+        self.policy.eval()
+        self.engine.sync(self.policy)
+
     def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
-        """Answers to prompts as JSON-able rows, with the fixed evaluation seed."""
-        prompts = batch.content
-        rollout = TransformersEngine().generate(
-            self.policy,
-            prompts,
-            sampling=self.sampling,
-            eos_token_ids=eos_token_ids(self.tokenizer, self.policy),
-            pad_token_id=self.tokenizer.pad_token_id,
-            uniforms=eval_uniforms(prompts, self.sampling.max_response_length),
+        """Responses to prompts as JSON-able rows, with the fixed evaluation seed."""
+        prompts, evaluator = batch.content, self.evaluator
+        request = generation_request(
+            self.policy, self.tokenizer, prompts, evaluator.uniforms(prompts), evaluator.sampling
         )
-        return response_rows(reward_request(self.tokenizer, rollout))
+        return evaluator.rows(reward_request(self.tokenizer, self.engine.generate(request)))
+
+    def on_predict_epoch_end(self) -> None:
+        """The engine rests."""
+        self.engine.rest()
+
+    def teardown(self, stage: str) -> None:
+        """The engine frees what it holds."""
+        self.engine.close()

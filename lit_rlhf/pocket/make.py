@@ -1,8 +1,7 @@
-"""``lit-rlhf pocket make OUT``: the pocket world as HH-format files and a base model folder."""
+"""The pocket world as HH-format files and a base model folder."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -115,15 +114,3 @@ def make(out: Path, *, seed: int = 0) -> list[Path]:
         written.append(path)
     write_base_model(out / "base", seed=seed)
     return [*written, out / "base"]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of ``lit-rlhf pocket make``."""
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf pocket make", description="Write the pocket world as HH-format files and a base model folder."
-    )
-    parser.add_argument("out", type=Path, help="folder to write into")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled data and the initialization (default: 0)")
-    args = parser.parse_args(argv)
-    for path in make(args.out, seed=args.seed):
-        print(path)  # noqa: T201

@@ -7,7 +7,6 @@ from typing import Literal
 
 from lit_rlhf.config import DType, OptimizerConfig, require
 
-PolicyObjective = Literal["clip", "kl_penalty", "none"]
 OldLogprobs = Literal["rollout", "reference", "sampler"]
 
 
@@ -24,14 +23,16 @@ class CriticConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenConfig:
-    """Placement of the reference.
+class ReferenceConfig:
+    """The frozen reference policy, which the KL penalty is measured against.
 
     Attributes:
+        path: Folder or hub name; None for the policy's own.
         placement: `device`, or `cpu` to keep it in host memory between scoring phases.
         dtype: Dtype of its weights.
     """
 
+    path: str | None = None
     placement: Literal["device", "cpu"] = "device"
     dtype: DType = "float32"
 
@@ -65,29 +66,26 @@ class ShapingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The terms of the loss (details 2, 3, 6, 7 and 11).
+    """How the terms of the loss are put together (details 2, 3 and 6); the terms themselves are in ``ppo/losses.py``.
 
     Attributes:
-        objective: `clip` (eq. 15), `kl_penalty` (eq. 14) or `none` (the plain surrogate).
-        clip_range: Epsilon of `clip`.
-        kl_penalty_coef: Beta of `kl_penalty`.
         old_logprobs: Denominator of the ratio: `rollout` (recomputed over the update's own micro-batches), `reference`
             (detail 2, importance sampling), or `sampler` (as the engine saw them, with a logged drift).
-        value_clip_range: Critic's clip (detail 7), or None.
+        average: Mean of the policy loss over the `tokens` of the global minibatch, or over its `responses` (of each
+            one's own mean, so that short and long ones weigh the same).
         vf_coef: Weight of the value loss.
+        ptx_coef: Weight of the language-model loss on text (eq. 17), where the data has `ptx`.
         entropy_coef: Weight of the entropy bonus (detail 3); 0 is off.
         entropy_clip: Entropy the release's form aims at; None for the plain bonus.
         whiten_advantages: Whiten advantages over the global minibatch (detail 6).
         advantage_clip: Bound of the advantages after whitening, or None.
-        target_kl: Leave out an iteration's remaining updates once the approximate KL to the old policy exceeds this.
+        target_kl: End an iteration's updates early once the approximate KL to the old policy exceeds this.
     """
 
-    objective: PolicyObjective = "clip"
-    clip_range: float = 0.2
-    kl_penalty_coef: float = 0.1
     old_logprobs: OldLogprobs = "rollout"
-    value_clip_range: float | None = 0.2
+    average: Literal["tokens", "responses"] = "tokens"
     vf_coef: float = 1.0
+    ptx_coef: float = 1.0
     entropy_coef: float = 0.0
     entropy_clip: float | None = None
     whiten_advantages: bool = False
@@ -95,14 +93,16 @@ class LossConfig:
     target_kl: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.clip_range > 0, "clip_range", self.clip_range, "must be positive; `objective: none` clips nothing")
-        require(self.kl_penalty_coef >= 0, "kl_penalty_coef", self.kl_penalty_coef, "must not be negative")
+        require(self.average in ("tokens", "responses"), "average", self.average, "must be `tokens` or `responses`")
         require(self.vf_coef >= 0, "vf_coef", self.vf_coef, "must not be negative")
-        for name in ("value_clip_range", "advantage_clip", "target_kl", "entropy_clip"):
+        require(self.ptx_coef > 0, "ptx_coef", self.ptx_coef, "must be positive; leave `data.ptx` out to switch it off")
+        for name in ("advantage_clip", "target_kl", "entropy_clip"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "must be positive or null")
         idle = self.entropy_clip is not None and self.entropy_coef == 0
         require(not idle, "entropy_clip", self.entropy_clip, "needs `entropy_coef` above 0")
+        both = self.old_logprobs == "reference" and self.target_kl is not None
+        require(not both, "target_kl", self.target_kl, "measures the old policy; `old_logprobs: reference` has none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,25 +124,22 @@ class PPOOptimizerConfig(OptimizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PTXConfig:
-    """Language-model loss on pretraining or SFT text beside the PPO loss (eq. 17).
+    """Pretraining or SFT text beside the rollouts (eq. 17); its weight is `loss.ptx_coef`.
 
     Attributes:
-        data: Files, folders or hub names of text or dialogues.
-        coef: lambda_ptx.
+        files: Files, folders or hub names of text or dialogues.
         batch_ratio: Text rows of an update per response of its minibatch.
-        max_length: Tokens a row.
+        max_length: Tokens per row.
         format: Format of the rows; recognized if not given.
         template: Named chat template for tokenizers without one.
     """
 
-    data: list[str]
-    coef: float = 1.0
+    files: list[str]
     batch_ratio: float = 1.0
     max_length: int = 1024
     format: str | None = None
     template: str | None = None
 
     def __post_init__(self) -> None:
-        require(bool(self.data), "ptx.data", self.data, "must name at least one file: the ptx loss needs text")
-        require(self.coef > 0, "ptx.coef", self.coef, "must be positive; leave `ptx` out to switch it off")
+        require(bool(self.files), "ptx.files", self.files, "must name at least one file: the ptx loss needs text")
         require(self.batch_ratio > 0, "ptx.batch_ratio", self.batch_ratio, "must be positive")

@@ -33,6 +33,11 @@ class KLController(ABC):
             raise ValueError(f"`factor` ({factor}) must be positive.")
         self.value *= factor
 
+    @property
+    def without_penalty(self) -> bool:
+        """Whether the coefficient is 0 for good, so that no reference is needed; False unless a subclass knows."""
+        return False
+
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs."""
         return {"value": self.value}
@@ -59,6 +64,11 @@ class FixedKL(KLController):
 
     def update(self, kl: float, num_responses: int) -> None:
         """Nothing to learn."""
+
+    @property
+    def without_penalty(self) -> bool:
+        """Whether the coefficient is 0."""
+        return self.value == 0
 
 
 class AdaptiveKL(KLController):

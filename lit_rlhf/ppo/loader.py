@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from lit_rlhf.distributed import all_gather_object, rank, world_size
 from lit_rlhf.ppo.minibatch import Minibatch
 from lit_rlhf.types import DeviceBatch, Experience
@@ -84,7 +82,7 @@ class RolloutLoader:
             return {"iteration": self.iteration + 1, "position": 0}
         if self._experience is None:
             return {"iteration": self.iteration, "position": 0}
-        columns = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self._experience.as_dict().items()}
+        columns = self._experience.to("cpu").as_dict()
         columns["records"] = [dict(record) for record in self._experience.records]
         return {"iteration": self.iteration, "position": position, "experience": all_gather_object(columns)}
 

@@ -26,6 +26,7 @@ class Minibatch:
         experience: The rank's rows of the minibatch.
         micro_batches: Row indices into ``experience`` of each forward pass.
         num_tokens: Response tokens of the whole global minibatch: the denominator of every token mean.
+        num_responses: Responses of the whole global minibatch.
         advantage_mean: Mean advantage over the global minibatch's response tokens.
         advantage_std: Their standard deviation (the population's).
         iteration: Iteration number.
@@ -37,6 +38,7 @@ class Minibatch:
     experience: Experience
     micro_batches: tuple[Tensor, ...]
     num_tokens: float
+    num_responses: float
     advantage_mean: float
     advantage_std: float
     iteration: int
@@ -67,10 +69,11 @@ def plan_updates(rollout: Rollout, config: BatchingConfig, iteration: int) -> Up
         for epoch in range(config.ppo_epochs)
         for part in minibatch_rows(config, iteration, epoch, rank(), world_size())
     ]
-    counts = torch.tensor([len(split_rows(lengths, part, budget)) for part in rows])
+    together = config.group_size if config.keep_groups else 1
+    counts = torch.tensor([len(split_rows(lengths, part, budget, group_size=together)) for part in rows])
     counts = all_reduce_max(counts.to(device))
     return [
-        split_rows(lengths, part, budget, num_parts=int(count))
+        split_rows(lengths, part, budget, num_parts=int(count), group_size=together)
         for part, count in zip(rows, counts.tolist(), strict=True)
     ]
 
@@ -119,6 +122,7 @@ def minibatches(
             experience=experience.rows(rows),
             micro_batches=tuple(torch.arange(a, b) for a, b in pairwise(starts)),
             num_tokens=max(1.0, stats.count),
+            num_responses=float(config.minibatch_size),
             advantage_mean=stats.mean,
             advantage_std=(stats.m2 / max(1.0, stats.count)) ** 0.5,
             iteration=iteration,
@@ -126,3 +130,8 @@ def minibatches(
             ptx=text,
             ptx_tokens=text_tokens,
         )
+
+
+def ptx_share(total: int, part: int, parts: int) -> Tensor:
+    """Rows of the text batch that go with micro-batch ``part`` of ``parts``."""
+    return torch.arange(total)[part::parts]

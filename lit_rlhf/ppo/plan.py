@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.batching import micro_batches
+from lit_rlhf.randomness import Stream, generator_for
 
 UNIT = 8  # groups: the ranks of one machine
 CPU_TOKENS, ACCELERATOR_TOKENS = 768, 8192
@@ -34,6 +35,7 @@ class BatchingConfig:
         micro_batch_tokens: Most tokens (prompt and response, padding included) of one forward pass; None: 768 on a
             CPU, 8192 on an accelerator.
         group_size: Responses to each prompt.
+        keep_groups: Whether the responses to one prompt share a micro-batch, for losses that compare them.
         seed: Seed of the shuffle.
     """
 
@@ -42,6 +44,7 @@ class BatchingConfig:
     ppo_epochs: int = 1
     micro_batch_tokens: int | None = None
     group_size: int = 1
+    keep_groups: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,15 +87,6 @@ class BatchingConfig:
         return self.ppo_epochs * self.num_minibatches
 
 
-def generator_for(*keys: int) -> torch.Generator:
-    """A CPU generator seeded by integers, independent of any global random state."""
-    seed = 0
-    for key in keys:  # splitmix64-like mixing: neighboring keys give unrelated streams
-        seed = (seed ^ (key + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        seed ^= seed >> 31
-    return torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
-
-
 def global_rows(config: BatchingConfig, rank: int, world_size: int) -> Tensor:
     """Global indices of this rank's rows in order, ``(rollout_batch_size / world_size,)`` int64."""
     rows = torch.arange(config.rollout_batch_size)
@@ -115,7 +109,7 @@ def minibatch_rows(config: BatchingConfig, iteration: int, epoch: int, rank: int
     unit = _unit(config, world_size)
     unit_rows, size = unit * config.group_size, config.minibatch_size
     num_units = config.rollout_batch_size // unit_rows
-    order = torch.randperm(num_units, generator=generator_for(config.seed, 1, iteration, epoch))
+    order = torch.randperm(num_units, generator=generator_for(config.seed, Stream.MINIBATCHES, iteration, epoch))
     rows = (order[:, None] * unit_rows + torch.arange(unit_rows)).flatten()
     owner = (rows // config.group_size) % world_size
     local = (rows // (config.group_size * world_size)) * config.group_size + rows % config.group_size
@@ -128,19 +122,24 @@ def _unit(config: BatchingConfig, world_size: int) -> int:
     return world_size if unit % world_size else unit
 
 
-def split_rows(lengths: Sequence[int], rows: Tensor, max_tokens: int, num_parts: int | None = None) -> list[Tensor]:
+def split_rows(
+    lengths: Sequence[int], rows: Tensor, max_tokens: int, num_parts: int | None = None, *, group_size: int = 1
+) -> list[Tensor]:
     """Micro-batches of ``rows`` by token budget, sorted by length.
 
     Args:
         lengths: Tokens of every local row.
-        rows: The rows to split.
-        max_tokens: Budget of one micro-batch.
+        rows: The rows to split; with groups, whole ones next to each other.
+        max_tokens: Budget of one micro-batch; a group that is larger is alone.
         num_parts: Exactly how many parts to make, so that every rank makes the same number of backward passes;
             None for as few as the budget allows.
+        group_size: Rows that must stay together; 1 keeps nothing together.
 
     Returns:
         Row indices (into the rank's rows) of each micro-batch.
     """
-    picked = rows.tolist()
-    parts = micro_batches([lengths[i] for i in picked], max_tokens, num_parts=num_parts)
-    return [rows[torch.tensor(part, dtype=torch.long)] for part in parts]
+    groups = rows.view(-1, group_size)
+    longest = [max(lengths[i] for i in group) for group in groups.tolist()]
+    # A group costs its rows times the longest row of the batch, so the budget is counted in groups.
+    parts = micro_batches(longest, max(1, max_tokens // group_size), num_parts=num_parts)
+    return [groups[torch.tensor(part, dtype=torch.long)].flatten() for part in parts]

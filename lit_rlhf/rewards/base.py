@@ -12,6 +12,10 @@ from torch import Tensor
 from lit_rlhf.types import RewardOutput, RewardRequest
 
 
+class NonFiniteScoreError(ValueError):
+    """A reward gave NaN or an infinity for a response: the one fault of a reward that `on_non_finite: skip` skips."""
+
+
 class Reward(ABC):
     """A source of reward: scores a batch of responses.
 
@@ -44,7 +48,8 @@ class Reward(ABC):
             fp32 on the rollout's device; ``token_scores`` are zero outside the response.
 
         Raises:
-            ValueError: Wrong number of scores, wrong shape, or a score that is not finite; names the prompt.
+            NonFiniteScoreError: A score that is not finite; names the prompt.
+            ValueError: Wrong number of scores or wrong shape.
         """
         output = self.score(request)
         rollout = request.rollout
@@ -65,7 +70,7 @@ class Reward(ABC):
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
             bad = scores[row][~scores[row].isfinite()].flatten()[0].item()
-            raise ValueError(f"Reward '{self.name}' gave {bad} for {quoted(request.prompts[row])}.")
+            raise NonFiniteScoreError(f"Reward '{self.name}' gave {bad} for {quoted(request.prompts[row])}.")
         return scores
 
     def describe(self) -> dict[str, Any]:

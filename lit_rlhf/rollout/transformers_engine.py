@@ -22,7 +22,7 @@ from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
 from lit_rlhf.models.cpu.last_layer import last_layer_at
 from lit_rlhf.models.packed_pairs import can_pack
-from lit_rlhf.rollout.engine import RolloutEngine, assemble, check_request
+from lit_rlhf.rollout.engine import GenerationRequest, RolloutEngine, assemble
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.types import PromptBatch, Rollout
 
@@ -70,41 +70,39 @@ class TransformersEngine(RolloutEngine):
         self.max_batch_tokens = max_batch_tokens
         self.prefill_tokens = prefill_tokens
         self.drop_every = drop_every
-        self.sampler_logprobs = sampler_logprobs
+        self.gives_logprobs = sampler_logprobs
         self.static_cache = static_cache
         self.compile = compile
+        self._policy: PreTrainedModel | None = None
         self._compiled: tuple[PreTrainedModel, Callable[..., Any]] | None = None
 
+    def sync(self, policy: PreTrainedModel) -> None:
+        """Reads the policy's own weights, so there is nothing to copy."""
+        self._policy = policy
+
     @torch.no_grad()
-    def generate(
-        self,
-        model: PreTrainedModel,
-        prompts: PromptBatch,
-        *,
-        sampling: SamplingConfig,
-        eos_token_ids: Sequence[int],
-        pad_token_id: int,
-        uniforms: Tensor,
-    ) -> Rollout:
-        """See `RolloutEngine.generate`; ``model`` is in eval mode meanwhile.
+    def generate(self, request: GenerationRequest) -> Rollout:
+        """See `RolloutEngine.generate`; the policy is in eval mode meanwhile.
 
         Raises:
-            ValueError: If the request does not fit (see `check_request`).
+            RuntimeError: If there was no :meth:`sync`.
             FloatingPointError: If the logits of a row are not finite; names the prompt and the response token.
         """
-        check_request(prompts, sampling=sampling, eos_token_ids=eos_token_ids, uniforms=uniforms)
-        out = _Responses(uniforms, pad_token_id=pad_token_id, scored=self.sampler_logprobs)
+        if self._policy is None:
+            raise RuntimeError("`TransformersEngine.generate` needs a policy: call `sync(policy)` first.")
+        sampling, prompts = request.sampling, request.prompts
+        out = _Responses(request.uniforms, pad_token_id=request.pad_token_id, scored=self.gives_logprobs)
         lengths = prompts.prompt_mask.sum(1)
-        with _evaluating(model):
+        with _evaluating(self._policy) as policy:
             for rows in _batches(lengths, extra=sampling.max_response_length, max_tokens=self.max_batch_tokens):
                 running = _Running.start(
                     prompts,
                     rows,
-                    uniforms,
+                    request.uniforms,
                     penalize_prompt=sampling.penalize_prompt,
-                    scored=self.sampler_logprobs,
+                    scored=self.gives_logprobs,
                 )
-                _Batch(self, model, running, sampling, eos_token_ids).run(out)
+                _Batch(self, policy, running, sampling, request.eos_token_ids).run(out)
         return assemble(
             prompts,
             response_ids=out.ids,
@@ -113,6 +111,10 @@ class TransformersEngine(RolloutEngine):
             sampler_logprobs=out.logprobs,
             sampler_entropies=out.entropies,
         )
+
+    def rest(self) -> None:
+        """Lets go of the policy: a `generate` before the next `sync` is an error, not stale weights."""
+        self._policy = None
 
     def step_function(self, model: PreTrainedModel) -> Callable[..., Any]:
         """What runs a decode step: the model, compiled once if asked for."""
@@ -159,12 +161,12 @@ def _batches(lengths: Tensor, *, extra: int, max_tokens: int) -> Iterator[Tensor
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def _evaluating(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Dropout off and gradient checkpointing (which would refuse a cache) asleep."""
     training = model.training
     model.eval()
     try:
-        yield
+        yield model
     finally:
         model.train(training)
 
@@ -343,7 +345,7 @@ class _Batch:
         running.ids[:, column] = tokens
         running.drawn[:, column] = ~running.done
         running.done |= torch.isin(tokens, self.eos)
-        if self.engine.sampler_logprobs:
+        if self.engine.gives_logprobs:
             logprobs, entropies = chunked_logprobs(logits, lambda x: x, tokens, with_entropy=True)
             assert entropies is not None
             running.logprobs[:, step], running.entropies[:, step] = logprobs, entropies

@@ -78,7 +78,7 @@ def test_the_replayed_flag_is_the_rules(tmp_path):
     run = load_run(make(tmp_path / "run", onset=12))
     flag = replay(run.series, RuleConfig(patience=3))
     assert (flag.iteration, flag.since) == (14, 12)
-    with pytest.raises(ValueError, match="logged none of"):
+    with pytest.raises(ValueError, match="did not log 'rollout/kl'"):
         replay({"loss": [(0, 1.0)]}, RuleConfig())
 
 

@@ -60,6 +60,19 @@ def test_sample_draws_resume(tmp_path):
     assert read(tmp_path / "a/samples.jsonl") == read(tmp_path / "b/samples.jsonl")
 
 
+def test_samples_without_a_reference_have_no_kl(tmp_path):
+    class Alone(StandIn):
+        def rollout(self):
+            x = super().rollout()
+            x.ref_logprobs = None
+            return x
+
+    fit(Alone(), [SampleLogger(fixed=0, random=2)], tmp_path, epochs=1)
+    for sample in read(tmp_path / "samples.jsonl"):
+        assert sample["kl"] is sample["kl_sequence"] is None
+        assert set(sample["columns"]) == {"logprob", "advantage", "value"}
+
+
 class Scripted(StandIn):
     """Held-out score and KL by epoch."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +11,77 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_rlhf.functional import clipped_policy_loss, entropy_term, kl_penalty_policy_loss, lm_loss, value_loss
-from lit_rlhf.functional.losses import EntropyTerm, LMLoss, PolicyLoss, ValueLoss
+from lit_rlhf import functional as f
+from lit_rlhf.functional.masking import keep
 
 from .cases import close, finite, garbage, kept_floats, like, masks, response_mask, scales, seeds, spoil
 
 MASK = response_mask([5, 1, 0, 3], 5)
 CLIP = 0.2
+
+
+# What a module does with a loss: keep the tokens, ask per token, sum over the normalizer, and measure beside it.
+
+
+def total(per_token: Tensor, mask: Tensor, normalizer: float | Tensor | None) -> dict[str, Tensor]:
+    return {"loss": f.normalized_sum(per_token, mask, normalizer), "tokens": mask.sum().float()}
+
+
+def kept(*args: Tensor) -> list[Tensor]:
+    *cols, mask = args
+    return [keep(x, mask) for x in cols]
+
+
+def watched(new: Tensor, old: Tensor, mask: Tensor, clipped: Tensor) -> dict[str, Tensor]:
+    sums = f.ratio_sums(new, old, mask)
+    return {
+        "clipped": keep(clipped, mask).sum(),
+        "ratio": sums.ratio,
+        "approx_kl": sums.approx_kl,
+        "ratio_drift": sums.drift,
+    }
+
+
+def clipped_policy_loss(
+    *args: Tensor, clip_range: float | None = 0.2, normalizer: float | Tensor | None = None
+) -> SimpleNamespace:
+    new, old, _, mask = args
+    loss, clipped = f.clipped_policy_loss(*kept(*args), clip_range=clip_range)
+    return SimpleNamespace(**total(loss, mask, normalizer), **watched(new, old, mask, clipped))
+
+
+def kl_penalty_policy_loss(*args: Tensor, beta: float, normalizer: float | Tensor | None = None) -> SimpleNamespace:
+    new, old, _, mask = args
+    loss = f.kl_penalty_policy_loss(*kept(*args), beta=beta)
+    return SimpleNamespace(**total(loss, mask, normalizer), **watched(new, old, mask, torch.zeros_like(mask)))
+
+
+def value_loss(
+    *args: Tensor, clip_range: float | None = 0.2, normalizer: float | Tensor | None = None
+) -> SimpleNamespace:
+    loss, clipped = f.value_loss(*kept(*args), clip_range=clip_range)
+    return SimpleNamespace(**total(loss, args[-1], normalizer), clipped=keep(clipped, args[-1]).sum())
+
+
+def entropy_term(
+    entropy: Tensor,
+    mask: Tensor,
+    *,
+    coef: float = 0.01,
+    clip: float | None = None,
+    mean_entropy: float | None = None,
+    normalizer: float | Tensor | None = None,
+) -> SimpleNamespace:
+    if clip is not None and mean_entropy is None:  # one micro-batch: its own mean is the minibatch's
+        mean_entropy = float(keep(entropy.detach(), mask).sum() / mask.sum().clamp(min=1))
+    per_token = f.entropy_loss(keep(entropy, mask), clip=clip, mean_entropy=mean_entropy)
+    out = total(per_token, mask, normalizer)
+    return SimpleNamespace(loss=coef * out["loss"], tokens=out["tokens"], entropy=keep(entropy.detach(), mask).sum())
+
+
+def lm_loss(logprobs: Tensor, mask: Tensor, normalizer: float | Tensor | None = None) -> SimpleNamespace:
+    out = total(f.lm_loss(keep(logprobs, mask)), mask, normalizer)
+    return SimpleNamespace(**out, nll=-keep(logprobs.detach(), mask).sum())
 
 
 def columns(mask: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,23 +273,23 @@ def test_clipped_is_a_count_of_tokens_without_gradient():
 Loss = Callable[..., Any]
 
 
-def _entropy(new: Tensor, old: Tensor, other: Tensor, mask: Tensor, **kw: Any) -> EntropyTerm:
+def _entropy(new: Tensor, old: Tensor, other: Tensor, mask: Tensor, **kw: Any) -> SimpleNamespace:
     return entropy_term(new, mask, clip=-0.5, mean_entropy=-0.9, **kw)
 
 
-def _bonus(new: Tensor, old: Tensor, other: Tensor, mask: Tensor, **kw: Any) -> EntropyTerm:
+def _bonus(new: Tensor, old: Tensor, other: Tensor, mask: Tensor, **kw: Any) -> SimpleNamespace:
     return entropy_term(new, mask, **kw)
 
 
-def _lm(new: Tensor, old: Tensor, other: Tensor, mask: Tensor, **kw: Any) -> LMLoss:
+def _lm(new: Tensor, old: Tensor, other: Tensor, mask: Tensor, **kw: Any) -> SimpleNamespace:
     return lm_loss(new, mask, **kw)
 
 
-def _penalty(*cols: Tensor, **kw: Any) -> PolicyLoss:
+def _penalty(*cols: Tensor, **kw: Any) -> SimpleNamespace:
     return kl_penalty_policy_loss(*cols, beta=0.3, **kw)
 
 
-def _free_value(*cols: Tensor, **kw: Any) -> ValueLoss:
+def _free_value(*cols: Tensor, **kw: Any) -> SimpleNamespace:
     return value_loss(*cols, clip_range=None, **kw)
 
 
@@ -233,7 +298,7 @@ every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__.st
 
 
 def fields(out: Any) -> dict[str, Tensor]:
-    return {name: getattr(out, name) for name in out.__dataclass_fields__}
+    return dict(vars(out))
 
 
 def gradient(loss: Loss, cols: tuple[Tensor, Tensor, Tensor], mask: Tensor, **kw: Any) -> Tensor:
@@ -380,3 +445,5 @@ def test_refusals():
             loss(*cols, MASK.float())
         with pytest.raises(ValueError, match="must have the shape"):
             loss(*cols, MASK[:, 1:])
+    with pytest.raises(ValueError, match=r"`clip` \(2.0\) needs `mean_entropy`"):
+        f.entropy_loss(cols[0], clip=2.0)

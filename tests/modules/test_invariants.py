@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_rlhf.models.loading import load_causal_lm, load_scalar_model
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig
+from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss
 from lit_rlhf.ppo.metrics import UpdateSums
 from lit_rlhf.ppo.minibatch import Minibatch
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
@@ -21,13 +22,17 @@ from lit_rlhf.types import Experience, Rollout
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer
 
 PAD, GARBAGE = 0, 7
-LOSS = LossConfig(whiten_advantages=True, advantage_clip=1.5, entropy_coef=0.05, clip_range=0.05, value_clip_range=0.05)
+LOSSES = {
+    "loss": LossConfig(whiten_advantages=True, advantage_clip=1.5, entropy_coef=0.05),
+    "policy_loss": ClippedSurrogate(0.05),
+    "critic_loss": ClippedValueLoss(0.05),
+}
 
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory) -> tuple[PPOModule, Experience]:
     """A module a few updates away from the policy that drew the experience, so that ratios and clips are at work."""
-    module, recorder = make_ppo(world, loss=LOSS, optimizer=PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2)), Recorder()
+    module, recorder = make_ppo(world, **LOSSES, optimizer=PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2)), Recorder()
     trainer = make_trainer(tmp_path_factory.mktemp("fit"), max_epochs=1, callbacks=[recorder], limit_val_batches=0)
     trainer.fit(module, make_data(world))
     (experience,) = recorder.experiences
@@ -41,6 +46,7 @@ def one_minibatch(experience: Experience, parts: int = 1) -> Minibatch:
         experience=experience,
         micro_batches=torch.arange(len(experience)).chunk(parts),
         num_tokens=float(len(taken)),
+        num_responses=float(len(experience)),
         advantage_mean=float(taken.double().mean()),
         advantage_std=float(taken.double().std(correction=0)),
         iteration=0,
@@ -54,9 +60,7 @@ def loss_and_gradients(module: PPOModule, experience: Experience, *, parts: int 
     module.zero_grad()
     sums = UpdateSums(module.device)
     losses = [
-        loss
-        for part, rows in enumerate(minibatch.micro_batches)
-        for loss in module.minibatch_losses(minibatch, rows, sums, part)
+        loss for part in range(len(minibatch.micro_batches)) for loss in module.minibatch_losses(minibatch, part, sums)
     ]
     total = torch.stack(losses).sum()
     total.backward()
@@ -161,9 +165,13 @@ class WithoutEntropies(TransformersEngine):
 
 
 @pytest.mark.parametrize("kind", [TransformersEngine, WithoutEntropies])
-@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 5e-3)])
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 2**-6)])
 def test_log_probabilities_of_the_sampler_drift_within_rounding(world, tmp_path, precision, bound, kind) -> None:
-    """And spare the policy's scoring pass, if the sampler gives the entropies too."""
+    """And spare the policy's scoring pass, if the sampler gives the entropies too.
+
+    In bf16 a logit between 2 and 4 is rounded to a multiple of 2**-6, and which way depends on the kernel: 0 on one
+    maker's CPU, 0.007 on another's.
+    """
     drifts: list[float] = []
     passes: list[nn.Module] = []
 
@@ -198,8 +206,8 @@ def test_policy_and_critic_one_after_the_other_or_together_give_the_same_bits(tr
     gradients = []
     for trainer in (apart, together):
         module.zero_grad()
-        rows, sums, passes = torch.arange(len(experience)), UpdateSums(module.device), 0
-        for loss in backward_parts(trainer, module.minibatch_losses(one_minibatch(experience), rows, sums, 0)):
+        sums, passes = UpdateSums(module.device), 0
+        for loss in backward_parts(trainer, module.minibatch_losses(one_minibatch(experience), 0, sums)):
             loss.backward()
             passes += 1
             if trainer is apart and passes == 1:

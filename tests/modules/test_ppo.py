@@ -11,12 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.config import ScheduleConfig
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.modules import ppo_collection
+from lit_rlhf.modules import ppo as ppo_module
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
 from lit_rlhf.ppo.estimators import GAE, GroupNormalized, LeaveOneOut
 from lit_rlhf.ppo.kl_controller import AdaptiveKL, FixedKL
+from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss, KLPenaltySurrogate
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
@@ -54,7 +55,7 @@ def test_freed_memory_goes_back_before_each_rollout_where_passes_are_small(
     world, tmp_path, monkeypatch, budget, times
 ) -> None:
     calls = []
-    monkeypatch.setattr(ppo_collection, "release_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(ppo_module, "release_freed_memory", lambda: calls.append(1))
     fit(world, tmp_path, data=make_data(world, micro_batch_tokens=budget), max_epochs=2)
     assert len(calls) == times
 
@@ -203,7 +204,7 @@ def test_critic_warmup_leaves_the_policy_bitwise_unchanged(world, tmp_path) -> N
 
 @pytest.mark.parametrize("estimator", [GroupNormalized(4), LeaveOneOut(4)])
 def test_critic_free_estimators_load_no_critic(world, tmp_path, estimator) -> None:
-    module = make_ppo(world, estimator=estimator, loss=LossConfig(value_clip_range=None))
+    module = make_ppo(world, estimator=estimator)
     module, _, recorder = fit(world, tmp_path, module=module, max_epochs=2)
     assert module.critic is None
     assert not any("critic" in key for key in module.state_dict())
@@ -223,21 +224,23 @@ def test_every_switch_of_figure_5_changes_the_update(world, tmp_path) -> None:
         "score clip": {"shaping": ShapingConfig(clip=0.1)},
         "whitening": {"loss": LossConfig(whiten_advantages=True)},
         "advantage clip": {"loss": LossConfig(advantage_clip=0.05)},
-        "no value clip": {"loss": LossConfig(value_clip_range=None)},
-        "kl objective": {"loss": LossConfig(objective="kl_penalty", kl_penalty_coef=5.0)},
-        "no surrogate clip": {"loss": LossConfig(objective="none")},
+        "no value clip": {"critic_loss": ClippedValueLoss(None)},
+        "kl objective": {"policy_loss": KLPenaltySurrogate(5.0)},
+        "no surrogate clip": {"policy_loss": ClippedSurrogate(None)},
         "lambda": {"estimator": GAE(gae_lambda=0.0)},
         "gamma": {"estimator": GAE(gamma=0.5)},
         "kl": {"kl_controller": FixedKL(0.5)},
         "grad clip": {"optimizer": PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2, max_grad_norm=1e-3)},
         "missing eos": {"shaping": ShapingConfig(missing_eos_score=-5.0)},
-        "ptx": {"ptx": PTXConfig(data=[str(world / "texts.jsonl")])},
+        "response average": {"loss": LossConfig(average="responses")},
+        "ptx": {},
     }
     results = {}
     for name, options in variants.items():
         optimizer = {"optimizer": PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2)}
         module = make_ppo(world, **{**optimizer, **options})
-        data = make_data(world, ppo_epochs=2)
+        ptx = PTXConfig(files=[str(world / "texts.jsonl")]) if name == "ptx" else None
+        data = make_data(world, ppo_epochs=2, ptx=ptx)
         results[name] = weights(fit(world, tmp_path, module=module, data=data, max_epochs=2)[0])
     equal = [name for name, state in results.items() if name != "base" and same(state, results["base"])]
     assert not equal, f"no effect: {equal}"
@@ -247,7 +250,8 @@ def test_target_kl_leaves_out_the_rest_of_an_iteration(world, tmp_path) -> None:
     module = make_ppo(world, loss=LossConfig(target_kl=1e-6), optimizer=PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2))
     module, trainer, recorder = fit(world, tmp_path, module=module, data=make_data(world, ppo_epochs=3), max_epochs=2)
     assert 4 <= trainer.global_step < 12
-    assert recorder.metrics[-1]["update/skipped"] == 12 - trainer.global_step
+    assert recorder.metrics[-1]["update/early_stop"] == 12 - trainer.global_step
+    assert "update/skipped" not in recorder.metrics[-1], "ending early is no fault"
 
 
 def test_validation_logs_and_saves_every_answer(world, tmp_path) -> None:
@@ -311,8 +315,13 @@ def test_or_leaves_the_iteration_out(world, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"estimator": GroupNormalized(2)}, "needs a critic"),
-        ({"loss": LossConfig(old_logprobs="reference", target_kl=0.1)}, "target_kl"),
+        ({"estimator": GroupNormalized(2), "critic_loss": ClippedValueLoss()}, "needs a critic"),
+        ({"reference": None}, r"`reference` \(null\) is needed by the KL penalty"),
+        (
+            {"reference": None, "kl_controller": FixedKL(0), "loss": LossConfig(old_logprobs="reference")},
+            "old_logprobs: reference",
+        ),
+        ({"reference": None, "kl_controller": AdaptiveKL()}, "always 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_construction(world, options, message) -> None:
@@ -327,8 +336,10 @@ def test_config_groups_name_argument_rule_and_value() -> None:
         ShapingConfig(normalize=True, scale=True)
     with pytest.raises(ValueError, match="needs `entropy_coef`"):
         LossConfig(entropy_clip=30.0)
-    with pytest.raises(ValueError, match=r"ptx.data.*must name at least one file"):
-        PTXConfig(data=[])
+    with pytest.raises(ValueError, match=r"ptx.files.*must name at least one file"):
+        PTXConfig(files=[])
+    with pytest.raises(ValueError, match=r"`target_kl` \(0.1\) measures the old policy"):
+        LossConfig(old_logprobs="reference", target_kl=0.1)
     with pytest.raises(ValueError, match="fraction, which needs a bounded number of steps"):
         ScheduleConfig(warmup=0.1).factor(0, float("inf"))
 
@@ -371,8 +382,9 @@ def test_values_that_are_not_finite_stop_or_leave_the_iteration_out(world, tmp_p
 
 def test_a_loss_that_is_not_finite_names_the_prompts(world, tmp_path) -> None:
     class Explodes(PPOModule):
-        def policy_loss(self, *args, **kwargs):
-            return super().policy_loss(*args, **kwargs) * float("nan")
+        def policy_token_loss(self, *columns):
+            loss, clipped = super().policy_token_loss(*columns)
+            return loss * float("nan"), clipped
 
     with pytest.raises(NonFiniteError, match=r"iteration 0, step 0: loss is not finite\. Prompts of rank 0 begin with"):
         fit(world, tmp_path, module=make_ppo(world, kind=Explodes), data=make_data(world, val=None), max_epochs=1)

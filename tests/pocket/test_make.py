@@ -4,7 +4,7 @@ import json
 import pytest
 
 from lit_rlhf.pocket import make as make_module
-from lit_rlhf.pocket.make import main, make, transcript
+from lit_rlhf.pocket.make import make, transcript
 
 # Of all data files at seed 0: the same on every machine. Changing the world changes it, and every measured number.
 DIGEST = "3e47a8f1635ddd53"
@@ -57,8 +57,8 @@ def test_seed_changes_training_data_only(tmp_path, monkeypatch):
     for name in ("DOCUMENTS", "DEMONSTRATIONS", "TRAIN_PROMPTS"):
         monkeypatch.setattr(make_module, name, 50)
     monkeypatch.setattr(make_module, "PAIRS", {"train": 50, "val": 50, "test": 50})
-    for seed in ("1", "2"):
-        main([str(tmp_path / seed), "--seed", seed])
+    for seed in (1, 2):
+        make(tmp_path / str(seed), seed=seed)
     for path in (tmp_path / "1").glob("*.jsonl"):
         same = path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
         assert same == path.stem.endswith(("_val", "_test")), path.name

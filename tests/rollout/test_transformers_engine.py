@@ -5,6 +5,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lit_rlhf.models.cpu.kernels import tune_for_cpu
+from lit_rlhf.rollout.engine import GenerationRequest
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import PromptBatch, Rollout
@@ -75,8 +76,15 @@ def some_uniforms(rows: int, steps: int = STEPS, seed: int = 1) -> torch.Tensor:
 
 def generate(model, prompts: PromptBatch, uniforms: torch.Tensor, *, sampling=None, eos=(EOS,), **engine) -> Rollout:
     sampling = sampling or SamplingConfig(max_response_length=uniforms.size(1))
-    return TransformersEngine(**engine).generate(
-        model, prompts, sampling=sampling, eos_token_ids=list(eos), pad_token_id=PAD, uniforms=uniforms
+    return asked(TransformersEngine(**engine), model, prompts, uniforms, sampling, eos)
+
+
+def asked(engine: TransformersEngine, model, prompts, uniforms, sampling, eos=(EOS,)) -> Rollout:
+    engine.sync(model)
+    return engine.generate(
+        GenerationRequest(
+            prompts=prompts, sampling=sampling, eos_token_ids=tuple(eos), pad_token_id=PAD, uniforms=uniforms
+        )
     )
 
 

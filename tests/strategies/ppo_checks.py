@@ -12,6 +12,7 @@ import torch
 from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig, PTXConfig
+from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
 from tests.strategies.sgd import SGDMixin
@@ -24,9 +25,9 @@ CLIP = 1.0
 def make_world(folder: Path) -> Path:
     """A policy, a reward model whose scores differ, prompts and text."""
     from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
-    from lit_rlhf.pocket.make import main as make_pocket
+    from lit_rlhf.pocket.make import make
 
-    make_pocket([str(folder / "pocket")])
+    make(folder / "pocket")
     base = folder / "pocket" / "base"
     torch.manual_seed(1)
     policy = load_causal_lm(str(base))
@@ -88,9 +89,10 @@ class SaveAtEpochEnd(L.Callback):
 def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple[PPOModule, RolloutDataModule]:
     options = {
         "optimizer": PPOOptimizerConfig(lr=0.3, critic_lr=0.1, max_grad_norm=CLIP),
-        "loss": LossConfig(whiten_advantages=True, clip_range=0.05, value_clip_range=0.1, vf_coef=0.02),
+        "loss": LossConfig(whiten_advantages=True, vf_coef=0.02, ptx_coef=0.2),
+        "policy_loss": ClippedSurrogate(0.05),
+        "critic_loss": ClippedValueLoss(0.1),
         "sampling": SamplingConfig(max_response_length=12, temperature=0.8, top_p=0.9),
-        "ptx": PTXConfig(data=[str(world / "pocket" / "pretrain.jsonl")], coef=0.2, max_length=24, batch_ratio=0.5),
         **overrides,
     }
     module = cls(policy=str(world / "policy"), reward=ModelReward(str(world / "reward")), **options)
@@ -101,6 +103,7 @@ def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple
         ppo_epochs=2,
         micro_batch_tokens=80,
         max_prompt_length=32,
+        ptx=PTXConfig(files=[str(world / "pocket" / "pretrain.jsonl")], max_length=24, batch_ratio=0.5),
     )
     return module, data
 

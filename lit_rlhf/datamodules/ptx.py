@@ -9,7 +9,8 @@ import torch
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.ppo.config import PTXConfig
-from lit_rlhf.ppo.plan import BatchingConfig, generator_for
+from lit_rlhf.ppo.plan import BatchingConfig
+from lit_rlhf.randomness import Stream, generator_for
 from lit_rlhf.types import TextBatch
 
 
@@ -27,7 +28,7 @@ class PTXText:
     def __init__(self, config: PTXConfig, tokenizer: Any) -> None:
         self._config = config
         self._data = SFTDataModule(
-            train=config.data,
+            train=config.files,
             format=config.format,
             template=config.template,
             max_length=config.max_length,
@@ -36,14 +37,14 @@ class PTXText:
         self._data.setup()
         self._rows = self._data.rows["train"]
         if not self._rows:
-            raise ValueError(f"`ptx.data` ({config.data}) holds no usable row.")
+            raise ValueError(f"`data.ptx.files` ({config.files}) holds no usable row.")
 
     def batches(self, batching: BatchingConfig, iteration: int) -> list[tuple[TextBatch, float]]:
         """This rank's rows beside each update, with the learned tokens of the *global* batch of text."""
         size = max(1, round(self._config.batch_ratio * batching.minibatch_size / world_size())) * world_size()
         out = []
         for step in range(batching.steps_per_iteration):
-            generator = generator_for(batching.seed, 4, iteration, step)
+            generator = generator_for(batching.seed, Stream.PTX, iteration, step)
             picks = torch.randint(len(self._rows), (size,), generator=generator).tolist()
             tokens = float(sum(self._data.learned_tokens(self._rows[i]) for i in picks))
             own = [self._rows[i] for i in picks[rank() :: world_size()]]

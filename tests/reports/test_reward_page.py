@@ -4,17 +4,13 @@ import dataclasses
 import json
 import random
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair
 from lit_rlhf.reports import reward_figures as charts
-from lit_rlhf.reports.reward_page import render_page, shown_text, write_reward_report
-
-ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+from lit_rlhf.reports.reward_page import render_page, write_reward_report
+from tests.reports.browser import HOSTILE, look, needs_browser, visit
 
 
 def make_pairs(count: int, *, seed: int = 0) -> list[ScoredPair]:
@@ -36,14 +32,14 @@ def make_pairs(count: int, *, seed: int = 0) -> list[ScoredPair]:
 
 def hostile_pair() -> ScoredPair:
     return ScoredPair(
-        prompt=ATTACK,
-        chosen="</script>\u202eevil\x00\x1b[2J \ud800 " + "x" * 5000,
+        prompt=HOSTILE,
+        chosen=HOSTILE + "x" * 5000,
         rejected="line\r\nline",
         chosen_score=-50.0,
         rejected_score=50.0,
         chosen_length=9,
         rejected_length=1,
-        subset=ATTACK + "<a href='javascript:alert(1)'>click</a>",
+        subset="<a href='javascript:alert(1)'>click</a>" + HOSTILE,
     )
 
 
@@ -60,7 +56,7 @@ def report() -> RewardReport:
 
 def test_worst_pairs_come_first_and_least_of_all_the_very_worst(report):
     assert len(report.worst) == 10
-    assert report.worst[0].prompt == ATTACK
+    assert report.worst[0].prompt == HOSTILE
     assert [p.difference for p in report.worst] == sorted(p.difference for p in report.worst)
 
 
@@ -124,12 +120,13 @@ def test_without_a_scoring_function_there_are_no_probes():
 
 def test_the_page_loads_nothing_and_holds_no_raw_markup_from_the_data(report):
     page = render_page(report)
-    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL, count=1)  # without the chart library
+    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)  # without the page's own scripts
     assert "default-src 'none'" in own
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", own)
     assert "<img" not in own
     assert "<b>model" not in own
-    assert "javascript:" not in re.sub(r"<td>.*?</td>|<span class=\"label\">.*?</span>", "", own)
+    assert not re.search(r"<[^>]*javascript:", own)
+    assert not re.search("[\ud800-\udfff\x00\x1b\u202e]", own)
     assert page.encode("utf-8")
 
 
@@ -139,32 +136,24 @@ def test_labels_of_charts_are_text(report):
     assert figure.layout.yaxis.ticktext == ("&lt;i&gt;a&lt;/i&gt;", "b" * 19 + "…")
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("<b>&\"'", "&lt;b&gt;&amp;&quot;&#x27;"),
-        ("a\r\nb\tc", "a\nb\tc"),
-        ("\x00\u202e\ud800\x1b", "\ufffd" * 4),
-        ("é北京🙂", "é北京🙂"),
-        ("12345678", "12345 … [3 more characters]"),
-    ],
-)
-def test_shown_text(text, shown):
-    assert shown_text(text, 5) == shown if text == "12345678" else shown_text(text) == shown
-
-
-def test_page_in_a_real_browser(report, tmp_path: Path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on PATH")
+@needs_browser
+def test_page_in_a_real_browser(report, tmp_path):
     _, page = write_reward_report(report, tmp_path)
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-    flags += " --disable-background-networking --disable-component-update --virtual-time-budget=10000"
-    flags += " --enable-logging=stderr --dump-dom"
-    command = [chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = visit(page, tmp_path, "--dump-dom")
     assert "<title>Reward model report: &lt;b&gt;model" in done.stdout
-    assert done.stdout.count('class="main-svg"') >= 2 * 7  # plotly draws two a chart
+    assert 'data-ready="yes"' in done.stdout
     assert "Content Security Policy" not in done.stderr
+    assert "Uncaught" not in done.stderr
     chart_texts = re.findall(r"<text[^>]*>([^<]*)</text>", done.stdout)
-    assert any(text.startswith("&lt;script&gt;") for text in chart_texts)
+    assert any(text.startswith("&lt;a href=") for text in chart_texts)
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_draws_and_fits(report, tmp_path, width):
+    seen = look(write_reward_report(report, tmp_path)[1], tmp_path, width=width)
+    assert seen["plots"] == seen["drawn"] == 7
+    assert seen["overflowing"] == 0
+    assert seen["wide"] <= seen["inner"] == width
+    assert (seen["resources"], seen["images"], seen["slips"]) == (0, 0, "")
+    assert seen["title"] == "Reward model report: <b>model</b>"

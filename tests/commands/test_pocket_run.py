@@ -1,4 +1,4 @@
-"""The stages of the quickstart, each `lit-rlhf` command replaced by a stub that leaves what the command would leave."""
+"""The stages of `pocket run`, each `lit-rlhf` command replaced by a stub that leaves what the command would leave."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-BIN = Path(__file__).resolve().parent.parent / "bin"
-# Stands for the package in the commands the pipeline starts, and for the plots it draws itself.
+from lit_rlhf.commands.pocket_pipeline import joined_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+# Stands for the package in the commands that the pipeline starts.
 STUB = """
 import json, os, sys, time
 from pathlib import Path
@@ -44,6 +46,21 @@ elif words[0] == "fit":
 elif stage == "test":
     touch(after("--trainer.default_root_dir") / "evaluations" / "test-step000000.jsonl")
 """
+# `lit-rlhf` itself; only what it starts, and the drawing, are other ones.
+START = """
+import sys
+sys.path.insert(0, {root!r})
+import lit_rlhf.cli
+import lit_rlhf.commands.pocket_pipeline
+import lit_rlhf.reports.plots as plots
+def draw(logs, out):
+    if "NO_PLOTS" in __import__("os").environ:
+        raise ImportError("Plots need matplotlib: pip install 'lit-rlhf[plots]'.")
+    out.touch()
+plots.plot_panels = draw
+sys.path[0] = {stub!r}
+lit_rlhf.cli.main()
+"""
 
 
 class Pocket:
@@ -52,14 +69,14 @@ class Pocket:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         package = folder / "stub" / "lit_rlhf"
-        (package / "evaluation").mkdir(parents=True)
+        package.mkdir(parents=True)
         (package / "__init__.py").touch()
         (package / "__main__.py").write_text(STUB)
-        (package / "evaluation" / "plots.py").write_text("def plot_panels(logs, out):\n    out.touch()\n")
+        (folder / "start.py").write_text(START.format(root=str(ROOT), stub=str(folder / "stub")))
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(BIN / "pocket_pipeline.py"), "--runs", "runs", *words]
-        env = {**os.environ, "PYTHONPATH": str(self.folder / "stub"), **env}
+        command = [sys.executable, "start.py", "pocket", "run", "--runs", "runs", *words]
+        env = {**os.environ, **env}
         # A shell's background jobs ignore SIGINT, and so do their children: pytest itself may be one.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -124,11 +141,21 @@ def test_every_stage_runs_once_and_finished_ones_not_again(pocket: Pocket) -> No
         assert ("--trainer.max_epochs" in words) == ("ppo" in words[2])
     tests = [words for words in commands if words[0] == "test"]
     assert len(tests) == 3
-    assert all(words[words.index("--model.reference") + 1] == "runs/sft/export/final" for words in tests)
+    assert all(words[words.index("--model.reference.path") + 1] == "runs/sft/export/final" for words in tests)
     names = [Path(words[2]).stem if words[0] == "fit" else words[0] for words in sorted_fits(commands)]
     assert names == [*BEFORE_PPO, *PPO, "test", "test", "test", *RESULTS]
     assert pocket.run("--seed", "5", "--epochs", "7")[0] == 0
     assert pocket.stages() == RESULTS
+
+
+def test_without_matplotlib_the_picture_is_left_out_and_one_line_says_so(pocket: Pocket) -> None:
+    code, output = pocket.run(NO_PLOTS="1")
+    assert code == 0, output
+    (line,) = [line for line in output.splitlines() if "panels.png" in line]
+    assert line == "panels.png is left out. Plots need matplotlib: pip install 'lit-rlhf[plots]'."
+    assert "report.html" in output
+    pocket.commands()
+    assert "runs/panels.png" in pocket.run()[1]
 
 
 def test_a_directory_of_another_run_is_refused(pocket: Pocket) -> None:
@@ -136,8 +163,8 @@ def test_a_directory_of_another_run_is_refused(pocket: Pocket) -> None:
     pocket.commands()
     for words in (["--seed", "6"], ["--seed", "5", "--epochs", "2"]):
         code, output = pocket.run(*words)
-        assert code == 1
-        assert "runs was made with {'seed': 5, 'epochs': None}, not" in output
+        assert code == 2
+        assert "lit-rlhf: runs was made with {'seed': 5, 'epochs': None}, not" in output
         assert pocket.commands() == []
 
 
@@ -165,8 +192,8 @@ def test_interrupted_it_leaves_nothing_running_and_goes_on(pocket: Pocket) -> No
     child = pocket.hanging()
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "interrupted: the same command goes on from the last checkpoint" in output
+    assert process.returncode == 130
+    assert output.splitlines()[-1] == "lit-rlhf: interrupted: the same command resumes from the last checkpoint"
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     pocket.commands()
@@ -175,9 +202,6 @@ def test_interrupted_it_leaves_nothing_running_and_goes_on(pocket: Pocket) -> No
 
 
 def test_metrics_of_a_resumed_run_replace_the_iterations_it_repeats(tmp_path: Path) -> None:
-    sys.path.insert(0, str(BIN))
-    from pocket_pipeline import joined_metrics
-
     for version, text in {
         2: "step,loss,val/score\n6,0.6,\n6,,0.66\n7,0.7,\n",
         10: "step,loss,new,val/score\n7,0.77,1,\n8,0.8,1,\n",
@@ -187,39 +211,3 @@ def test_metrics_of_a_resumed_run_replace_the_iterations_it_repeats(tmp_path: Pa
         (folder / "metrics.csv").write_text(text)
     rows = joined_metrics(tmp_path).read_text().splitlines()
     assert rows == ["step,loss,val/score,new", "6,0.6,,", "6,,0.66,", "7,0.77,,1", "8,0.8,,1"]
-
-
-# An environment whose `python` writes down what it is asked for: nothing is installed and nothing trains.
-PYTHON = """#!/usr/bin/env bash
-case "$*" in
-  *"print(sys.prefix)"*) echo "$VIRTUAL_ENV" ;;
-  *) echo "$*" >> "$VIRTUAL_ENV/asked" ;;
-esac
-"""
-
-
-def test_the_script_installs_once_and_hands_its_options_on(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    env = {**os.environ, "VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-
-    def quickstart(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", str(BIN / "quickstart"), *words], env=env, capture_output=True, text=True, check=False, timeout=60
-        )
-
-    assert quickstart("--seed", "3").returncode == 0
-    assert quickstart("--runs", "elsewhere").returncode == 0
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert sum("pip install" in line and line.endswith("-e .[dev]") for line in asked) == 1
-    started = [line for line in asked if "pocket_pipeline" in line]
-    assert started == [
-        "bin/pocket_pipeline.py --runs runs/pocket --seed 3",
-        "bin/pocket_pipeline.py --runs elsewhere --seed 0",
-    ]
-    refused = quickstart("--epochs", "3")
-    assert refused.returncode == 2
-    assert "unknown option --epochs (--runs DIR, --seed N)" in refused.stderr
-    assert "bash bin/quickstart [--runs DIR] [--seed N]" in quickstart("--help").stdout

@@ -1,36 +1,22 @@
-"""All stages of the pocket world through the library's own command line: what `bash bin/quickstart` runs.
+"""The stages of `lit-rlhf pocket run`, each a `lit-rlhf` command in a process of its own.
 
-Every stage is one `lit-rlhf` command, printed before it runs, so that each can be repeated by hand.
+Every command is printed before it runs, so that each stage can be repeated by hand.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import os
 import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "pocket"
+from lit_rlhf.commands.config_files import shipped_configs
+from lit_rlhf.commands.processes import Running, wait_for
+from lit_rlhf.user_errors import UserError
+
 BASELINE_SAMPLES = 4
-
-
-def main() -> None:
-    """Run every stage that is not done yet, then print where everything is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/pocket"), help="where everything is written")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data, models, sampling and shuffles")
-    parser.add_argument("--epochs", type=int, help="PPO iterations (default: the configs')")
-    args = parser.parse_args()
-    pipeline = Pipeline(args.runs, args.seed, args.epochs)
-    try:
-        pipeline.run()
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on from the last checkpoint")
+"""Responses of SFT to each test prompt: the opponents."""
 
 
 class Pipeline:
@@ -70,18 +56,22 @@ class Pipeline:
         self.results()
 
     def same_run(self) -> None:
-        """Refuse a directory that another seed or number of iterations was run in: its results are not this run's."""
+        """Refuse a directory that another seed or number of iterations was run in: its results are not this run's.
+
+        Raises:
+            UserError: It was.
+        """
         path, own = self.runs / "run.json", {"seed": self.seed, "epochs": self.epochs}
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             if found != own:
-                sys.exit(f"{self.runs} was made with {found}, not {own}: use another --runs, or delete it")
+                raise UserError(f"{self.runs} was made with {found}, not {own}: use another --runs, or delete it.")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(own), encoding="utf-8")
 
     def say(self, number: int, title: str) -> None:
         """Announce a stage."""
-        print(f"\n[{number}/7] {title}", flush=True)
+        print(f"\n[{number}/7] {title}", flush=True)  # noqa: T201
 
     # ---------------------------------------------------------------- stages
 
@@ -89,7 +79,7 @@ class Pipeline:
         """The shipped configs with this run's directory in them."""
         folder = self.runs / "configs"
         folder.mkdir(parents=True, exist_ok=True)
-        for path in CONFIGS.glob("*.yaml"):
+        for path in (shipped_configs() / "pocket").glob("*.yaml"):
             text = path.read_text(encoding="utf-8").replace("runs/pocket", self.runs.as_posix())
             (folder / path.name).write_text(text, encoding="utf-8")
 
@@ -97,7 +87,7 @@ class Pipeline:
         """The pocket world as files."""
         self.say(1, "pocket world")
         if not (self.runs / "data" / "base" / "config.json").exists():
-            self.command("pocket", "make", str(self.runs / "data"), "--seed", str(self.seed)).check()
+            wait_for([self.command("pocket", "make", str(self.runs / "data"), "--seed", str(self.seed))])
 
     def train(self, stages: list[str]) -> None:
         """Fit stages at the same time; only the first shows its progress."""
@@ -108,7 +98,7 @@ class Pipeline:
         wait_for(running)
         self.trained += time.perf_counter() - started
         for stage in stages:
-            print(f"{stage}: {'' if stage in todo else 'already '}done, {self.model(stage)}")
+            print(f"{stage}: {'' if stage in todo else 'already '}done, {self.model(stage)}")  # noqa: T201
 
     def done(self, stage: str) -> bool:
         """Whether a stage has exported its model."""
@@ -118,7 +108,7 @@ class Pipeline:
         """The Hugging Face folder a stage ends with."""
         return self.runs / stage / "export" / "final"
 
-    def fit(self, stage: str, *, quiet: bool, threads: int) -> Command:
+    def fit(self, stage: str, *, quiet: bool, threads: int) -> Running:
         """Start one stage, from its last checkpoint if there is one."""
         words = ["fit", "--config", str(self.runs / "configs" / f"{stage}.yaml"), *self.seeds()]
         if self.epochs is not None and stage.startswith("ppo"):
@@ -144,40 +134,45 @@ class Pipeline:
             root = self.runs / "test" / name
             if any((root / "evaluations").glob("test-*.jsonl")):
                 continue
-            reference = ["--model.reference", str(self.model("sft"))]
+            reference = ["--model.reference.path", str(self.model("sft"))]
             words = [*common, *words, *reference, "--trainer.default_root_dir", str(root)]
             running.append(self.command(*words, log=self.runs / f"test-{name}.log"))
         wait_for(running)
 
     def results(self) -> None:
-        """Table, plot and report."""
+        """Table, picture and report."""
         names = {"SFT": "sft", "PPO-max": "ppo_max", "vanilla PPO": "ppo_vanilla"}
         named = [f"{name}={self.runs / 'test' / folder}" for name, folder in names.items()]
-        self.command("compare", *named, "--out", str(self.runs / "results")).check()
-        self.plot()
+        wait_for([self.command("compare", *named, "--out", str(self.runs / "results"))])
+        pictures = ["panels.png"] if self.plot() else []
         report = self.runs / "report.html"
         runs = [str(self.runs / stage) for stage in ("ppo_max", "ppo_vanilla")]
-        self.command("report", *runs, "--out", str(report)).check()
-        print(f"\ntraining {self.trained:.0f} s, everything {time.perf_counter() - self.started:.0f} s. Look at:")
-        for path in ("results.md", "results.json", "panels.png", "report.html", "ppo_max/export/final"):
-            print(f"  {self.runs / path}")
+        wait_for([self.command("report", *runs, "--out", str(report))])
+        print(f"\ntraining {self.trained:.0f} s, everything {time.perf_counter() - self.started:.0f} s. Look at:")  # noqa: T201
+        for path in ("results.md", "results.json", *pictures, "report.html", "ppo_max/export/final"):
+            print(f"  {self.runs / path}")  # noqa: T201
 
-    def plot(self) -> None:
-        """The paper's four panels."""
+    def plot(self) -> bool:
+        """The paper's four panels; False, and a line that says why, without matplotlib."""
         from lit_rlhf.reports.plots import plot_panels
 
         logs = {
             name: [joined_metrics(self.runs / stage)]
             for name, stage in (("PPO-max", "ppo_max"), ("vanilla PPO", "ppo_vanilla"))
         }
-        plot_panels(logs, self.runs / "panels.png")
+        try:
+            plot_panels(logs, self.runs / "panels.png")
+        except ImportError as error:
+            print(f"panels.png is left out. {error}")  # noqa: T201
+            return False
+        return True
 
     # ---------------------------------------------------------------- commands
 
-    def command(self, *words: str, log: Path | None = None, threads: int = 1) -> Command:
+    def command(self, *words: str, log: Path | None = None, threads: int = 1) -> Running:
         """Start a `lit-rlhf` command."""
-        print("lit-rlhf " + shlex.join(words), flush=True)
-        return Command(words, log, threads)
+        print("lit-rlhf " + shlex.join(words), flush=True)  # noqa: T201
+        return Running(words, log, threads)
 
 
 def joined_metrics(run: Path) -> Path:
@@ -196,51 +191,3 @@ def joined_metrics(run: Path) -> Path:
         writer.writeheader()
         writer.writerows(sorted(rows.values(), key=lambda row: int(row["step"])))
     return out
-
-
-def wait_for(commands: list[Command]) -> None:
-    """Wait for all; as soon as one fails or Ctrl-C comes, none of the others is left behind."""
-    running = list(commands)
-    try:
-        while running:
-            for command in [command for command in running if command.process.poll() is not None]:
-                command.check()
-                running.remove(command)
-            time.sleep(0.05)
-    except BaseException:
-        for command in commands:
-            command.process.terminate()
-        for command in commands:
-            command.process.wait()
-        raise
-
-
-class Command:
-    """A running `lit-rlhf` command.
-
-    Args:
-        words: Its arguments.
-        log: Where its output goes instead of the terminal.
-        threads: Threads of PyTorch, unless OMP_NUM_THREADS says otherwise.
-    """
-
-    def __init__(self, words: tuple[str, ...], log: Path | None, threads: int = 1) -> None:
-        self.words, self.log = words, log
-        out = None if log is None else log.open("w", encoding="utf-8")
-        path = os.pathsep.join(map(str, sys.path))
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "lit_rlhf", *words], stdout=out, stderr=subprocess.STDOUT if out else None,
-            env=environment,
-        )  # fmt: skip
-
-    def check(self) -> None:
-        """Wait; end the pipeline with the command's own last lines if it failed."""
-        code = self.process.wait()
-        if code:
-            tail = "" if self.log is None else "\n".join(self.log.read_text(encoding="utf-8").splitlines()[-5:])
-            sys.exit(f"{tail}\nfailed (exit code {code}): lit-rlhf {' '.join(self.words)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Answering prompts outside of training: fixed random numbers, texts, rows for files."""
+"""From prompts to what an engine is asked, and from responses to what a reward and a file are given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.ppo.plan import generator_for
+from lit_rlhf.randomness import generator_for
+from lit_rlhf.rollout.engine import GenerationRequest
+from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.types import ROW_KEY, PromptBatch, Record, RewardRequest, Rollout
 
 EVAL_SEED = 20230711
@@ -18,6 +20,30 @@ def eos_token_ids(tokenizer: Any, model: Any) -> list[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     extra = configured if isinstance(configured, list) else [configured]
     return sorted({tokenizer.eos_token_id, *[i for i in extra if i is not None]})
+
+
+def generation_request(
+    policy: Any, tokenizer: Any, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig
+) -> GenerationRequest:
+    """What an engine is asked for, with the ends of a response that tokenizer and policy know.
+
+    Args:
+        policy: For its generation config.
+        tokenizer: The policy's.
+        prompts: Left-padded prompts, B rows.
+        uniforms: ``(B, max_response_length)`` float64; moved to the device of the prompts.
+        sampling: Which distribution to draw from.
+
+    Raises:
+        ValueError: See :class:`GenerationRequest`.
+    """
+    return GenerationRequest(
+        prompts=prompts,
+        sampling=sampling,
+        eos_token_ids=tuple(eos_token_ids(tokenizer, policy)),
+        pad_token_id=tokenizer.pad_token_id,
+        uniforms=uniforms.to(prompts.prompt_ids.device),
+    )
 
 
 def eval_uniforms(batch: PromptBatch, width: int) -> Tensor:

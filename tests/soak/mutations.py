@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """Break the package on purpose, one slip at a time, and see its tests notice.
 
 Each mutation replaces one piece of text in a temporary copy (the tree is never touched) and runs the test file that
 should fail. Usage:
 
-    bin/mutation-check                                 # all of them; exit status 1 if one survives
-    bin/mutation-check functional/kl functional/losses # only those of the files named
+    python -m tests.soak.mutations                                 # all; exit code 1 if one survives
+    python -m tests.soak.mutations functional/kl functional/losses # only those of the files named
 """
 
 # ruff: noqa: E501
@@ -18,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("lit_rlhf", "tests")
 
 
@@ -38,16 +37,15 @@ MUTATIONS = [
     Mutation("functional/masking", "product in place of where", "torch.where(mask, wide, torch.zeros_like(wide))", "wide * mask"),
     Mutation("functional/masking", "mask inverted", "torch.where(mask, wide,", "torch.where(~mask, wide,"),
     Mutation("functional/masking", "sums in the input's precision", "torch.promote_types(x.dtype, torch.float32)", "x.dtype"),
-    Mutation("functional/masking", "mean over all elements", "mask.sum() if dim is None", "mask.numel() * mask.any() if dim is None"),
-    Mutation("functional/masking", "mean of nothing is nan", "masked_sum(x, mask, dim) / count.clamp(min=1)", "masked_sum(x, mask, dim) / count"),
+    Mutation("functional/masking", "moments of all elements", "count = mask.sum().to(wide.dtype)", "count = torch.tensor(float(mask.numel())).to(wide.dtype)"),
     Mutation("functional/masking", "moments of nothing are nan", "mean = wide.sum() / count.clamp(min=1)", "mean = wide.sum() / count"),
     Mutation("functional/masking", "deviations of padding counted", "keep(wide - mean, mask).square().sum()", "(wide - mean).square().sum()"),
     Mutation("functional/masking", "squares in fp32", "else torch.float64", "else torch.float32"),
-    Mutation("functional/masking", "sample for population variance", "return m2 / count.clamp(min=1)", "return m2 / (count - 1).clamp(min=1)"),
+    Mutation("functional/masking", "sample for population variance", "return mean, m2 / count.clamp(min=1)", "return mean, m2 / (count - 1).clamp(min=1)"),
     Mutation("functional/masking", "whitening adds the mean back", "white if shift_mean else white + mean", "white + mean if shift_mean else white"),
     Mutation("functional/masking", "whitening divides by the variance", "(variance + VARIANCE_EPS) ** -0.5", "(variance + VARIANCE_EPS) ** -1"),
     Mutation("functional/masking", "whitening without epsilon", "(variance + VARIANCE_EPS) ** -0.5", "variance ** -0.5"),
-    Mutation("functional/masking", "global moments ignored", "moments or (masked_moments", "(masked_moments"),
+    Mutation("functional/masking", "global moments ignored", "moments or _mean_and_variance(x, mask)", "_mean_and_variance(x, mask)"),
     Mutation("functional/masking", "whitened padding is not zero", "return keep(white if shift_mean else white + mean, mask).to(kept.dtype)", "return (white if shift_mean else white + mean).to(kept.dtype)"),
     # logprobs
     Mutation("functional/logprobs", "token off by one", "logp.gather(-1, ids.unsqueeze(-1))", "logp.roll(1, -1).gather(-1, ids.unsqueeze(-1))"),
@@ -65,8 +63,6 @@ MUTATIONS = [
     Mutation("functional/logprobs", "entropy although not asked for", "columns[1] if with_entropy else None", "columns[-1]"),
     # kl
     Mutation("functional/kl", "sign of KL", "return logprobs.to(wide) - ref_logprobs.to(wide)", "return ref_logprobs.to(wide) - logprobs.to(wide)"),
-    Mutation("functional/kl", "k2 without the half", "return 0.5 * k1(", "return 1.0 * k1("),
-    Mutation("functional/kl", "k2 not squared", "ref_logprobs).square()", "ref_logprobs).abs()"),
     Mutation("functional/kl", "k3 with the wrong direction", "torch.expm1(-d) + d", "torch.expm1(d) - d"),
     Mutation("functional/kl", "k3 without the control variate", "torch.expm1(-d) + d", "torch.expm1(-d)"),
     Mutation("functional/kl", "k3 loses its digits", "torch.expm1(-d) + d", "torch.exp(-d) - 1.0 + d"),
@@ -126,53 +122,52 @@ MUTATIONS = [
     Mutation("functional/advantages", "leave-one-out keeps itself in", "deviation * (group_size / (group_size - 1))", "deviation"),
     Mutation("functional/advantages", "squares of a group in fp32", "scores.to(accumulation_dtype(scores.device))", "scores.float()"),
     # losses
-    Mutation("functional/losses", "sign of the surrogate", "    loss = -ratio * kept_advantages", "    loss = ratio * kept_advantages"),
+    Mutation("functional/losses", "sign of the surrogate", "    loss = -ratio * advantages\n", "    loss = ratio * advantages\n"),
     Mutation("functional/losses", "clip min and max swapped", "ratio.clamp(1.0 - clip_range, 1.0 + clip_range)", "ratio.clamp(1.0 + clip_range, 1.0 - clip_range)"),
     Mutation("functional/losses", "clip from above alone", "ratio.clamp(1.0 - clip_range, 1.0 + clip_range)", "ratio.clamp(max=1.0 + clip_range)"),
-    Mutation("functional/losses", "surrogate max -> min", "loss = torch.max(loss, bounded)", "loss = torch.min(loss, bounded)"),
-    Mutation("functional/losses", "surrogate always clipped", "loss = torch.max(loss, bounded)", "loss = bounded"),
-    Mutation("functional/losses", "log-ratio for the ratio", "ratio, kept_advantages = log_rho.exp(), keep(", "ratio, kept_advantages = log_rho + 1.0, keep("),
-    Mutation("functional/losses", "ratio upside down", "    log_rho = log_ratio(keep(logprobs, mask), keep(old_logprobs, mask))\n    ratio,", "    log_rho = log_ratio(keep(old_logprobs, mask), keep(logprobs, mask))\n    ratio,"),
-    Mutation("functional/losses", "mask of the log-probs dropped", "    log_rho = log_ratio(keep(logprobs, mask), keep(old_logprobs, mask))\n    ratio,", "    log_rho = log_ratio(logprobs, old_logprobs)\n    ratio,"),
-    Mutation("functional/losses", "mask of the advantages dropped", "log_rho.exp(), keep(advantages, mask)\n", "log_rho.exp(), advantages\n"),
-    Mutation("functional/losses", "clipped counted the other way", "clipped = bounded > loss", "clipped = bounded < loss"),
-    Mutation("functional/losses", "clipped counts ties", "clipped = bounded > loss", "clipped = bounded >= loss"),
+    Mutation("functional/losses", "surrogate max -> min", "return torch.max(loss, bounded), ", "return torch.min(loss, bounded), "),
+    Mutation("functional/losses", "surrogate always clipped", "return torch.max(loss, bounded), ", "return bounded, "),
+    Mutation("functional/losses", "log-ratio for the ratio", "ratio = log_ratio(logprobs, old_logprobs).exp()", "ratio = log_ratio(logprobs, old_logprobs) + 1.0"),
+    Mutation("functional/losses", "ratio upside down", "ratio = log_ratio(logprobs, old_logprobs).exp()", "ratio = log_ratio(old_logprobs, logprobs).exp()"),
+    Mutation("functional/losses", "clipped counted the other way", "(bounded > loss)", "(bounded < loss)"),
+    Mutation("functional/losses", "clipped counts ties", "(bounded > loss)", "(bounded >= loss)"),
+    Mutation("functional/losses", "sign of the penalized surrogate", "return -log_rho.exp() * advantages", "return log_rho.exp() * advantages"),
     Mutation("functional/losses", "sign of the KL penalty", "+ beta * _old_to_new_kl(log_rho)", "- beta * _old_to_new_kl(log_rho)"),
     Mutation("functional/losses", "beta dropped", "beta * _old_to_new_kl(log_rho)", "_old_to_new_kl(log_rho)"),
     Mutation("functional/losses", "KL in the other direction", "k3(-log_rho, torch.zeros_like(log_rho))", "k3(log_rho, torch.zeros_like(log_rho))"),
     Mutation("functional/losses", "penalty without gradient", "beta * _old_to_new_kl(log_rho)", "beta * _old_to_new_kl(log_rho.detach())"),
-    Mutation("functional/losses", "value clip max -> min", "error = torch.max(error, bounded)", "error = torch.min(error, bounded)"),
-    Mutation("functional/losses", "value always clipped", "error = torch.max(error, bounded)", "error = bounded"),
-    Mutation("functional/losses", "value clip around the return", "kept.clamp(old - clip_range, old + clip_range)", "kept.clamp(target - clip_range, target + clip_range)"),
-    Mutation("functional/losses", "value clip bounds swapped", "kept.clamp(old - clip_range, old + clip_range)", "kept.clamp(old + clip_range, old - clip_range)"),
-    Mutation("functional/losses", "value loss without the half", "loss=0.5 * _normalized(error", "loss=_normalized(error"),
-    Mutation("functional/losses", "mask of the values dropped", "kept, old, target = keep(values, mask), keep(old_values, mask), keep(returns, mask)", "kept, old, target = values.float(), old_values.float(), returns.float()"),
-    Mutation("functional/losses", "value clipped counted the other way", "clipped = bounded > error", "clipped = bounded < error"),
-    Mutation("functional/losses", "entropy punished", "loss=-coef * _normalized(kept", "loss=coef * _normalized(kept"),
-    Mutation("functional/losses", "entropy coefficient dropped", "loss=coef * _normalized(distance", "loss=_normalized(distance"),
-    Mutation("functional/losses", "sign of the entropy distance", "torch.sign(mean.detach() - clip)", "torch.sign(clip - mean.detach())"),
-    Mutation("functional/losses", "entropy level counted on padding", "keep(kept - clip, mask)", "(kept - clip)"),
-    Mutation("functional/losses", "global mean entropy ignored", "if mean_entropy is None else torch.as_tensor(mean_entropy).to(total)", "if True else total"),
-    Mutation("functional/losses", "sign of the LM loss", "nll, tokens = -keep(logprobs, mask)", "nll, tokens = keep(logprobs, mask)"),
-    Mutation("functional/losses", "normalizer dropped", "count = tokens if normalizer is None else", "count = tokens if True else"),
-    Mutation("functional/losses", "mean over padding too", "return mask.sum().float()", "return torch.tensor(float(mask.numel()))"),
-    Mutation("functional/losses", "sum in place of mean", "return per_token.sum() / torch.where(count > 0, count, torch.ones_like(count))", "return per_token.sum()"),
+    Mutation("functional/losses", "value clip max -> min", "0.5 * torch.max(error, bounded)", "0.5 * torch.min(error, bounded)"),
+    Mutation("functional/losses", "value always clipped", "0.5 * torch.max(error, bounded)", "0.5 * bounded"),
+    Mutation("functional/losses", "value clip around the return", "values.clamp(old_values - clip_range, old_values + clip_range)", "values.clamp(returns - clip_range, returns + clip_range)"),
+    Mutation("functional/losses", "value clip bounds swapped", "values.clamp(old_values - clip_range, old_values + clip_range)", "values.clamp(old_values + clip_range, old_values - clip_range)"),
+    Mutation("functional/losses", "value loss without the half", "0.5 * torch.max(error, bounded)", "torch.max(error, bounded)"),
+    Mutation("functional/losses", "unclipped value loss without the half", "return 0.5 * error, ", "return error, "),
+    Mutation("functional/losses", "value clipped counted the other way", "(bounded > error)", "(bounded < error)"),
+    Mutation("functional/losses", "entropy punished", "        return -entropy\n", "        return entropy\n"),
+    Mutation("functional/losses", "sign of the entropy distance", "torch.sign(mean - clip)", "torch.sign(clip - mean)"),
+    Mutation("functional/losses", "entropy level dropped", "torch.sign(mean - clip) * (entropy - clip)", "torch.sign(mean - clip) * entropy"),
+    Mutation("functional/losses", "sign of the LM loss", "return -logprobs.to(_wide(logprobs))", "return logprobs.to(_wide(logprobs))"),
+    Mutation("functional/losses", "mask of the sum dropped", "total = keep(per_token, mask).sum()", "total = per_token.to(_wide(per_token)).sum()"),
+    Mutation("functional/losses", "normalizer dropped", "mask.sum() if normalizer is None else normalizer", "mask.sum()"),
+    Mutation("functional/losses", "mean over padding too", "mask.sum() if normalizer is None else normalizer", "mask.numel() if normalizer is None else normalizer"),
+    Mutation("functional/losses", "sum in place of mean", "return total / torch.where(count > 0, count, torch.ones_like(count))", "return total"),
     Mutation("functional/losses", "no tokens give nan", "/ torch.where(count > 0, count, torch.ones_like(count))", "/ count"),
     Mutation("functional/losses", "fractions of a token rounded up", "torch.where(count > 0, count, torch.ones_like(count))", "count.clamp(min=1)"),
+    Mutation("functional/losses", "measured ratio upside down", "log_ratio(keep(logprobs, mask), keep(old_logprobs, mask))", "log_ratio(keep(old_logprobs, mask), keep(logprobs, mask))"),
+    Mutation("functional/losses", "mask of the measured log-probs dropped", "log_ratio(keep(logprobs, mask), keep(old_logprobs, mask))", "log_ratio(logprobs, old_logprobs)"),
     Mutation("functional/losses", "ratio sums padding", "ratio=keep(ratio, mask).sum()", "ratio=ratio.sum()"),
     Mutation("functional/losses", "drift of the mean", "drift.max() if drift.numel()", "drift.mean() if drift.numel()"),
     Mutation("functional/losses", "drift signed", "keep(ratio - 1.0, mask).abs()", "keep(ratio - 1.0, mask)"),
-    Mutation("functional/losses", "statistics carry a gradient", "keep(_old_to_new_kl(log_rho.detach()), mask).sum()", "keep(_old_to_new_kl(log_rho), mask).sum()"),
-    Mutation("functional/losses", "LM statistics carry a gradient", "nll=nll.sum().detach()", "nll=nll.sum()"),
-    Mutation("functional/losses", "entropy statistics carry a gradient", "total = kept.sum().detach()", "total = kept.sum()"),
+    Mutation("functional/losses", "statistics carry a gradient", "@torch.no_grad()\ndef ratio_sums", "def ratio_sums"),
     # preference
     Mutation("functional/preference", "pairwise sign", "return -F.logsigmoid(gap)", "return -F.logsigmoid(-gap)"),
     Mutation("functional/preference", "sign of the loss", "return -F.logsigmoid(gap)", "return F.logsigmoid(gap)"),
     Mutation("functional/preference", "log of sigmoid", "-F.logsigmoid(gap)", "-torch.log(torch.sigmoid(gap))"),
-    Mutation("functional/preference", "margin added", 'gap - _checked("margin"', 'gap + _checked("margin"'),
+    Mutation("functional/preference", "margin added", "gap = gap - margin.float()", "gap = gap + margin.float()"),
     Mutation("functional/preference", "margin dropped", "if margin is not None:", "if False:"),
-    Mutation("functional/preference", "pair swapped", 'return chosen.float() - _checked("rejected", rejected, chosen)', 'return _checked("rejected", rejected, chosen) - chosen.float()'),
+    Mutation("functional/preference", "pair swapped", "return chosen.float() - rejected.float()", "return rejected.float() - chosen.float()"),
     Mutation("functional/preference", "difference in bf16", "gap = _gap(chosen, rejected)\n", "gap = chosen - rejected\n"),
+    Mutation("functional/preference", "margin of another shape let in", "check_shapes(chosen=chosen, margin=margin)", "pass"),
     Mutation("functional/preference", "ties are right", "(torch.sign(_gap(chosen, rejected).detach()) + 1.0) / 2.0", "(_gap(chosen, rejected).detach() >= 0).float()"),
     # diagnostics
     Mutation("functional/diagnostics", "residual upside down", "1.0 - error_var / torch.where(varies, target_var,", "error_var / torch.where(varies, target_var,"),
@@ -183,17 +178,38 @@ MUTATIONS = [
     Mutation("functional/diagnostics", "mask of the returns dropped", "target = keep(returns, mask).to(wide)", "target = returns.to(wide)"),
     Mutation("functional/diagnostics", "mask of the values dropped", "error = target - keep(values, mask).to(wide)", "error = target - values.to(wide)"),
     Mutation("functional/diagnostics", "padding counted", "count = mask.sum().to(wide)", "count = torch.tensor(mask.numel()).to(wide)"),
-    Mutation("functional/diagnostics", "sign of the perplexity", "torch.exp(-masked_mean(logprobs, mask))", "torch.exp(masked_mean(logprobs, mask))"),
-    Mutation("functional/diagnostics", "the release's second division", "-masked_mean(logprobs, mask)", "-masked_mean(logprobs, mask) / mask.sum()"),
-    Mutation("functional/diagnostics", "lengths of the columns", "lengths = mask.sum(1)", "lengths = mask.sum(0)"),
-    Mutation("functional/diagnostics", "sample deviation of lengths", "std(correction=0)", "std(correction=1)"),
-    Mutation("functional/diagnostics", "gradient through the diagnosis", "@torch.no_grad()\ndef perplexity", "def perplexity"),
+    Mutation("functional/diagnostics", "sign of the perplexity", "return math.exp(mean_nll)", "return math.exp(-mean_nll)"),
+    Mutation("functional/diagnostics", "perplexity bounded", "return math.inf", "return math.exp(700.0)"),
+    Mutation("functional/diagnostics", "perplexity bounded early", "    try:\n        return math.exp(mean_nll)", "    try:\n        return math.exp(mean_nll) if mean_nll < 700 else math.inf"),
+    Mutation("functional/diagnostics", "gradient through the diagnosis", "@torch.no_grad()\ndef explained_variance_sums", "def explained_variance_sums"),
+    Mutation("functional/diagnostics", "sample for population deviation", "variance = centered.square().mean()", "variance = centered.square().sum() / (len(ordered) - 1)"),
+    Mutation("functional/diagnostics", "skew over the wrong power", "variance.pow(1.5)", "variance.pow(2.0)"),
+    Mutation("functional/diagnostics", "kurtosis of a normal is 3", "variance.square() - 3.0", "variance.square()"),
+    Mutation("functional/diagnostics", "tail of the lowest", "ordered[-top:].mean() - median", "ordered[:top].mean() - median"),
+    Mutation("functional/diagnostics", "tail over the whole", "above / below", "above / variance.sqrt()"),
+    # ngrams
+    Mutation("functional/ngrams", "windows of padding counted", "return _hashed(windows)[whole]", "return _hashed(windows).flatten()"),
+    Mutation("functional/ngrams", "windows half kept", ".all(-1)", ".any(-1)"),
+    Mutation("functional/ngrams", "padding in the prefix", "ids[:, :length].masked_fill(~mask[:, :length], -1)", "ids[:, :length]"),
+    Mutation("functional/ngrams", "order of tokens lost", "value = (value + windows[..., k] + 1) * _MULTIPLIER + (k + 1)", "value = value + windows[..., k]"),
+    Mutation("functional/ngrams", "suffix for prefix", "head = ids[:, :length].masked_fill(~mask[:, :length], -1)", "head = ids[:, -length:].masked_fill(~mask[:, -length:], -1)"),
+    # checks
+    Mutation("functional/checks", "shapes not compared", "if len(set(shapes.values())) > 1:", "if False:"),
     # the order of things in the module
     Mutation(
-        "modules/ppo_collection",
+        "modules/ppo",
         "moments updated after instead of before",
-        "                self.moments = self._updated_moments(scored.scores)\n                rewards = self.shape_rewards(scored)\n",
-        "                rewards = self.shape_rewards(scored)\n                self.moments = self._updated_moments(scored.scores)\n",
+        """\
+                if self.skip_reason is None:
+                    self.moments = updated_moments(self.moments, scored.scores)
+                # 3. Shape: normalize and clip the score, KL penalty per token (details 1, 4, 5; eq. 18-19).
+                rewards = self.shape_rewards(scored)
+""",
+        """\
+                rewards = self.shape_rewards(scored)
+                if self.skip_reason is None:
+                    self.moments = updated_moments(self.moments, scored.scores)
+""",
         "tests/modules/test_ppo.py::test_moments_include_the_current_batch",
     ),
 ]  # fmt: skip
@@ -206,6 +222,12 @@ def main(names: list[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
+    unknown = [name for name in names if name not in {m.file for m in MUTATIONS}]
+    if unknown:
+        print(
+            f"no mutation is of {', '.join(unknown)}; there are some of {', '.join(sorted({m.file for m in MUTATIONS}))}"
+        )
+        return 2
     chosen = [m for m in MUTATIONS if not names or m.file in names]
     for file, tests in sorted({(m.file, m.tests) for m in chosen}):
         if run(Mutation(file, "", "", "", tests)) != 0:
@@ -221,6 +243,12 @@ def main(names: list[str]) -> int:
     return int(bad > 0)
 
 
+def applies(mutation: Mutation) -> bool:
+    """Whether the text to replace stands in its file exactly once."""
+    source = ROOT / "lit_rlhf" / f"{mutation.file}.py"
+    return source.is_file() and source.read_text(encoding="utf-8").count(mutation.before) == 1
+
+
 def run(mutation: Mutation) -> int:
     """Exit status of pytest on a mutated copy: 0 passed, 1 failed, 2 the text was not found once, or no tests ran."""
     with tempfile.TemporaryDirectory() as folder:
@@ -228,11 +256,11 @@ def run(mutation: Mutation) -> int:
         for tree in COPIED:
             shutil.copytree(ROOT / tree, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        source = copy / "lit_rlhf" / f"{mutation.file}.py"
-        text = source.read_text()
-        if mutation.before and text.count(mutation.before) != 1:
-            return 2
-        source.write_text(text.replace(mutation.before, mutation.after) if mutation.before else text)
+        if mutation.before:
+            if not applies(mutation):
+                return 2
+            source = copy / "lit_rlhf" / f"{mutation.file}.py"
+            source.write_text(source.read_text().replace(mutation.before, mutation.after))
         room, name = mutation.file.rsplit("/", 1)
         return in_fork(copy, mutation.tests or f"tests/{room}/test_{name}.py")
 
@@ -247,6 +275,8 @@ def in_fork(folder: Path, tests: str) -> int:
         os.dup2(quiet, 2)
         sys.dont_write_bytecode = True
         sys.path[:0] = [str(folder)]
+        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+            del sys.modules[name]  # `python -m` has imported the package from the tree, not from the copy
         import pytest
 
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", tests])))

@@ -1,0 +1,138 @@
+"""Where PPO's policy, reference and critic come from, and whether they fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_rlhf.config import ModelConfig
+from lit_rlhf.models.configured import load_options, load_policy, load_tokenizer_for
+from lit_rlhf.models.frozen import FrozenModel
+from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model
+from lit_rlhf.ppo.config import CriticConfig, ReferenceConfig
+
+
+class PPOModels:
+    """Builds the models of PPO from folders or hub names; nothing is loaded before a method is called.
+
+    Args:
+        policy: Folder or hub name of the SFT model.
+        reference: The frozen reference; None for none.
+        critic: Where the critic comes from; None for none.
+        reward: Source of scores, for `critic.init: reward`; a reward that is a model has a ``path``.
+        model: How models are loaded.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        *,
+        reference: ReferenceConfig | None,
+        critic: CriticConfig | None,
+        reward: object,
+        model: ModelConfig,
+    ) -> None:
+        self.policy_path = policy
+        self.reference = reference
+        self.critic = critic
+        self.reward = reward
+        self.model = model
+
+    @property
+    def reference_path(self) -> str | None:
+        """Folder or hub name of the reference; the policy's own where nothing else is said."""
+        return None if self.reference is None else self.reference.path or self.policy_path
+
+    @property
+    def critic_path(self) -> str | None:
+        """Folder or hub name that the critic's trunk comes from.
+
+        Raises:
+            ValueError: If the critic is to come from a reward that is not a model.
+        """
+        if self.critic is None or self.critic.init == "policy":
+            return None if self.critic is None else self.policy_path
+        if self.critic.init != "reward":
+            return self.critic.init
+        path = getattr(self.reward, "path", None)
+        if path is None:
+            raise ValueError(
+                f"`critic.init: reward` needs a reward that is a model; {type(self.reward).__name__} is not. "
+                "Use `policy`, or name a folder."
+            )
+        return str(path)
+
+    def sources(self, *, with_critic: bool) -> dict[str, str]:
+        """Folder or hub name of each part that a checkpoint can be exported to."""
+        critic = {"critic": self.critic_path} if with_critic and self.critic_path is not None else {}
+        return {"policy": self.policy_path, "tokenizer": self.policy_path, **critic}
+
+    def load_tokenizer(self) -> Any:
+        """The policy's tokenizer.
+
+        Raises:
+            FileNotFoundError: No such folder or hub name.
+            ValueError: It cannot pad or end a response.
+        """
+        return load_tokenizer_for(self.policy_path, self.model)
+
+    def check_vocabularies(self, tokenizer: Any, *, with_critic: bool, with_reference: bool) -> None:
+        """Refuse, before any weights are read, a critic or reference that reads token ids differently.
+
+        Raises:
+            FileNotFoundError: A model's folder does not exist.
+            ValueError: The vocabularies differ, or a critic is to come from a reward that is no model.
+        """
+        paths = {self.critic_path} if with_critic else set()
+        paths |= {self.reference_path} if with_reference else set()
+        for path in sorted(path for path in paths if path not in (None, self.policy_path)):
+            check_tokenizers(tokenizer, path, trust_remote_code=self.model.trust_remote_code)
+
+    def build_policy(self) -> Any:
+        """The trainable policy, a causal language model on the CPU."""
+        return load_policy(self.policy_path, self.model)
+
+    def build_reference(self, policy: Any) -> FrozenModel[nn.Module] | None:
+        """The frozen reference in its configured dtype and placement, or None.
+
+        Raises:
+            ValueError: If its vocabulary is not the policy's.
+        """
+        if self.reference is None:
+            return None
+        assert self.reference_path is not None
+        dtype = self.reference.dtype
+        model = load_causal_lm(self.reference_path, dtype=dtype, **load_options(self.model))
+        check_same_vocabulary(policy, model, "reference")
+        return FrozenModel(model, placement=self.reference.placement, dtype=getattr(torch, dtype))
+
+    def build_critic(self, policy: Any) -> nn.Module | None:
+        """The trainable critic (detail 8) from the reward model, the policy, or a folder of its own; or None.
+
+        Raises:
+            ValueError: If it is to come from a reward that is not a model, or its vocabulary is not the policy's.
+        """
+        if self.critic is None:
+            return None
+        assert self.critic_path is not None
+        critic = load_scalar_model(
+            self.critic_path,
+            head="fresh" if self.critic.init == "policy" else "load",
+            gradient_checkpointing=self.model.gradient_checkpointing,
+            **load_options(self.model),
+        )
+        check_same_vocabulary(policy, critic.trunk, "critic")
+        return critic
+
+
+def check_same_vocabulary(policy: Any, other: Any, name: str) -> None:
+    """Refuse models that do not read the policy's token ids.
+
+    Raises:
+        ValueError: If the vocabularies have different sizes.
+    """
+    sizes = [model.config.get_text_config().vocab_size for model in (policy, other)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"The {name}'s vocabulary ({sizes[1]} tokens) must be the policy's ({sizes[0]} tokens).")

@@ -1,0 +1,58 @@
+"""Which options of PPO fit each other: refused before anything loads."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lit_rlhf.ppo.config import LossConfig
+from lit_rlhf.ppo.estimators import AdvantageEstimator
+from lit_rlhf.ppo.kl_controller import KLController
+from lit_rlhf.ppo.losses import CriticLoss, PolicyLoss
+
+
+class _Engine(Protocol):
+    gives_logprobs: bool
+
+
+def check_options(
+    *,
+    loss: LossConfig,
+    policy_loss: PolicyLoss,
+    critic_loss: CriticLoss | None,
+    estimator: AdvantageEstimator,
+    kl_controller: KLController,
+    engine: _Engine,
+    has_reference: bool,
+) -> None:
+    """Refuse what would be ignored, or fail after the first rollout.
+
+    Args:
+        loss: Weights and sources.
+        policy_loss: For what it reads.
+        critic_loss: As given, None where nothing was.
+        estimator: For whether there is a critic.
+        kl_controller: For its coefficient.
+        engine: For what it gives.
+        has_reference: Whether a reference is configured.
+
+    Raises:
+        ValueError: Names the option, its value and the rule.
+    """
+    if critic_loss is not None and not estimator.needs_critic:
+        raise ValueError(
+            f"`critic_loss` ({type(critic_loss).__name__}) needs a critic, which {type(estimator).__name__} does not "
+            "use: leave it out."
+        )
+    if loss.old_logprobs == "sampler" and not engine.gives_logprobs:
+        raise ValueError("`loss.old_logprobs: sampler` needs an engine with `sampler_logprobs: true`.")
+    if has_reference:
+        return
+    if loss.old_logprobs == "reference":
+        raise ValueError("`reference` (null) is needed by `loss.old_logprobs: reference`.")
+    if policy_loss.needs_reference:
+        raise ValueError(f"`reference` (null) is needed by `policy_loss` ({type(policy_loss).__name__}).")
+    if not kl_controller.without_penalty:
+        raise ValueError(
+            f"`reference` (null) is needed by the KL penalty: give a reference, or a `kl_controller` that is always 0 "
+            f"(FixedKL with coef 0), not {type(kl_controller).__name__} at {kl_controller.value}."
+        )
