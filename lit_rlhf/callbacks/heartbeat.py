@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from lit_rlhf import signals
 from lit_rlhf.user_errors import message_for_user
@@ -120,8 +119,9 @@ class _Pulse(threading.Thread):
         self._over = threading.Event()
         # A connection of its own: the main thread may hold the other one for as long as it waits for somebody.
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-        self._store = PrefixStore("lit_rlhf/heartbeat", store)
+        options: dict[str, Any] = {"wait_for_workers": False, "timeout": timedelta(seconds=30)}
+        store = dist.TCPStore(host, port, is_master=False, **options)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore("lit_rlhf/heartbeat", store)  # type: ignore[attr-defined]
 
     def run(self) -> None:
         """Beat and listen until :meth:`leave`, or until the store is gone with the process it was in."""
@@ -248,5 +248,6 @@ def is_lost_connection(error: BaseException | None) -> bool:
 
 
 _LOST = re.compile(
-    r"Another process failed|gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused"
+    r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Timed out waiting|timeout caused"
+    r"|Another process failed"  # `run_together`
 )
