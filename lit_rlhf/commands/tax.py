@@ -60,7 +60,8 @@ def _loaded(models: Mapping[str, str], options: argparse.Namespace) -> Any:
     Raises:
         ValueError: Two models have different tokenizers: their losses per token are of different tokens.
     """
-    from lit_rlhf.models.loading import load_causal_lm, load_tokenizer, same_vocabulary
+    from lit_rlhf.models.loading.causal import load_causal_lm
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
 
     device = _device(options)
     tokenizers = {name: load_tokenizer(path) for name, path in models.items()}
@@ -107,7 +108,9 @@ def _parser() -> CommandParser:
         "What alignment costs: language-model loss on held-out text by file, and tasks of lm-eval, of several models\n"
         "on the same documents, with paired intervals.",
     )
-    parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="folders or hub names; the first is compared with")
+    parser.add_argument(
+        "models", nargs="+", metavar="NAME=MODEL", help="folders or hub names; the first is compared with"
+    )
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="texts or dialogues; a file is a source")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="YAML files or names of lm-eval tasks")
     parser.add_argument("--against", metavar="NAME", help="the model to compare with (default: the first)")

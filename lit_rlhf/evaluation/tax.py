@@ -84,9 +84,7 @@ def measurement(name: str, unit: str, sums: Mapping[str, Sums], *, baseline: str
     documents = range(len(base.totals))
     values = {model: ratio_bootstrap(own.totals, own.weights, documents) for model, own in sums.items()}
     changes = {
-        model: ratio_bootstrap(
-            [x - y for x, y in zip(own.totals, base.totals, strict=True)], own.weights, documents
-        )
+        model: ratio_bootstrap([x - y for x, y in zip(own.totals, base.totals, strict=True)], own.weights, documents)
         for model, own in sums.items()
         if model != baseline
     }

@@ -145,7 +145,9 @@ class PPOModule(BaseModule, ExperienceCollector):
             engine=self.engine,
             has_reference=self.models.reference is not None,
         )
-        self.evaluator = PromptEvaluator(sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})}, opponent=opponent)
+        self.evaluator = PromptEvaluator(
+            sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})}, opponent=opponent
+        )
         self.policy: Any = None
         self.critic: Any = None
         self.reference: FrozenModel[nn.Module] | None = None
