@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -49,7 +50,7 @@ def shares_chart(rates: Sequence[tuple[str, WinRate]]) -> Any:
 
 
 def length_chart(judged: Sequence[Judged]) -> Any:
-    """Win rate, ties half, by how much longer the policy's response is than the baseline's: equally many pairs a point."""
+    """Win rate, ties half, by how much longer the policy's response is than the baseline's: equally many pairs each."""
     figure = go.Figure()
     for place, each in enumerate(judged):
         color = SEQUENCE[place % len(SEQUENCE)]
@@ -74,7 +75,7 @@ def length_points(judged: Judged) -> list[tuple[float, Interval]]:
     rows = sorted((length(pair.a) - length(pair.b), _HALF[verdict.outcome]) for pair, verdict in judged.rows())
     number = min(LENGTH_BINS, len(rows))
     edges = [round(i * len(rows) / number) for i in range(number + 1)]
-    parts = [rows[low:high] for low, high in zip(edges, edges[1:], strict=False) if high > low]
+    parts = [rows[low:high] for low, high in pairwise(edges) if high > low]
     return [(sum(g for g, _ in part) / len(part), bootstrap([y for _, y in part])) for part in parts]
 
 
