@@ -22,6 +22,7 @@ from lit_rlhf.evaluation.comparison import Comparison, Grouping, judge_policies,
 from lit_rlhf.evaluation.judges import HumanJudge, Judge, Verdict
 from lit_rlhf.evaluation.judges.sheet import write_csv, write_key
 from lit_rlhf.evaluation.verdicts import Judged, read_outcomes, verdict_outcomes, verdict_row
+from lit_rlhf.reports.compare_page import write_comparison, write_sheet_page
 from lit_rlhf.user_errors import UserError, fail
 
 EPILOG = """
@@ -153,9 +154,10 @@ def _write_sheet(judge: HumanJudge, pairs: Sequence[Pair], paths: Mapping[str, s
     runs = {name: str(saved_answers(path).resolve()) for name, path in paths.items()}
     write_key(key, {"seed": judge.seed, "runs": runs, "pairs": len(rows)})
     write_csv(rows, sheet)
+    write_sheet_page(rows, sheet.with_suffix(".html"))
     Console().print(
-        f"{len(rows)} pairs to judge: {sheet}. Keep {key} from the annotators. Then: "
-        f"lit-rlhf compare --judge HumanJudge --sheet ANSWERED.csv ... --key {key}",
+        f"{len(rows)} pairs to judge: {sheet}, or {sheet.with_suffix('.html')} in a browser. Keep {key} from the "
+        f"annotators. Then: lit-rlhf compare --judge HumanJudge --sheet ANSWERED.csv ... --key {key}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -223,6 +225,7 @@ def show(result: Comparison) -> None:
 
 
 def write(result: Comparison, judged: Sequence[Judged], out: Path) -> None:
-    """Write JSON and Markdown beside each other."""
+    """Write JSON, Markdown and the page beside each other."""
     result.write(out.with_suffix(".json"))
     out.with_suffix(".md").write_text(result.to_markdown(), encoding="utf-8")
+    write_comparison(result, judged, out.with_suffix(".html"))

@@ -152,7 +152,7 @@ class ResultTable:
         from rich.table import Table
         from rich.text import Text
 
-        header, rows = self._cells()
+        header, rows = self.cells()
         title = f"Policies against {self.baseline}"
         table = Table(title=title, caption=self.caption(), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
         table.add_column("")
@@ -164,12 +164,13 @@ class ResultTable:
 
     def to_markdown(self) -> str:
         """The table as Markdown, one row a policy, the caption below it."""
-        header, rows = self._cells()
+        header, rows = self.cells()
         rule = ["---", *["---:"] * (len(header) - 1)]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [header, rule, *rows]]
         return "\n".join([*lines, "", self.caption(), ""])
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, one row a policy."""
         groups = list(dict.fromkeys(g for p in self.policies for g in p.win_rates))
         groups.sort(key=lambda group: group != "all")  # "all" first, the user's own in their order
         controlled = ["all"] if any("all" in p.length_controlled for p in self.policies) else []

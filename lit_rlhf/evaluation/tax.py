@@ -191,8 +191,8 @@ class Tax:
     def caption(self) -> str:
         """How to read the numbers."""
         return (
-            f"Mean, and in brackets the change from {self.baseline} on the same documents with its 95 % interval (paired "
-            "bootstrap over documents). Losses are nats per token: lower is better. Tasks: higher is better."
+            f"Mean, and in brackets the change from {self.baseline} on the same documents with its 95 % interval "
+            "(paired bootstrap over documents). Losses are nats per token: lower is better. Tasks: higher is better."
         )
 
     def cells(self) -> tuple[list[str], list[list[str]]]:

@@ -86,7 +86,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: AdamW.
         schedule: Learning rate over steps.
         eval_rewards: Further scores logged as ``val/<name>``, never trained on.
-        opponent: Saved answers, e.g. SFT's, and a judge: ``val/win_rate`` against them, ties half, and ``val/tie_rate``.
+        opponent: Saved responses, e.g. SFT's, and a judge: ``val/win_rate`` against them (ties half), ``val/tie_rate``.
         engine: What generates; default :class:`TransformersEngine`.
         model: How models are loaded.
         on_non_finite: `stop` or `skip`; see ``BaseModule``.

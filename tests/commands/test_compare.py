@@ -1,4 +1,4 @@
-"""`lit-rlhf compare` as a user runs it: judges by name and by YAML, one line for what is wrong, and what it leaves behind."""
+"""`lit-rlhf compare` as a user runs it: judges by name and by YAML, one line for what is wrong, what it leaves."""
 
 from __future__ import annotations
 
