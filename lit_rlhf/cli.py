@@ -11,8 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
+from lit_rlhf.signals import listening
 from lit_rlhf.user_errors import UserError, fail, message_for_user
 
 USAGE = """\
@@ -28,7 +30,10 @@ Data:
   data check FILES               say what is wrong with which row, before training
 Results:
   report RUN_DIR [RUN_DIR ...]   one self-contained HTML page of a run
-  compare SFT_RUN RUN [...]      win/tie/lose and gold scores of evaluated policies
+  compare SFT=RUN PPO=RUN [...] --judge JUDGE
+                                 who wins: a score, a reward, a chat model or people decide
+  tax BASE SFT PPO [...] --text FILES [--tasks TASKS]
+                                 what alignment costs on held-out text and tasks
   score --model RM FILE          score the replies in a file
 Models:
   export CKPT OUT                a checkpoint as a Hugging Face folder
@@ -55,6 +60,7 @@ COMMANDS = {
     "data check": "lit_rlhf.commands.data_check",
     "report": "lit_rlhf.commands.report",
     "compare": "lit_rlhf.commands.compare",
+    "tax": "lit_rlhf.commands.tax",
     "score": "lit_rlhf.commands.score",
     "export": "lit_rlhf.commands.export",
     "plan": "lit_rlhf.commands.plan",
@@ -81,8 +87,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     try:
-        command, argv = _find(words)
-        command(argv)
+        with listening() if words[0] == "fit" else nullcontext():  # from before anything heavy is imported
+            command, argv = _find(words)
+            command(argv)
     except KeyboardInterrupt as stopped:
         fail(str(stopped) or "interrupted", code=130)
     except SystemExit as ended:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools.build_meta import build_{kind}; print(build_{kind}({out!r}))"
 FIND = """
@@ -38,9 +40,18 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("build") / "tree"
     for name in ("lit_rlhf", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     return folder
+
+
+def test_every_package_and_config_folder_is_listed() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    packages = {init.parent for init in (ROOT / "lit_rlhf").rglob("__init__.py")}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in packages}
+    folders = [ROOT / "configs", *(folder for folder in (ROOT / "configs").rglob("*") if folder.is_dir())]
+    names |= {".".join(("lit_rlhf", *folder.relative_to(ROOT).parts)) for folder in folders}
+    assert listed == names
 
 
 def built(tree: Path, kind: str) -> Path:
@@ -63,12 +74,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_wheel_holds_the_configs_and_finds_them(tree: Path, tmp_path: Path) -> None:
+def test_a_wheel_holds_configs_and_templates_and_finds_them(tree: Path, tmp_path: Path) -> None:
     site = built(tree, "wheel")
     package, configs = found(site, tmp_path)
     assert package == site / "lit_rlhf" / "__init__.py"
     assert configs == site / "lit_rlhf" / "configs"
     assert contents(configs) == contents(ROOT / "configs")
+    templates = Path("lit_rlhf") / "reports" / "templates"
+    assert contents(site / templates) == contents(ROOT / templates)
+    assert (site / templates / "base.html.jinja").is_file()
     assert (site / "lit_rlhf" / "py.typed").is_file()
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"lit_rlhf"}
 

@@ -18,6 +18,8 @@ from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.export import ExportCallback
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
+from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
+from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
 from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, modules_named_in_yaml
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
@@ -136,20 +138,15 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
         (JSONLWriter, lambda: JSONLWriter(run / "predictions.jsonl")),
     ]
     if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
-        kinds.insert(0, (ModelCheckpoint, lambda: _checkpoints(run / "checkpoints")))
+        kinds.insert(0, (ModelCheckpoint, lambda: RunCheckpoint(str(run / "checkpoints"))))
     if config.get("enable_progress_bar") is not False:
         kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
+    kinds.append((StopOnSignal, lambda: StopOnSignal()))
     for kind, make in kinds:
         # BestPolicy keeps the best by score; what a run resumes from is a checkpoint of its own.
         if not any(isinstance(callback, kind) and not isinstance(callback, BestPolicy) for callback in given):
             defaults.append(make())
     return defaults
-
-
-def _checkpoints(folder: Path) -> ModelCheckpoint:
-    # Without version numbers: a resumed run would leave `last.ckpt` as it is and write `last-v1.ckpt`.
-    # At every epoch's end, also in epochs without validation: by default Lightning would wait for the next one.
-    return ModelCheckpoint(folder, save_last="link", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
 def _brings_own_checkpoints(config: dict[str, Any]) -> bool:

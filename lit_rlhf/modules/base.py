@@ -283,6 +283,7 @@ class BaseModule(L.LightningModule, ABC):
         Face models come out of ``from_pretrained`` in eval mode and gradient checkpointing needs train mode.
         """
         load_dropped_loader_state(self.trainer)
+        forget_batch_under_way(self.trainer)
         self.train()
         if self._rng_state is None or len(self._rng_state) != world_size():
             return
@@ -332,6 +333,25 @@ def load_dropped_loader_state(trainer: L.Trainer) -> None:
     if loop._combined_loader_states_to_load and loop._combined_loader is not None:
         loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
         loop._combined_loader_states_to_load = []
+
+
+def forget_batch_under_way(trainer: L.Trainer) -> None:
+    """Take back what Lightning has counted of a batch that was begun, not done, when the checkpoint was written.
+
+    It is begun again. Counted twice, it would move the loggers' steps and a `val_check_interval` that spans epochs.
+    """
+    if not trainer.fit_loop.restarting:
+        return
+    loop = trainer.fit_loop.epoch_loop
+    current: Any = loop.batch_progress.current
+    total: Any = loop.batch_progress.total
+    begun = total.ready > total.processed
+    total.ready = total.started = total.processed
+    if current.processed == 0:
+        # Nothing of the epoch is done. Lightning would take it for one whose validation is due, and count a step.
+        loop.restarting = False
+    elif begun:
+        loop._batches_that_stepped -= 1  # the loop is about to add one, as for a batch that was done
 
 
 def run_directory(trainer: L.Trainer) -> Path:

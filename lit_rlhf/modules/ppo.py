@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation
 from lit_rlhf.config import ModelConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
@@ -85,6 +86,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: AdamW.
         schedule: Learning rate over steps.
         eval_rewards: Further scores logged as ``val/<name>``, never trained on.
+        opponent: Saved responses, e.g. SFT's, and a judge: ``val/win_rate`` against them (ties half), ``val/tie_rate``.
         engine: What generates; default :class:`TransformersEngine`.
         model: How models are loaded.
         on_non_finite: `stop` or `skip`; see ``BaseModule``.
@@ -115,6 +117,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: PPOOptimizerConfig = PPOOptimizerConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(kind="inverse_sqrt"),  # noqa: B008
         eval_rewards: dict[str, Reward] | None = None,
+        opponent: Opponent | None = None,
         engine: RolloutEngine | None = None,
         model: ModelConfig = ModelConfig(),  # noqa: B008
         on_non_finite: Literal["stop", "skip"] = "stop",
@@ -142,7 +145,9 @@ class PPOModule(BaseModule, ExperienceCollector):
             engine=self.engine,
             has_reference=self.models.reference is not None,
         )
-        self.evaluator = PromptEvaluator(sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})})
+        self.evaluator = PromptEvaluator(
+            sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})}, opponent=opponent
+        )
         self.policy: Any = None
         self.critic: Any = None
         self.reference: FrozenModel[nn.Module] | None = None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.batching import micro_batches
-from lit_rlhf.distributed import all_gather_object, rank
+from lit_rlhf.distributed import all_gather_object, rank, run_together
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.evaluation.responses import evaluation_means, write_rows
 from lit_rlhf.models.compact import compact_rows
 from lit_rlhf.models.scoring import response_logprobs
@@ -34,10 +35,23 @@ class PromptEvaluator:
         sampling: How responses are drawn.
         rewards: Scores by name; each is a key of the rows and a metric. The first one is also the ``scores`` column
             that callbacks see; without any the column is zero.
+        opponent: Saved answers to compare with, or None.
+
+    Raises:
+        ValueError: If a reward has the name of a win rate.
     """
 
-    def __init__(self, *, sampling: SamplingConfig, rewards: Mapping[str, Reward] | None = None) -> None:
-        self.sampling = sampling
+    def __init__(
+        self,
+        *,
+        sampling: SamplingConfig,
+        rewards: Mapping[str, Reward] | None = None,
+        opponent: Opponent | None = None,
+    ) -> None:
+        taken = {"win_rate", "tie_rate"} & set(rewards or {})
+        if opponent is not None and taken:
+            raise ValueError(f"`eval_rewards` has a {taken.pop()!r}, which is what `opponent` measures.")
+        self.sampling, self.opponent = sampling, opponent
         self.rewards = dict(rewards or {})
         self._rows: list[dict[str, Any]] = []
         self._problem: str | None = None
@@ -48,6 +62,8 @@ class PromptEvaluator:
         self._tokenizer = tokenizer
         for reward in self.rewards.values():
             reward.setup(device=device, tokenizer=tokenizer)
+        if self.opponent is not None and rank() == 0:
+            self.opponent.setup()
 
     def uniforms(self, prompts: PromptBatch) -> Tensor:
         """Random numbers of each row, ``(B, max_response_length)`` float64, the same in every run."""
@@ -116,7 +132,7 @@ class PromptEvaluator:
         """Means over all ranks' rows, which rank 0 writes to ``folder / name`` (None writes nothing). A collective.
 
         Raises:
-            ValueError: On all ranks, the first problem that any of them noted.
+            ValueError: On all ranks, the first problem that any of them noted, or the judge's.
         """
         problems = [problem for problem in all_gather_object(self._problem) if problem]
         rows = [row for part in all_gather_object(self._rows) for row in part]
@@ -128,7 +144,16 @@ class PromptEvaluator:
         rows.sort(key=lambda row: (row.get("sample", 0), row.get("row", 0)))
         if folder is not None and rank() == 0:
             write_rows(folder / name, rows)
-        return evaluation_means(rows, list(self.rewards))
+        return {**evaluation_means(rows, list(self.rewards)), **self._against_opponent(rows)}
+
+    def _against_opponent(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Win rates over all ranks' rows; rank 0 alone asks the judge. A collective where there is an opponent."""
+        opponent = self.opponent
+        if opponent is None:
+            return {}
+        measured = run_together(lambda: opponent.measure(rows) if rank() == 0 else {})
+        rates: dict[str, float] = all_gather_object(measured)[0]
+        return rates
 
     def _logprobs(self, rollout: Rollout, model: Any) -> Tensor:
         lengths = rollout.attention_mask.sum(1).tolist()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_rlhf import signals
 from lit_rlhf.data.batching import token_packs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
@@ -263,6 +264,7 @@ class _Batch:
         """Fill the batch's rows of ``out``."""
         logits = self._prefill()
         for step in range(self.steps):
+            signals.check()
             self._draw(logits, step)
             last = step + 1 == self.steps
             if last or (step + 1) % self.engine.drop_every == 0:

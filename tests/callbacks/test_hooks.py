@@ -137,6 +137,20 @@ def test_of_two_states_only_the_one_left_over_is_taken(tmp_path):
     assert rollouts(tmp_path, ckpt, SampleLogger(random=3)) == [2], "either state could be meant"
 
 
+def test_a_callback_that_finds_its_own_state_takes_no_other(tmp_path):
+    class Counting(SampleLogger):
+        loads = 0
+
+        def load_state_dict(self, state_dict):
+            self.loads += 1
+            super().load_state_dict(state_dict)
+
+    ckpt = half_way(tmp_path, Counting(random=1), Counting(random=2))
+    again = Counting(random=2)
+    assert rollouts(tmp_path, ckpt, again) == [4]
+    assert again.loads == 1
+
+
 def test_a_detector_keeps_its_baseline_when_its_action_is_changed(tmp_path):
     first = CollapseDetector(rule=RuleConfig(baseline_iterations=2))
     ckpt = half_way(tmp_path, first)
