@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_rlhf"
 FLOORS = (
-    ("types", "config", "distributed", "randomness", "signals", "user_errors", "functional"),
+    ("types", "config", "distributed", "jsonl", "randomness", "signals", "user_errors", "functional"),
     ("data", "strategies"),
     ("models",),
     ("rewards", "rollout", "pocket", "ppo", "callbacks"),

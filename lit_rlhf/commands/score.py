@@ -18,6 +18,7 @@ from lit_rlhf.data.report import RowReport
 from lit_rlhf.evaluation.replies import Reply, read_scorable
 from lit_rlhf.evaluation.reply_scorer import ReplyScorer
 from lit_rlhf.evaluation.reward_report.pairs import ScoredPair
+from lit_rlhf.jsonl import write_rows
 from lit_rlhf.reports.reward_page import write_reward_report
 
 _CHUNK = 512  # rows between two ticks of the progress bar
@@ -193,12 +194,10 @@ def _chunks(items: Sequence[ItemT], console: Console | None) -> Iterator[Sequenc
 
 
 def _write(rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
     if out is None:
-        sys.stdout.write(lines)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(lines, encoding="utf-8")
+        sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        write_rows(out, rows)
 
 
 def _parser() -> argparse.ArgumentParser:
