@@ -21,9 +21,9 @@ from lit_rlhf.callbacks import (
     RewardDistributionMonitor,
 )
 from lit_rlhf.config import ScheduleConfig
-from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.evaluation.judges import ScoreJudge
 from lit_rlhf.evaluation.opponent import Opponent
+from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PTXConfig
 from lit_rlhf.ppo.kl_controller import AdaptiveKL
 from lit_rlhf.rewards.base import Reward

@@ -109,7 +109,9 @@ def _parser() -> CommandParser:
         "What alignment costs: language-model loss on held-out text by file, and tasks of lm-eval, of several models\n"
         "on the same documents, with paired intervals.",
     )
-    parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="folders or hub names; the first is compared with")
+    parser.add_argument(
+        "models", nargs="+", metavar="NAME=MODEL", help="folders or hub names; the first is compared with"
+    )
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="texts or dialogues; a file is a source")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="YAML files or names of lm-eval tasks")
     parser.add_argument("--against", metavar="NAME", help="the model to compare with (default: the first)")

@@ -71,7 +71,7 @@ def _names(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         if not Path(task).is_file():
             raise FileNotFoundError(f"`tasks` ({task}) does not exist.")
-        content = yaml.load(Path(task).read_text(encoding="utf-8"), Loader=_AnyTag)  # noqa: S506
+        content = yaml.load(Path(task).read_text(encoding="utf-8"), Loader=_AnyTag)
         name = content.get("task") if isinstance(content, dict) else None
         if not isinstance(name, str):
             raise ValueError(f"`tasks` ({task}) is no task of lm-eval: it has no `task` with its name.")

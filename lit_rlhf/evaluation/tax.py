@@ -84,9 +84,7 @@ def measurement(name: str, unit: str, sums: Mapping[str, Sums], *, baseline: str
     documents = range(len(base.totals))
     values = {model: ratio_bootstrap(own.totals, own.weights, documents) for model, own in sums.items()}
     changes = {
-        model: ratio_bootstrap(
-            [x - y for x, y in zip(own.totals, base.totals, strict=True)], own.weights, documents
-        )
+        model: ratio_bootstrap([x - y for x, y in zip(own.totals, base.totals, strict=True)], own.weights, documents)
         for model, own in sums.items()
         if model != baseline
     }
@@ -193,8 +191,8 @@ class Tax:
     def caption(self) -> str:
         """How to read the numbers."""
         return (
-            f"Mean, and in brackets the change from {self.baseline} on the same documents with its 95 % interval (paired "
-            "bootstrap over documents). Losses are nats per token: lower is better. Tasks: higher is better."
+            f"Mean, and in brackets the change from {self.baseline} on the same documents with its 95 % interval "
+            "(paired bootstrap over documents). Losses are nats per token: lower is better. Tasks: higher is better."
         )
 
     def cells(self) -> tuple[list[str], list[list[str]]]:

@@ -84,7 +84,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: AdamW.
         schedule: Learning rate over steps.
         eval_rewards: Further scores logged as ``val/<name>``, never trained on.
-        opponent: Saved answers, e.g. SFT's, and a judge: ``val/win_rate`` against them, ties half, and ``val/tie_rate``.
+        opponent: Saved answers, e.g. SFT's, and a judge: ``val/win_rate`` against them, ties half; ``val/tie_rate``.
         engine: What generates; default :class:`TransformersEngine`.
         model: How models are loaded.
         on_non_finite: `stop` or `skip`; see ``BaseModule``.
@@ -143,7 +143,9 @@ class PPOModule(BaseModule, ExperienceCollector):
             engine=self.engine,
             has_reference=self.models.reference is not None,
         )
-        self.evaluator = PromptEvaluator(sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})}, opponent=opponent)
+        self.evaluator = PromptEvaluator(
+            sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})}, opponent=opponent
+        )
         self.policy: Any = None
         self.critic: Any = None
         self.reference: FrozenModel[nn.Module] | None = None

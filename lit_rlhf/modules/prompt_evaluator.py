@@ -152,7 +152,8 @@ class PromptEvaluator:
         if opponent is None:
             return {}
         measured = run_together(lambda: opponent.measure(rows) if rank() == 0 else {})
-        return all_gather_object(measured)[0]
+        rates: dict[str, float] = all_gather_object(measured)[0]
+        return rates
 
     def _logprobs(self, rollout: Rollout, model: Any) -> Tensor:
         lengths = rollout.attention_mask.sum(1).tolist()

@@ -75,13 +75,13 @@ def _preferences(rng: random.Random, split: Split) -> Iterator[Row]:
 
 
 def held_out_facts(split: Split) -> list[Row]:
-    """Multiple choice about held-out facts: a question, statements that differ in the answer, and the right one's index.
+    """Multiple choice about held-out facts: a question, statements that differ in the answer, the right one's index.
 
     What is asked and the wordings are those of :func:`held_out_prompts`; lists, how-tos to be refused and one-word
     questions have no single statement for an answer.
     """
     rng = random.Random(f"pocket/facts/{split}")
-    rows = []
+    rows: list[Row] = []
     for prompt in held_out_prompts(split):
         if prompt.answer is None or prompt.one_word:
             continue

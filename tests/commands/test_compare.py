@@ -1,4 +1,4 @@
-"""`lit-rlhf compare` as a user runs it: judges by name and by YAML, one line for what is wrong, and what it leaves behind."""
+"""`lit-rlhf compare` as a user runs it: judges by name and by YAML, one line for what is wrong, what it leaves."""
 
 from __future__ import annotations
 
@@ -212,7 +212,9 @@ def test_a_sheet_goes_out_and_comes_in_again(two, tmp_path, capsys):
     assert "a.jsonl" not in sheet.read_text(encoding="utf-8-sig")
     assert json.loads(key.read_text())["runs"] == {"a.jsonl": str(two[0].resolve()), "b.jsonl": str(two[1].resolve())}
     answered = fill(sheet, tmp_path / "study" / "answered.csv", lambda left, _: "left" if "long" in left else "right")
-    compare("--judge", "HumanJudge", "--sheet", answered, "--out", tmp_path / "result")  # the key beside it names the runs
+    compare(
+        "--judge", "HumanJudge", "--sheet", answered, "--out", tmp_path / "result"
+    )  # the key beside it names the runs
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["policies"][1]["name"] == "b.jsonl"
     assert result["policies"][1]["win_rates"]["all"]["win"] == 1.0

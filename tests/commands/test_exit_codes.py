@@ -64,7 +64,11 @@ def test_compare(trained, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("{", "row 2: not JSON"), ('{"text": "x"}', "row 2: wrong types: expected an object"), ("[]", "row 2: wrong types")],
+    [
+        ("{", "row 2: not JSON"),
+        ('{"text": "x"}', "row 2: wrong types: expected an object"),
+        ("[]", "row 2: wrong types"),
+    ],
 )
 def test_compare_names_the_line_that_is_no_response(line, told, trained, tmp_path, capsys) -> None:
     (saved,) = (trained / "run" / "evaluations").glob("test-*.jsonl")

@@ -63,7 +63,7 @@ def test_every_validation_logs_what_its_saved_answers_say(world: Path, before: P
 
 
 def test_a_reward_judge_scores_every_validation_afresh(world: Path, before: Path, tmp_path: Path) -> None:
-    """Its scores are those of the training reward, which the rows hold: the same rates, though rows have equal places."""
+    """Its scores are those of the training reward, which the rows hold: the same rates, though places are equal."""
     rates = []
     for judge in (SCORE, RewardJudge(ModelReward(str(world / "reward")), tie_margin=0.01)):
         watch = Watch()
@@ -94,7 +94,7 @@ def test_an_opponent_without_the_prompts_or_the_scores_is_one_line(world: Path, 
         sampling=SamplingConfig(), opponent=Opponent(answers=str(write_opponent(world)), judge=SCORE)
     )
     evaluator.add([row(0, "x", prompt="else", tokens=1, logprob=0.0, ended=True, score=1.0)])
-    with pytest.raises(ValueError, match="Prompt 0 of this run .* is another one in"):
+    with pytest.raises(ValueError, match=r"Prompt 0 of this run .* is another one in"):
         evaluator.finish(tmp_path, "val.jsonl")
     assert json.loads((tmp_path / "val.jsonl").read_text())["response"] == "x"  # what was answered is kept
     record = json.loads((world / "prompts.jsonl").read_text().splitlines()[0])

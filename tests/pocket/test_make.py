@@ -37,7 +37,8 @@ def test_bytes_are_the_same_on_every_machine(world):
 
 def test_files_and_their_columns(world):
     assert sorted(p.name for p in world.iterdir()) == [
-        "base", "facts_test.jsonl", "preferences_test.jsonl", "preferences_train.jsonl", "preferences_val.jsonl", "pretrain.jsonl",
+        "base", "facts_test.jsonl", "preferences_test.jsonl", "preferences_train.jsonl", "preferences_val.jsonl",
+        "pretrain.jsonl",
         "prompts_test.jsonl", "prompts_train.jsonl", "prompts_val.jsonl", "sft.jsonl", "text_test.jsonl",
     ]  # fmt: skip
     assert set(_rows(world / "pretrain.jsonl")[0]) == {"text"}
