@@ -11,8 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
+from lit_rlhf.signals import listening
 from lit_rlhf.user_errors import UserError, fail, message_for_user
 
 USAGE = """\
@@ -85,8 +87,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     try:
-        command, argv = _find(words)
-        command(argv)
+        with listening() if words[0] == "fit" else nullcontext():  # from before anything heavy is imported
+            command, argv = _find(words)
+            command(argv)
     except KeyboardInterrupt as stopped:
         fail(str(stopped) or "interrupted", code=130)
     except SystemExit as ended:

@@ -62,7 +62,8 @@ def _loaded(models: Mapping[str, str], options: argparse.Namespace) -> Any:
     Raises:
         ValueError: Two models have different tokenizers: their losses per token are of different tokens.
     """
-    from lit_rlhf.models.loading import load_causal_lm, load_tokenizer, same_vocabulary
+    from lit_rlhf.models.loading.causal import load_causal_lm
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
 
     device = _device(options)
     tokenizers = {name: load_tokenizer(path) for name, path in models.items()}

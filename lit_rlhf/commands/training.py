@@ -16,8 +16,11 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.export import ExportCallback
+from lit_rlhf.callbacks.heartbeat import Heartbeat
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
+from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
+from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
 from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, modules_named_in_yaml
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
@@ -101,6 +104,28 @@ class RLHFCLI(LightningCLI):
                 callback.dirpath = str(run / "checkpoints")
 
 
+class BuiltCLI(RLHFCLI):
+    """Module and data module as a run would have them; no trainer is made and nothing runs.
+
+    Attributes:
+        model: The LightningModule.
+        datamodule: The LightningDataModule.
+        trainer_config: The trainer's options, as the config has them.
+    """
+
+    def instantiate_classes(self) -> None:
+        """All but what belongs to the trainer: a strategy or a logger may need a machine that this one is not."""
+        self.config = self.config.clone()
+        self.trainer_config = self.config[self.subcommand].pop("trainer")
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
 def _is_local_path(path: str) -> bool:
     """Whether a ``ckpt_path`` is neither a URL nor one of Lightning's names."""
     return "://" not in path and path not in ("best", "hpc") and not path.startswith("registry")
@@ -114,20 +139,15 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
         (JSONLWriter, lambda: JSONLWriter(run / "predictions.jsonl")),
     ]
     if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
-        kinds.insert(0, (ModelCheckpoint, lambda: _checkpoints(run / "checkpoints")))
+        kinds.insert(0, (ModelCheckpoint, lambda: RunCheckpoint(str(run / "checkpoints"))))
     if config.get("enable_progress_bar") is not False:
         kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
+    kinds += [(StopOnSignal, lambda: StopOnSignal()), (Heartbeat, lambda: Heartbeat())]
     for kind, make in kinds:
         # BestPolicy keeps the best by score; what a run resumes from is a checkpoint of its own.
         if not any(isinstance(callback, kind) and not isinstance(callback, BestPolicy) for callback in given):
             defaults.append(make())
     return defaults
-
-
-def _checkpoints(folder: Path) -> ModelCheckpoint:
-    # Without version numbers: a resumed run would leave `last.ckpt` as it is and write `last-v1.ckpt`.
-    # At every epoch's end, also in epochs without validation: by default Lightning would wait for the next one.
-    return ModelCheckpoint(folder, save_last="link", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
 def _brings_own_checkpoints(config: dict[str, Any]) -> bool:
@@ -153,27 +173,34 @@ def command_line(argv: Sequence[str], *, run: bool = True) -> RLHFCLI:
         run: Whether there is a subcommand to run. Without, ``.model``, ``.datamodule`` and ``.trainer`` are made and
             nothing is loaded.
     """
+    return RLHFCLI(**_options(argv), seed_everything_default=0, run=run)
+
+
+def build(argv: Sequence[str]) -> BuiltCLI:
+    """Parse ``argv`` as a run would, make module and data alone, and seed nothing."""
+    return BuiltCLI(**_options(argv), seed_everything_default=False)
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
     quiet()
     register_strategies()
     modules_named_in_yaml()
-    return RLHFCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
+    return {
+        "model_class": L.LightningModule,
+        "datamodule_class": L.LightningDataModule,
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "save_config_callback": RunConfig,
+        "save_config_kwargs": {"overwrite": True},
+        "trainer_defaults": {
             "log_every_n_steps": 1,
             "logger": True,
             "use_distributed_sampler": False,
             "enable_model_summary": False,
         },
-        seed_everything_default=0,
-        parser_kwargs={"default_env": True, "env_prefix": "LIT_RLHF"},
-        args=list(argv),
-        run=run,
-    )
+        "parser_kwargs": {"default_env": True, "env_prefix": "LIT_RLHF"},
+        "args": list(argv),
+    }
 
 
 def quiet() -> None:

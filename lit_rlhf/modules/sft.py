@@ -13,9 +13,10 @@ from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
 from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
-from lit_rlhf.models.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
+from lit_rlhf.models.loading.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.scoring import text_logprobs
+from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.rollout.engine import RolloutEngine
@@ -74,6 +75,14 @@ class SFTModule(BaseModule):
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
         return {"policy": self.policy_path, "tokenizer": self.policy_path}
+
+    def memory_models(self) -> list[ModelUse]:
+        """The policy."""
+        return [ModelUse(role="policy", path=self.policy_path, causal=True, trained=True, loading=self.model_config)]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows of ``data.max_length`` tokens."""
+        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
         """Write the model and its tokenizer as a Hugging Face folder; rank 0 writes."""

@@ -13,7 +13,8 @@ from lit_rlhf.cli import main
 from lit_rlhf.data.records import DialogueRecord, Message, TextRecord
 from lit_rlhf.evaluation.intervals import cluster_bootstrap, ratio_bootstrap
 from lit_rlhf.evaluation.tax import LOSS, Sums, Tax, measurement, text_sums
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 from lit_rlhf.pocket.tokenizer import build_tokenizer
 from tests.models.tiny import make_tokenizer, tiny_config
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lit_rlhf.datamodules.prompts import EncodedPrompt, prompt_batch
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.requests import generation_request, reward_request

@@ -14,7 +14,7 @@ from lit_rlhf.data.batching import pad_left, pad_right
 from lit_rlhf.data.template import check_template, encode_prompt, encode_reply
 from lit_rlhf.evaluation.answers import Answer, Pair
 from lit_rlhf.evaluation.judges.base import Judge, Verdict, by_margin, check_margin
-from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardRequest, Rollout
 

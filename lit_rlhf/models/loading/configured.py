@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lit_rlhf.config import ModelConfig
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
 
 def load_options(config: ModelConfig) -> dict[str, Any]:
