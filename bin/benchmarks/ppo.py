@@ -42,11 +42,9 @@ class TimedPPO(PPOModule):
     eos_rate: float
     rollouts: list[Rollout]
 
-    def configure_model(self) -> None:
+    def load_models(self) -> None:
         """Load the models, then set the end-of-text rate of policy and reference."""
-        if self.policy is not None:
-            return
-        super().configure_model()
+        super().load_models()
         for model in (self.policy, self.reference.model):
             set_eos_rate(model, self.eos_rate)
             tune_for_cpu(model)

@@ -208,7 +208,7 @@ def score_rows(
     """
     if any(len(row) == 0 for row in rows):
         raise ValueError(f"Row {[len(row) for row in rows].index(0)} has no tokens, so it has no score.")
-    scores = torch.empty(len(rows))
+    scores = torch.empty(len(rows), dtype=torch.float32)
     with torch.no_grad():
         for picks in _packs([len(row) for row in rows], max_batch_tokens):
             lengths = torch.tensor([len(rows[i]) for i in picks])
