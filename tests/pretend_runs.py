@@ -23,7 +23,8 @@ from lit_rlhf import PreferenceDataModule, RewardModelModule, SFTDataModule, SFT
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.config import ModelConfig
 from lit_rlhf.models.export import export_scalar
-from lit_rlhf.models.loading import load_scalar_model, load_tokenizer
+from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ReferenceConfig, ShapingConfig
 from lit_rlhf.ppo.estimators import GroupNormalized, LeaveOneOut

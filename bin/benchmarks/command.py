@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     overhead = commands.add_parser("overhead", parents=[shared], help="share of Python in a PPO iteration")
     zero = commands.add_parser("zero", parents=[shared], help="two ZeRO-2 ranks against one, one thread each")
     commands.add_parser("kernels", parents=[shared], help="products, attention and draws")
+    memory = commands.add_parser("memory", help="peak memory that `lit-rlhf plan` predicts, and what runs take")
+    memory.add_argument("--out", type=Path, default=Path("runs/memory"), help="scratch folder, emptied first")
     for command in (ppo, rm, scaling, overhead, zero):
         command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
     for command in (ppo, scaling, overhead, zero):
@@ -66,6 +68,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its JSON."""
     arguments = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(arguments)
+    if options.command == "memory":
+        from benchmarks.memory import run as run_memory
+
+        print(json.dumps(run_memory(options)))
+        return
     alone = options.threads == 1 and options.command != "zero"  # a rank's waiting for the other one counts
     options.clock = options.clock or ("cpu" if alone else "wall")
     if (options.peer is None) != (options.peer_dir is None):

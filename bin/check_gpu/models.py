@@ -72,7 +72,7 @@ def write_models(shape: Shape, folder: Path) -> None:
     """Policy and reward model in bf16, a tokenizer of letters, and prompts."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from lit_rlhf.models.loading import quiet
+    from lit_rlhf.models.loading.pretrained import quiet
 
     config, tokenizer = shape.config(), make_tokenizer()
     scalar = copy.deepcopy(config)

@@ -172,7 +172,8 @@ def kernels_row(options: Options) -> Result:
 
 def decode_row(options: Options) -> Result:
     """Tokens a second of the engine's ways to decode, in bf16 weights, against what the memory's bandwidth allows."""
-    from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+    from lit_rlhf.models.loading.causal import load_causal_lm
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
     from lit_rlhf.rollout.requests import generation_request
     from lit_rlhf.rollout.sampling import SamplingConfig
     from lit_rlhf.rollout.transformers_engine import TransformersEngine

@@ -13,6 +13,8 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.models.cpu import tune
+
 Placement = Literal["device", "cpu"]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -122,9 +124,11 @@ class FrozenModel(Generic[ModelT]):
     def on(self, device: torch.device | str) -> Iterator[FrozenModel[ModelT]]:
         """Have the weights on ``device`` inside the block; with ``placement="cpu"`` give its memory back after it.
 
+        On a CPU the model gets the CPU's kernels (``models/cpu``).
         Blocks may be nested. The host copy is kept (pinned where there is an accelerator) and pointed to again at the
         end, so leaving the block copies nothing and the weights stay the same bits.
         """
+        tune(self.model, device)
         if self.placement == "device":
             self.model.to(device)
             yield self

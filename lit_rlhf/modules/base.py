@@ -29,6 +29,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
+from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.strategies.accumulation import (
     accumulate,
     backward_parts,
@@ -41,6 +43,7 @@ from lit_rlhf.strategies.accumulation import (
     lower_loss_scale,
 )
 from lit_rlhf.strategies.errors import require_training_state
+from lit_rlhf.user_errors import LitRLHFError
 
 STATE_KEY = "lit_rlhf"
 FUSED_DEVICES = ("cpu", "cuda")
@@ -63,7 +66,7 @@ def on_host() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(LitRLHFError, RuntimeError):
     """A loss, gradient or score is not finite; the message names the iteration, the tensor and the prompts."""
 
 
@@ -118,6 +121,34 @@ class BaseModule(L.LightningModule, ABC):
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
 
+    def memory_models(self) -> list[ModelUse]:
+        """The models that a fit holds, for `lit-rlhf plan`; asked before anything is loaded.
+
+        Raises:
+            ValueError: If the module does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say which models it holds: define `memory_models`.")
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows and tokens of one rank's passes, for `lit-rlhf plan`; asked before any data is read.
+
+        Args:
+            data: The data module.
+            ranks: Number of processes.
+            device: Kind of device, `cpu` or `cuda`, for what depends on it.
+
+        Raises:
+            ValueError: If the module does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say how large its passes are: define `pass_sizes`.")
+
+    # ---------------------------------------------------------------- device
+
+    def on_fit_start(self) -> None:
+        """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
+        tune(self, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
     # ---------------------------------------------------------------- models, device, precision
 
     def setup(self, stage: str) -> None:
@@ -337,6 +368,7 @@ class BaseModule(L.LightningModule, ABC):
         Face models come out of ``from_pretrained`` in eval mode and gradient checkpointing needs train mode.
         """
         load_dropped_loader_state(self.trainer)
+        forget_batch_under_way(self.trainer)
         self.train()
         if self._rng_state is None or len(self._rng_state) != world_size():
             return
@@ -388,6 +420,25 @@ def load_dropped_loader_state(trainer: L.Trainer) -> None:
     if loop._combined_loader_states_to_load and loop._combined_loader is not None:
         loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
         loop._combined_loader_states_to_load = []
+
+
+def forget_batch_under_way(trainer: L.Trainer) -> None:
+    """Take back what Lightning has counted of a batch that was begun, not done, when the checkpoint was written.
+
+    It is begun again. Counted twice, it would move the loggers' steps and a `val_check_interval` that spans epochs.
+    """
+    if not trainer.fit_loop.restarting:
+        return
+    loop = trainer.fit_loop.epoch_loop
+    current: Any = loop.batch_progress.current
+    total: Any = loop.batch_progress.total
+    begun = total.ready > total.processed
+    total.ready = total.started = total.processed
+    if current.processed == 0:
+        # Nothing of the epoch is done. Lightning would take it for one whose validation is due, and count a step.
+        loop.restarting = False
+    elif begun:
+        loop._batches_that_stepped -= 1  # the loop is about to add one, as for a batch that was done
 
 
 def run_directory(trainer: L.Trainer) -> Path:

@@ -22,16 +22,19 @@ from torch import Tensor, nn
 from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation
 from lit_rlhf.config import ModelConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 from lit_rlhf.models.compact import compact_rows
-from lit_rlhf.models.cpu.memory import release_freed_memory
+from lit_rlhf.models.cpu import release_freed_memory
 from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import check_context, load_config
+from lit_rlhf.models.loading.checks import check_context
+from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
+from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.ppo.collector import ExperienceCollector
@@ -43,7 +46,7 @@ from lit_rlhf.ppo.metrics import UpdateSums, rollout_metrics, updated_moments
 from lit_rlhf.ppo.minibatch import Minibatch, plan_updates, ptx_share, scoring_micro_batches
 from lit_rlhf.ppo.models import PPOModels
 from lit_rlhf.ppo.options import check_options
-from lit_rlhf.ppo.plan import CPU_TOKENS, BatchingConfig
+from lit_rlhf.ppo.plan import BatchingConfig
 from lit_rlhf.rewards.base import NonFiniteScoreError, Reward
 from lit_rlhf.rollout.engine import RolloutEngine
 from lit_rlhf.rollout.requests import generation_request, reward_request
@@ -83,6 +86,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: AdamW.
         schedule: Learning rate over steps.
         eval_rewards: Further scores logged as ``val/<name>``, never trained on.
+        opponent: Saved responses, e.g. SFT's, and a judge: ``val/win_rate`` against them (ties half), ``val/tie_rate``.
         engine: What generates; default :class:`TransformersEngine`.
         model: How models are loaded.
         on_non_finite: `stop` or `skip`; see ``BaseModule``.
@@ -113,6 +117,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: PPOOptimizerConfig = PPOOptimizerConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(kind="inverse_sqrt"),  # noqa: B008
         eval_rewards: dict[str, Reward] | None = None,
+        opponent: Opponent | None = None,
         engine: RolloutEngine | None = None,
         model: ModelConfig = ModelConfig(),  # noqa: B008
         on_non_finite: Literal["stop", "skip"] = "stop",
@@ -140,7 +145,9 @@ class PPOModule(BaseModule, ExperienceCollector):
             engine=self.engine,
             has_reference=self.models.reference is not None,
         )
-        self.evaluator = PromptEvaluator(sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})})
+        self.evaluator = PromptEvaluator(
+            sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})}, opponent=opponent
+        )
         self.policy: Any = None
         self.critic: Any = None
         self.reference: FrozenModel[nn.Module] | None = None
@@ -195,6 +202,26 @@ class PPOModule(BaseModule, ExperienceCollector):
         """What checkpoints say of where the parts came from."""
         return self.models.sources(with_critic=self.critic is not None)
 
+    def memory_models(self) -> list[ModelUse]:
+        """Policy, reference, the models of all rewards, and the critic where the estimator needs one."""
+        rewards = [use for reward in self.evaluator.rewards.values() for use in reward.memory_models()]
+        return [*self.models.memory_models(), *rewards]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Passes over prompts and responses as long as they may be."""
+        batching: BatchingConfig = data.batching
+        return rollout_sizes(
+            prompt=data.max_prompt_length,
+            response=self.sampling.max_response_length,
+            rollout_rows=batching.rollout_batch_size // ranks,
+            update_rows=batching.minibatch_size // ranks,
+            pass_tokens=batching.token_budget(device),
+            cache_tokens=self.engine.max_batch_tokens,
+            prefill_tokens=self.engine.prefill_tokens,
+            text_ratio=data.ptx.batch_ratio if data.ptx else 0.0,
+            text_width=data.ptx.max_length if data.ptx else 0,
+        )
+
     def export(self, path: str | Path) -> None:
         """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
@@ -225,9 +252,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         """
         self.iteration, self.skip_reason, self._timings = iteration, None, {}
         self.policy.eval()
-        if self.device.type == "cpu" and batching.token_budget(self.device) <= CPU_TOKENS:
-            # The keys and values to come do not fit into the small holes that small passes leave.
-            release_freed_memory()
+        release_freed_memory(self.device, pass_tokens=batching.token_budget(self.device))
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             # 1. Generate: one response per prompt and group member.
             with self.generating(), self._in_phase("rollout"):

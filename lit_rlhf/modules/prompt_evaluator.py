@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_gather_object, is_distributed, raise_together, rank, run_together
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.evaluation.responses import evaluation_means, write_rows
 from lit_rlhf.models.compact import compact_rows
 from lit_rlhf.models.scoring import response_logprobs
@@ -33,10 +34,23 @@ class PromptEvaluator:
         sampling: How responses are drawn.
         rewards: Scores by name; each is a key of the rows and a metric. The first one is also the ``scores`` column
             that callbacks see; without any the column is zero.
+        opponent: Saved answers to compare with, or None.
+
+    Raises:
+        ValueError: If a reward has the name of a win rate.
     """
 
-    def __init__(self, *, sampling: SamplingConfig, rewards: Mapping[str, Reward] | None = None) -> None:
-        self.sampling = sampling
+    def __init__(
+        self,
+        *,
+        sampling: SamplingConfig,
+        rewards: Mapping[str, Reward] | None = None,
+        opponent: Opponent | None = None,
+    ) -> None:
+        taken = {"win_rate", "tie_rate"} & set(rewards or {})
+        if opponent is not None and taken:
+            raise ValueError(f"`eval_rewards` has a {taken.pop()!r}, which is what `opponent` measures.")
+        self.sampling, self.opponent = sampling, opponent
         self.rewards = dict(rewards or {})
         self._rows: list[dict[str, Any]] = []
         self._failure: Exception | None = None
@@ -47,6 +61,8 @@ class PromptEvaluator:
         self._tokenizer = tokenizer
         for reward in self.rewards.values():
             reward.setup(device=device, tokenizer=tokenizer)
+        if self.opponent is not None and rank() == 0:
+            self.opponent.setup()
 
     def uniforms(self, prompts: PromptBatch) -> Tensor:
         """Random numbers of each row, ``(B, max_response_length)`` float64, the same in every run."""
@@ -131,7 +147,7 @@ class PromptEvaluator:
         """Means over all ranks' rows, which rank 0 writes to ``folder / name`` (None writes nothing). A collective.
 
         Raises:
-            Exception: On all ranks, what failed on one of them.
+            Exception: On all ranks, what failed on one of them, or the judge's.
         """
         self.check()
         rows = [row for part in all_gather_object(self._rows) for row in part]
@@ -141,7 +157,16 @@ class PromptEvaluator:
         rows.sort(key=lambda row: (row.get("sample", 0), row.get("row", 0)))
         if folder is not None:
             run_together(lambda: write_rows(folder / name, rows) if rank() == 0 else None)
-        return evaluation_means(rows, list(self.rewards))
+        return {**evaluation_means(rows, list(self.rewards)), **self._against_opponent(rows)}
+
+    def _against_opponent(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Win rates over all ranks' rows; rank 0 alone asks the judge. A collective where there is an opponent."""
+        opponent = self.opponent
+        if opponent is None:
+            return {}
+        measured = run_together(lambda: opponent.measure(rows) if rank() == 0 else {})
+        rates: dict[str, float] = all_gather_object(measured)[0]
+        return rates
 
     def _logprobs(self, rollout: Rollout, model: Any) -> Tensor:
         lengths = rollout.attention_mask.sum(1).tolist()

@@ -18,10 +18,11 @@ from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_p
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
-from lit_rlhf.models.configured import load_options, load_tokenizer_for
 from lit_rlhf.models.export import export_scalar
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.configured import load_options, load_tokenizer_for
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
+from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
@@ -88,6 +89,15 @@ class RewardModelModule(BaseModule):
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
         return {"reward": self.model_path, "tokenizer": self.model_path}
+
+    def memory_models(self) -> list[ModelUse]:
+        """The reward model, with an LM head where its loss has one."""
+        lm, loading = self.lm_coef > 0, self.model_config
+        return [ModelUse(role="reward model", path=self.model_path, causal=lm, trained=True, loading=loading)]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows of ``data.max_length`` tokens."""
+        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` loads; rank 0 writes."""

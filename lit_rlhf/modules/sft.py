@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
+from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
-from lit_rlhf.models.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
+from lit_rlhf.models.loading.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.scoring import text_logprobs
+from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.rollout.engine import RolloutEngine
@@ -74,6 +75,14 @@ class SFTModule(BaseModule):
         """See ``BaseModule``."""
         return {"policy": self.policy_path, "tokenizer": self.policy_path}
 
+    def memory_models(self) -> list[ModelUse]:
+        """The policy."""
+        return [ModelUse(role="policy", path=self.policy_path, causal=True, trained=True, loading=self.model_config)]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows of ``data.max_length`` tokens."""
+        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
+
     def export(self, path: str | Path) -> None:
         """Write the model and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
@@ -87,7 +96,7 @@ class SFTModule(BaseModule):
         result = self.optimize([lambda rows=rows: [self.text_loss(text.rows(rows), tokens)] for rows in parts])  # type: ignore[misc]
         if result is not None:
             loss = float(result["loss"])
-            metrics = {"loss/lm": loss, "train/perplexity": math.exp(min(700.0, loss)), "update/tokens": tokens}
+            metrics = {"loss/lm": loss, "train/perplexity": perplexity(loss), "update/tokens": tokens}
             metrics["update/grad_norm"] = float(result["grad_norm"])
             self.log_values({**metrics, **self.learning_rates()}, prog_bar=("loss/lm",))
 
@@ -126,7 +135,7 @@ class SFTModule(BaseModule):
     def _finish(self, stage: str) -> None:
         total, tokens = all_reduce_sum(self._sums).tolist()
         loss = total / max(1.0, tokens)
-        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": math.exp(min(700.0, loss))})
+        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)})
         if stage == "val":
             self.policy.train()
 

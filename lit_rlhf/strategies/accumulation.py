@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lit_rlhf.distributed import all_reduce_max
 from lit_rlhf.strategies.deepspeed import ZeroStrategy
 
 
@@ -31,7 +30,8 @@ def accumulate(trainer: L.Trainer, last: bool) -> Iterator[None]:  # noqa: FBT00
     """Wrap every ``manual_backward`` of a minibatch; ``last`` is True around the one before ``optimizer.step()``.
 
     ZeRO keeps only the gradient of the last backward unless told otherwise; DDP would reduce every time. Losses are
-    not divided here. The number of blocks must be the same on all ranks under ZeRO: see :func:`equal_backwards`.
+    not divided here. ZeRO reduces gradients in every backward, so the number of blocks must be the same on all ranks;
+    a rank with fewer micro-batches fills up with any of them at loss weight 0.
 
     Args:
         trainer: The running trainer.
@@ -65,16 +65,6 @@ def backward_parts(trainer: L.Trainer, parts: Iterable[Tensor]) -> Iterable[Tens
     if isinstance(trainer.strategy, SingleDeviceStrategy):
         return parts
     return [torch.stack(list(parts)).sum()]
-
-
-def equal_backwards(trainer: L.Trainer, local: int) -> int:
-    """Number of backwards every rank must run when this one has ``local`` micro-batches: the maximum over ranks.
-
-    ZeRO reduces gradients in every backward, so a rank with fewer of them would leave the others waiting. Fill up
-    with any micro-batch at loss weight 0.
-    """
-    count = torch.tensor(local, device=trainer.strategy.root_device)
-    return int(all_reduce_max(count))
 
 
 def configure_clipping(trainer: L.Trainer, max_norm: float | None) -> None:

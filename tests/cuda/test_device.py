@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_rlhf.models.compact import compact_rows
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 from lit_rlhf.models.scoring import response_logprobs
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig, ReferenceConfig

@@ -14,7 +14,8 @@ from lit_rlhf.functional.advantages import generalized_advantage_estimate
 from lit_rlhf.functional.kl import k1, k3
 from lit_rlhf.functional.losses import clipped_policy_loss, normalized_sum, value_loss
 from lit_rlhf.functional.masking import masked_whiten
-from lit_rlhf.models.loading import load_causal_lm, load_scalar_model
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import PPOOptimizerConfig, PTXConfig
 from lit_rlhf.types import Experience

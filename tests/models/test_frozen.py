@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_rlhf.models.checkpoint import same_source
 from lit_rlhf.models.frozen import FrozenModel, HostWeights, cast_parameters
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.loading.causal import load_causal_lm
 
 
 def _digest(model: nn.Module) -> str:
@@ -124,14 +123,3 @@ def test_on_the_cpu_is_free(causal_folder):
 def test_unknown_placement():
     with pytest.raises(ValueError, match="`placement` must be 'device' or 'cpu', not 'gpu'"):
         FrozenModel(nn.Linear(1, 1), placement="gpu")
-
-
-def test_same_source(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").symlink_to(tmp_path / "a")
-    (tmp_path / "c").mkdir()
-    assert same_source(tmp_path / "a", f"{tmp_path}/a/")
-    assert same_source(tmp_path / "a", tmp_path / "b")
-    assert not same_source(tmp_path / "a", tmp_path / "c")
-    assert same_source("org/model", "org/model")
-    assert not same_source("org/model", "org/other")
