@@ -12,11 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_rlhf"
 FLOORS = (
-    ("types", "config", "distributed", "randomness", "signals", "user_errors", "functional"),
+    ("types", "config", "jsonl", "randomness", "signals", "user_errors", "functional"),
+    ("distributed",),
     ("data", "strategies"),
     ("models",),
     ("rewards", "rollout", "pocket", "ppo", "callbacks"),
     ("evaluation",),
+    ("reward_report",),
     ("reports",),
     ("modules", "datamodules"),
     ("commands",),

@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_rlhf.commands.compare import win_rates
 from lit_rlhf.commands.plan import parse_size
-from lit_rlhf.modules.base import NonFiniteError
+from lit_rlhf.modules.base import BaseModule, NonFiniteError
 from lit_rlhf.ppo.losses import ClippedSurrogate
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.strategies.errors import CheckpointError
@@ -65,8 +65,7 @@ def test_a_value_error_that_the_package_raises_is_for_users(action: Callable[[],
 
 def test_a_value_error_of_the_interpreter_inside_the_package_is_not() -> None:
     """``float("x")`` has no frame of its own: its innermost one is the package's, as with a ``raise``."""
-    row = {"row": 0, "gold": "x", "record": {}, "prompt": ""}
-    error = caught(lambda: win_rates([row], [row]))
+    error = caught(lambda: BaseModule.log_values(MagicMock(), {"name": "x"}))
     assert isinstance(error, ValueError)
     assert message_for_user(error) is None
 

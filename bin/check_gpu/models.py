@@ -156,24 +156,12 @@ def run_config(shape: Shape, folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-def build(config: dict[str, Any]) -> tuple[Any, Any]:
-    """Module and data module of :func:`run_config`."""
-    from lit_rlhf.datamodules.rollout import RolloutDataModule
-    from lit_rlhf.modules.ppo import PPOModule
-    from lit_rlhf.ppo.config import ReferenceConfig
-    from lit_rlhf.rewards import ModelReward
-    from lit_rlhf.rollout.sampling import SamplingConfig
-    from lit_rlhf.rollout.transformers_engine import TransformersEngine
-
-    model = config["model"]["init_args"]
-    module = PPOModule(
-        policy=model["policy"],
-        reward=ModelReward(**model["reward"]["init_args"]),
-        reference=ReferenceConfig(**model["reference"]),
-        sampling=SamplingConfig(**model["sampling"]),
-        engine=TransformersEngine(**model["engine"]["init_args"]),
-    )
-    return module, RolloutDataModule(**config["data"]["init_args"])
+def write_config(config: dict[str, Any], folder: Path) -> list[str]:
+    """The YAML file of a run, as arguments of `lit-rlhf fit`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(config))  # JSON is YAML
+    return ["--config", str(file)]
 
 
 def fitting_layers(shape: Shape, folder: Path, device: str, memory: float) -> Shape:
@@ -201,5 +189,5 @@ def planned(shape: Shape, folder: Path, device: str) -> Any:
 
     stand_in = folder / f"plan-{shape.layers}"
     shape.config().save_pretrained(stand_in)
-    config = run_config(shape, stand_in / "none", device)
-    return plan(config, devices=1, stand_in=str(stand_in))[0]
+    arguments = write_config(run_config(shape, stand_in / "none", device), stand_in)
+    return plan(arguments, devices=1, stand_in=str(stand_in))[0]

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 import torch
 
 from check_gpu import roofline
-from check_gpu.models import build, fitting_layers, planned, run_config, shape_of, write_models
+from check_gpu.models import fitting_layers, planned, run_config, shape_of, write_config, write_models
 from check_gpu.timing import Iterations, bandwidth, product_rate, seconds
 
 GIB = 2**30
@@ -236,14 +236,15 @@ def train(config: dict[str, Any], folder: Path) -> Iterations:
     """Three iterations, the first of which warms up."""
     import lightning as L
 
-    module, data = build(config)
-    iterations = Iterations()
+    from lit_rlhf.commands.training import build
+
+    built, iterations = build(["fit", *write_config(config, folder)]), Iterations()
     trainer = L.Trainer(
         **config["trainer"], max_epochs=3, default_root_dir=str(folder), callbacks=[iterations], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         num_sanity_val_steps=0, use_distributed_sampler=False,
     )  # fmt: skip
-    trainer.fit(module, data)
+    trainer.fit(built.model, built.datamodule)
     return iterations
 
 

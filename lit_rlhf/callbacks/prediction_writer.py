@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_rlhf.distributed import all_gather_object, run_together
+from lit_rlhf.jsonl import write_rows
 
 
 class JSONLWriter(BasePredictionWriter):
@@ -41,7 +41,5 @@ class JSONLWriter(BasePredictionWriter):
         run_together(lambda: self._write(rows) if trainer.is_global_zero and rows else None)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.path.write_text("".join(lines), encoding="utf-8")
+        write_rows(self.path, rows)
         print(f"{len(rows)} predictions: {self.path}")  # noqa: T201

@@ -156,8 +156,9 @@ def _write_sheet(judge: HumanJudge, pairs: Sequence[Pair], paths: Mapping[str, s
     write_csv(rows, sheet)
     write_sheet_page(rows, sheet.with_suffix(".html"))
     Console().print(
-        f"{len(rows)} pairs to judge: {sheet}, or {sheet.with_suffix('.html')} in a browser. Keep {key} from the "
-        f"annotators. Then: lit-rlhf compare --judge HumanJudge --sheet ANSWERED.csv ... --key {key}",
+        f"{len(rows)} pairs to judge: {sheet}, or in a browser {sheet.with_suffix('.html')}. "
+        f"Keep {key} from the annotators. Then: "
+        f"lit-rlhf compare --judge HumanJudge --sheet ANSWERED.csv ... --key {key}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 

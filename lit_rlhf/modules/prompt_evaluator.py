@@ -12,7 +12,8 @@ from torch import Tensor
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_gather_object, is_distributed, raise_together, rank, run_together
 from lit_rlhf.evaluation.opponent import Opponent
-from lit_rlhf.evaluation.responses import evaluation_means, write_rows
+from lit_rlhf.evaluation.responses import evaluation_means
+from lit_rlhf.jsonl import write_rows
 from lit_rlhf.models.compact import compact_rows
 from lit_rlhf.models.scoring import response_logprobs
 from lit_rlhf.rewards.base import Reward

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import length_micro_batches
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
@@ -25,6 +23,8 @@ from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.reports.reward_page import write_reward_report
+from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
+from lit_rlhf.reward_report.reply_scorer import ReplyScorer
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
 

@@ -19,6 +19,7 @@ NEEDED = {
     "compare": ["a", "b"],
     "score": ["--model", "rm", "x.jsonl"],
     "export": ["x.ckpt", "out"],
+    "tax": ["sft=folder"],
     "plan": ["--config", "x.yaml"],
 }
 """The least that each verb asks for."""
