@@ -40,7 +40,9 @@ class Served:
         with self.lock:
             ids = torch.tensor([self.tokenizer(text).input_ids[-1000:]])
             written = self.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids.size(1) :]
-            return says(f"{self.tokenizer.decode(written)}\nVerdict: {max(VERDICTS, key=lambda v: self.logprob(text, v))}")
+            return says(
+                f"{self.tokenizer.decode(written)}\nVerdict: {max(VERDICTS, key=lambda v: self.logprob(text, v))}"
+            )
 
     def logprob(self, text, verdict):
         prompt = self.tokenizer(text).input_ids[-1000:]
