@@ -123,7 +123,7 @@ def text_sums(
     for part in micro_batches([len(ids) for _, (ids, _) in rows], max_batch_tokens):
         chosen = [rows[i] for i in part]
         logprobs, mask = text_logprobs(model, _batch(tokenizer, [row for _, row in chosen]).to(device))
-        nll = (lm_loss(logprobs) * mask).double().sum(1).tolist()
+        nll = lm_loss(logprobs).double().sum(1).tolist()
         for (place, _), loss, tokens in zip(chosen, nll, mask.sum(1).tolist(), strict=True):
             totals[place] += loss
             weights[place] += tokens
