@@ -246,7 +246,7 @@ class Mute(BaseModule):
     def __init__(self) -> None:
         super().__init__(model=ModelConfig(), optimizer=OptimizerConfig(), schedule=ScheduleConfig())
 
-    parameter_groups = sources = export = None  # type: ignore[assignment]
+    parameter_groups = sources = export = load_models = None  # type: ignore[assignment]
 
 
 class Foreign(L.LightningModule):
@@ -265,6 +265,18 @@ def test_a_module_that_cannot_be_planned_is_refused_in_one_line(words: list[str]
     data = ["--data", "RolloutDataModule", "--data.train", "prompts.jsonl"]
     with pytest.raises(ValueError, match=told):
         plan([*words, *data])
+
+
+class Slip(PPOModule):
+    """A subclass with a fault of its own."""
+
+    def pass_sizes(self, *args: Any, **kwargs: Any) -> PassSizes:
+        return self.nothing_of_the_kind  # type: ignore[no-any-return]
+
+
+def test_a_slip_in_the_module_is_not_blamed_on_the_data(small: str) -> None:
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        parts(small, PPO, "--model", own(Slip))
 
 
 def test_nothing_is_loaded_and_no_trainer_is_made(small: str, monkeypatch: pytest.MonkeyPatch) -> None:

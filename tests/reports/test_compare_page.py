@@ -120,8 +120,9 @@ def act(page, folder, script):
     """What ``script`` (an async function's body that fills ``seen``) finds on the page itself, storage included."""
     probe = (
         "<script>addEventListener('load', async () => { const seen = {};"
-        " await new Promise((r) => setTimeout(r, 50)); const press = (key, target = document.body) =>"
-        " target.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true })); const at = (id) => "
+        " await new Promise((r) => setTimeout(r, 50));"
+        " const press = (key, target = document.body) => target.dispatchEvent("
+        "new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true })); const at = (id) => "
         f"document.getElementById(id); {script} document.body.dataset.seen = JSON.stringify(seen); }});</script>"
     )
     text = re.sub(r"script-src [^;]*;", "script-src 'unsafe-inline';", page.read_text(encoding="utf-8"), count=1)
