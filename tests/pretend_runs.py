@@ -133,8 +133,17 @@ def ptx(run: Run) -> PTXConfig:
     return PTXConfig(files=[str(run.world / "texts.jsonl")], max_length=16, batch_ratio=0.5)
 
 
+class LoadsOnTheHost(PPOModule):
+    """Refuses weights that arrive on the device: all of them at once, in fp32, may not fit there."""
+
+    def load_models(self) -> None:
+        super().load_models()
+        assert self.reference is not None
+        assert {p.device.type for p in [*self.parameters(), *self.reference.model.parameters()]} == {"cpu"}
+
+
 def ppo_defaults(run: Run) -> None:
-    module, prompts = tiny_ppo(run.world), data(run)
+    module, prompts = tiny_ppo(run.world, LoadsOnTheHost), data(run)
     run.fit(module, prompts)
     run.evaluate(module, prompts)
     module.export(run.folder / "export")
