@@ -41,11 +41,10 @@ class TimedPPO(PPOModule):
     eos_rate: float
     rollouts: list[Rollout]
 
-    def configure_model(self) -> None:
+    def load_models(self) -> None:
         """Load the models, then set the end-of-text rate of policy and reference."""
-        loaded = self.policy is not None
-        super().configure_model()
-        if loaded or self.policy is None or self.reference is None:
+        super().load_models()
+        if self.policy is None or self.reference is None:
             return
         for model in (self.policy, self.reference.model):
             set_eos_rate(model, self.eos_rate)

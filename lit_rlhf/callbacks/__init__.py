@@ -14,6 +14,7 @@ _EXPORTS = {
     "CriticWarmup": "critic_warmup",
     "ExperienceLike": "hooks",
     "ExportCallback": "export",
+    "Heartbeat": "heartbeat",
     "KLMonitor": "kl_monitor",
     "PerplexityMonitor": "perplexity_monitor",
     "RLHFProgressBar": "progress_bar",

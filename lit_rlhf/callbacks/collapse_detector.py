@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from lit_rlhf.callbacks.repetition_monitor import RepetitionMonitor
 from lit_rlhf.callbacks.reward_distribution import RewardDistributionMonitor
 from lit_rlhf.callbacks.rollback import checkpoint_before, restore
 from lit_rlhf.distributed import any_rank
+from lit_rlhf.jsonl import append_rows
 
 FILENAME = "collapse.jsonl"
 ACTIONS = ("warn", "stop", "raise_kl", "rollback")
@@ -181,10 +181,7 @@ class CollapseDetector(RolloutCallback):
         self.flags.append(event)
         rank_zero_warn(f"Collapse flagged at iteration {flag.iteration}: {flag.describe()}. {did}")
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / FILENAME
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(event)) + "\n")
+            append_rows(Path(trainer.default_root_dir) / FILENAME, [_finite(event)])
 
     def _react(self, trainer: L.Trainer, pl_module: L.LightningModule, flag: Flag) -> tuple[bool, str]:
         """Take the action; whether training must stop, and what was done, for people."""

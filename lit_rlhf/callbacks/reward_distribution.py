@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseValues
 from lit_rlhf.functional.diagnostics import shape_statistics
+from lit_rlhf.jsonl import append_rows
 
 FILENAME = "reward_histograms.jsonl"
 
@@ -74,10 +74,7 @@ class RewardDistributionMonitor(RolloutMonitor):
             return
         where = {"iteration": iteration_of(trainer, pl_module), "step": trainer.global_step}
         shape = {key: value if math.isfinite(value) else None for key, value in self._shape.items()}
-        path = Path(trainer.default_root_dir) / FILENAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**where, **histogram, **shape}) + "\n")
+        append_rows(Path(trainer.default_root_dir) / FILENAME, [{**where, **histogram, **shape}])
         for logger in trainer.loggers:
             add = getattr(getattr(logger, "experiment", None), "add_histogram", None)
             if add is not None:

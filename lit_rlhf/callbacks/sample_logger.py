@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, iteration_of
 from lit_rlhf.functional.kl import k1
+from lit_rlhf.jsonl import append_rows
 
 FILENAME = "samples.jsonl"
 
@@ -92,10 +92,7 @@ class SampleLogger(RolloutCallback):
         self._rollouts = state_dict["rollouts"]
 
     def _write(self, trainer: L.Trainer, samples: list[dict[str, Any]]) -> None:
-        path = Path(trainer.default_root_dir) / FILENAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        append_rows(Path(trainer.default_root_dir) / FILENAME, samples)
         for logger in trainer.loggers:
             add = getattr(getattr(logger, "experiment", None), "add_text", None)
             if add is None:

@@ -22,6 +22,7 @@ from lit_rlhf.evaluation.comparison import Comparison, Grouping, judge_policies,
 from lit_rlhf.evaluation.judges import HumanJudge, Judge, Verdict
 from lit_rlhf.evaluation.judges.sheet import write_csv, write_key
 from lit_rlhf.evaluation.verdicts import Judged, read_outcomes, verdict_outcomes, verdict_row
+from lit_rlhf.jsonl import append_rows, write_rows
 from lit_rlhf.reports.compare_page import write_comparison, write_sheet_page
 from lit_rlhf.user_errors import UserError, fail
 
@@ -156,8 +157,9 @@ def _write_sheet(judge: HumanJudge, pairs: Sequence[Pair], paths: Mapping[str, s
     write_csv(rows, sheet)
     write_sheet_page(rows, sheet.with_suffix(".html"))
     Console().print(
-        f"{len(rows)} pairs to judge: {sheet}, or {sheet.with_suffix('.html')} in a browser. Keep {key} from the "
-        f"annotators. Then: lit-rlhf compare --judge HumanJudge --sheet ANSWERED.csv ... --key {key}",
+        f"{len(rows)} pairs to judge: {sheet}, or in a browser {sheet.with_suffix('.html')}. "
+        f"Keep {key} from the annotators. Then: "
+        f"lit-rlhf compare --judge HumanJudge --sheet ANSWERED.csv ... --key {key}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -171,8 +173,7 @@ def _kept(out: str | None, *, total: int) -> Iterator[Any]:
     final = None if out is None else Path(out).with_suffix(".verdicts.jsonl")
     partial = None if final is None else final.with_suffix(".partial")
     if partial is not None:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("", encoding="utf-8")
+        write_rows(partial, [])
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=total)
@@ -181,8 +182,7 @@ def _kept(out: str | None, *, total: int) -> Iterator[Any]:
             progress.advance(task, len(pairs))
             if partial is not None:
                 rows = [verdict_row(a, b, p, v) for p, v in zip(pairs, verdicts, strict=True) if v is not None]
-                with partial.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in rows)
+                append_rows(partial, rows)
 
         yield keep
     if partial is not None and final is not None:

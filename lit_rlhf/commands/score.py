@@ -16,9 +16,10 @@ from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.data.records import PreferenceRecord, RowError
 from lit_rlhf.data.report import RowReport
 from lit_rlhf.evaluation.replies import Reply, read_scorable
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.evaluation.reward_report.pairs import ScoredPair
+from lit_rlhf.jsonl import write_rows
 from lit_rlhf.reports.reward_page import write_reward_report
+from lit_rlhf.reward_report.pairs import ScoredPair
+from lit_rlhf.reward_report.reply_scorer import ReplyScorer
 
 _CHUNK = 512  # rows between two ticks of the progress bar
 ItemT = TypeVar("ItemT")
@@ -73,7 +74,7 @@ def load_scorer(
 
     Args:
         path: Local folder or hub name.
-        template: See :class:`~lit_rlhf.evaluation.reply_scorer.ReplyScorer`.
+        template: See :class:`~lit_rlhf.reward_report.reply_scorer.ReplyScorer`.
         max_length: Most tokens of a row; None takes the model's context.
         max_batch_tokens: Most tokens of one forward pass.
         dtype: Of the weights.
@@ -172,7 +173,7 @@ def _pair_row(record: PreferenceRecord, pair: ScoredPair) -> dict[str, Any]:
 
 
 def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, scorer: ReplyScorer) -> str:
-    from lit_rlhf.evaluation.reward_report import RewardReport
+    from lit_rlhf.reward_report import RewardReport
 
     if not pairs:
         return "no pair"
@@ -193,12 +194,10 @@ def _chunks(items: Sequence[ItemT], console: Console | None) -> Iterator[Sequenc
 
 
 def _write(rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
     if out is None:
-        sys.stdout.write(lines)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(lines, encoding="utf-8")
+        sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        write_rows(out, rows)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.export import ExportCallback
+from lit_rlhf.callbacks.heartbeat import Heartbeat
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
 from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
@@ -141,7 +142,7 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
         kinds.insert(0, (ModelCheckpoint, lambda: RunCheckpoint(str(run / "checkpoints"))))
     if config.get("enable_progress_bar") is not False:
         kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
-    kinds.append((StopOnSignal, lambda: StopOnSignal()))
+    kinds += [(StopOnSignal, lambda: StopOnSignal()), (Heartbeat, lambda: Heartbeat())]
     for kind, make in kinds:
         # BestPolicy keeps the best by score; what a run resumes from is a checkpoint of its own.
         if not any(isinstance(callback, kind) and not isinstance(callback, BestPolicy) for callback in given):

@@ -18,7 +18,7 @@ from lit_rlhf.evaluation.judges.base import Judge, Verdict
 from lit_rlhf.evaluation.length_control import length_controlled
 from lit_rlhf.evaluation.ratings import elo_ratings
 from lit_rlhf.evaluation.responses import answer_means
-from lit_rlhf.evaluation.table import PolicyEvaluation, ResultTable
+from lit_rlhf.evaluation.table import PolicyEvaluation, ResultTable, p_shown
 from lit_rlhf.evaluation.verdicts import Judged, OrderBias, order_bias
 from lit_rlhf.evaluation.win_rate import half_ties, p_value, rows_by, win_rates_by
 
@@ -172,7 +172,7 @@ class Comparison:
 
     def sections(self) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
         """Title, header and rows of the tables beside the result table; those that have no row are left out."""
-        duels = [(each.a, each.b, _percent(each.rate), f"{each.p_value:.3f}") for each in self.duels]
+        duels = [(each.a, each.b, _percent(each.rate), p_shown(each.p_value)) for each in self.duels]
         ratings = [(name, _number(rating)) for name, rating in self.ratings.items()]
         agreements = [
             (" and ".join(each.judges), str(each.units), f"{each.alpha:.2f}", f"{100 * each.same:.0f}")

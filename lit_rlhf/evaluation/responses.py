@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lit_rlhf.functional.diagnostics import perplexity
@@ -48,11 +46,3 @@ def answer_means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         means["response_length"] = sum(row["tokens"] for row in rows) / len(rows)
     means.pop("kl_sequence", None)
     return means
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as JSON lines, in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)

@@ -186,7 +186,7 @@ class ResultTable:
         cells = [policy.name, *([_shares(policy.win_rates.get(groups[0]))] if groups else [])]
         cells += [_rate(policy.win_rates.get(group)) for group in groups]
         cells += [_interval_shown(policy.length_controlled.get(group)) for group in controlled]
-        cells += [_p_shown(policy.p_values.get("all"))] if with_p else []
+        cells += [p_shown(policy.p_values.get("all"))] if with_p else []
         cells += [_shown(policy.judge_score, "+.2f"), _shown(policy.score, "+.2f"), _shown(policy.kl, ".3f")]
         ended = None if policy.eos_rate is None else 100 * policy.eos_rate
         return [*cells, _shown(policy.perplexity, ".2f"), _shown(policy.response_length, ".1f"), _shown(ended, ".1f")]
@@ -225,7 +225,8 @@ def _interval_shown(rate: Interval | None) -> str:
     return f"{100 * rate.mean:.1f} [{ends}]"
 
 
-def _p_shown(p: float | None) -> str:
+def p_shown(p: float | None) -> str:
+    """A p-value with three digits; one that is smaller is said to be."""
     if p is None:
         return _MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -104,7 +104,7 @@ def read_outcomes(path: str | Path) -> dict[Hashable, Outcome]:
         ValueError: A line is no verdict.
     """
     out = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 ends no line of JSON
     for number, line in enumerate(lines, start=1):
         try:
             place, outcome = _outcome(json.loads(line))

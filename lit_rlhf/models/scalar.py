@@ -209,7 +209,7 @@ def score_rows(
     """
     if any(len(row) == 0 for row in rows):
         raise ValueError(f"Row {[len(row) for row in rows].index(0)} has no tokens, so it has no score.")
-    scores = torch.empty(len(rows))
+    scores = torch.empty(len(rows), dtype=torch.float32)
     with torch.no_grad():
         for picks in token_packs([len(row) for row in rows], max_batch_tokens):
             ids, mask = pad_right([rows[i] for i in picks], pad_token_id)

@@ -161,10 +161,8 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     # ---------------------------------------------------------------- models
 
-    def configure_model(self) -> None:
+    def load_models(self) -> None:
         """Load what the stage needs: prediction only generates, evaluation has no critic."""
-        if self.policy is not None:
-            return
         predicting = self._trainer is not None and self.trainer.predicting
         training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
         self.tokenizer = self.models.load_tokenizer()
@@ -174,8 +172,8 @@ class PPOModule(BaseModule, ExperienceCollector):
             self.critic = self.build_critic()
         if not predicting:
             self.reference = self.build_reference()
-            self.evaluator.setup(device=self.device, tokenizer=self.tokenizer)
-        self.engine.setup(tokenizer=self.tokenizer, device=self.device)
+            self.evaluator.setup(device=self.target_device, tokenizer=self.tokenizer)
+        self.engine.setup(tokenizer=self.tokenizer, device=self.target_device)
 
     def build_policy(self) -> Any:
         """The trainable policy, a causal language model of the transformers library; override to bring your own."""
@@ -191,7 +189,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         Called as ``critic(input_ids, at=positions)`` with rows ``(b, L)`` int64 and flat positions ``(N,)`` int64, it
         gives values ``(N,)``, as :class:`~lit_rlhf.models.scalar.ScalarModel` does.
         """
-        return self.models.build_critic(self.policy)
+        return self.models.build_critic(self.policy, device=self.target_device)
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """`policy` and, with a critic, `critic`."""
@@ -349,7 +347,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         if self.on_non_finite == "stop":
             self.fail_non_finite("score", f"{problems[0]} ")
         self.skip_reason = "score"  # the zeros below enter neither the moments nor the log
-        return RewardOutput(scores=torch.zeros(len(rollout), device=self.device))
+        return RewardOutput(scores=torch.zeros(len(rollout), dtype=torch.float32, device=self.device))
 
     def _scores_or_problem(self, rollout: Rollout) -> tuple[RewardOutput | None, str | None]:
         try:
@@ -600,7 +598,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def _ptx_share(self, text: TextBatch, num_tokens: float) -> Tensor:
         if not len(text):
-            return torch.zeros((), device=self.device)
+            return torch.zeros((), dtype=torch.float32, device=self.device)
         logprobs, mask = text_logprobs(self.policy, text)
         return normalized_sum(self.ptx_token_loss(logprobs, text), mask, num_tokens)
 
@@ -608,8 +606,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def validation_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
         """Answer and score a batch of held-out prompts."""
-        with self.evaluator.noting_problems():
-            self.evaluator.add(self.evaluate_prompts(batch.content))
+        self.evaluator.add(self.evaluator.attempt(lambda: self.evaluate_prompts(batch.content)))
 
     def test_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
         """The same as validation, on the test prompts."""
@@ -617,7 +614,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
         """Responses as JSON-able rows: ``prompt``, ``response``, ``ended``, ``tokens`` and the raw record."""
-        return self.evaluator.rows(self.reward_request(self.answer(batch.content)))
+        return self.evaluator.attempt(lambda: self.evaluator.rows(self.reward_request(self.answer(batch.content))))
 
     def answer(self, prompts: PromptBatch) -> Rollout:
         """Responses under ``eval_sampling`` with the fixed evaluation seed."""
@@ -655,11 +652,17 @@ class PPOModule(BaseModule, ExperienceCollector):
     def on_predict_epoch_start(self) -> None:
         """The engine learns of the weights."""
         self.policy.eval()
+        self.evaluator.start()
         self.engine.sync(self.policy)
 
+    def check_predictions(self) -> None:
+        """End all ranks where a batch failed on one of them; called before predictions are written."""
+        self.evaluator.check()
+
     def on_predict_epoch_end(self) -> None:
-        """The engine rests."""
+        """The engine rests; what failed on one rank ends all."""
         self.engine.rest()
+        self.check_predictions()
 
     def _finish_evaluation(self, stage: str) -> None:
         self.engine.rest()

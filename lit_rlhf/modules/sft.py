@@ -61,12 +61,11 @@ class SFTModule(BaseModule):
         self.engine = engine or TransformersEngine()
         self.policy: Any = None
 
-    def configure_model(self) -> None:
-        """Load tokenizer and model, once."""
-        if self.policy is None:
-            self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
-            self.policy = load_policy(self.policy_path, self.model_config)
-            self.engine.setup(tokenizer=self.tokenizer, device=self.device)
+    def load_models(self) -> None:
+        """See ``BaseModule``."""
+        self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
+        self.policy = load_policy(self.policy_path, self.model_config)
+        self.engine.setup(tokenizer=self.tokenizer, device=self.target_device)
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """One group, `policy`."""
@@ -143,19 +142,29 @@ class SFTModule(BaseModule):
     def on_predict_epoch_start(self) -> None:
         """The engine learns of the weights."""
         self.policy.eval()
+        self.evaluator.start()
         self.engine.sync(self.policy)
 
     def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
         """Responses to prompts as JSON-able rows, with the fixed evaluation seed."""
-        prompts, evaluator = batch.content, self.evaluator
+        return self.evaluator.attempt(lambda: self.answer(batch.content))
+
+    def answer(self, prompts: PromptBatch) -> list[dict[str, Any]]:
+        """Responses to prompts as JSON-able rows."""
+        evaluator = self.evaluator
         request = generation_request(
             self.policy, self.tokenizer, prompts, evaluator.uniforms(prompts), evaluator.sampling
         )
         return evaluator.rows(reward_request(self.tokenizer, self.engine.generate(request)))
 
     def on_predict_epoch_end(self) -> None:
-        """The engine rests."""
+        """The engine rests; what failed on one rank ends all."""
         self.engine.rest()
+        self.check_predictions()
+
+    def check_predictions(self) -> None:
+        """End all ranks where a batch failed on one of them; called before predictions are written."""
+        self.evaluator.check()
 
     def teardown(self, stage: str) -> None:
         """The engine frees what it holds."""

@@ -129,8 +129,12 @@ class PPOModels:
         check_same_vocabulary(policy, model, "reference")
         return FrozenModel(model, placement=self.reference.placement, dtype=getattr(torch, dtype))
 
-    def build_critic(self, policy: Any) -> nn.Module | None:
+    def build_critic(self, policy: Any, *, device: torch.device | str = "cpu") -> nn.Module | None:
         """The trainable critic (detail 8) from the reward model, the policy, or a folder of its own; or None.
+
+        Args:
+            policy: For its vocabulary.
+            device: Where a folder's fingerprint is checked. The reward checks its own when it is set up.
 
         Raises:
             ValueError: If it is to come from a reward that is not a model, or its vocabulary is not the policy's.
@@ -141,6 +145,7 @@ class PPOModels:
         critic = load_scalar_model(
             self.critic_path,
             head="fresh" if self.critic.init == "policy" else "load",
+            check_on=None if self.critic.init == "reward" else device,
             gradient_checkpointing=self.model.gradient_checkpointing,
             **load_options(self.model),
         )

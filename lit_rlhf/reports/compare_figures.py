@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -39,6 +39,7 @@ def shares_chart(rates: Sequence[tuple[str, WinRate]]) -> Any:
             text=[f"{part} {share:.0f}" if share >= 9 else "" for share in shares],
             textposition="inside",
             insidetextanchor="middle",
+            textangle=0,
             textfont={"color": ink},
             marker={"color": color, "line": {"color": "white", "width": 1}},
             hovertemplate=f"{part}: %{{x:.1f}} %<extra></extra>",
@@ -50,7 +51,7 @@ def shares_chart(rates: Sequence[tuple[str, WinRate]]) -> Any:
 
 
 def length_chart(judged: Sequence[Judged]) -> Any:
-    """Win rate, ties half, by how much longer the policy's response is than the baseline's: equally many pairs each."""
+    """Win rate, ties half, by how much longer the response is than the baseline's: equally many pairs a point."""
     figure = go.Figure()
     for place, each in enumerate(judged):
         color = SEQUENCE[place % len(SEQUENCE)]
@@ -75,7 +76,7 @@ def length_points(judged: Judged) -> list[tuple[float, Interval]]:
     rows = sorted((length(pair.a) - length(pair.b), _HALF[verdict.outcome]) for pair, verdict in judged.rows())
     number = min(LENGTH_BINS, len(rows))
     edges = [round(i * len(rows) / number) for i in range(number + 1)]
-    parts = [rows[low:high] for low, high in pairwise(edges) if high > low]
+    parts = [rows[low:high] for low, high in itertools.pairwise(edges) if high > low]
     return [(sum(g for g, _ in part) / len(part), bootstrap([y for _, y in part])) for part in parts]
 
 
@@ -89,7 +90,10 @@ def tax_chart(measured: Measurement, models: Sequence[str]) -> Any:
             marker={"color": [SEQUENCE[i % len(SEQUENCE)] for i in range(len(models))]},
             error_y=_whiskers(values),
             text=[f"{value.mean:.3f}" for value in values],
-            textposition="outside",
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            textfont={"color": "white"},
             hovertemplate="%{y:.4f}<extra></extra>",
         )
     )

@@ -76,7 +76,9 @@ class ModelReward(Reward):
         self._policy_tokenizer = tokenizer
         self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
-        scalar = load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        scalar = load_scalar_model(
+            self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code, check_on=device
+        )
         check_embeddings(scalar.config, self._tokenizer)
         self._model = FrozenModel(scalar, placement=self.placement).to(device)
 

@@ -140,7 +140,7 @@ class _Responses:
         self.ids = torch.full(uniforms.shape, pad_token_id, dtype=torch.int64, device=uniforms.device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=uniforms.device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=uniforms.device)
-        self.logprobs = torch.zeros(uniforms.shape, device=uniforms.device) if scored else None
+        self.logprobs = torch.zeros(uniforms.shape, dtype=torch.float32, device=uniforms.device) if scored else None
         self.entropies = None if self.logprobs is None else torch.zeros_like(self.logprobs)
 
     def write(self, running: _Running, *, width: int) -> None:
@@ -220,8 +220,8 @@ class _Running:
             penalized=torch.cat([mask & penalize_prompt, ~none], dim=1),
             done=torch.zeros_like(rows, dtype=torch.bool),
             broken=torch.zeros_like(rows, dtype=torch.bool),
-            logprobs=torch.zeros(len(rows), steps if scored else 0, device=ids.device),
-            entropies=torch.zeros(len(rows), steps if scored else 0, device=ids.device),
+            logprobs=torch.zeros(len(rows), steps if scored else 0, dtype=torch.float32, device=ids.device),
+            entropies=torch.zeros(len(rows), steps if scored else 0, dtype=torch.float32, device=ids.device),
         )
 
     def take(self, index: Tensor) -> _Running:

@@ -47,9 +47,10 @@ def test_every_hook_is_called_and_ducks_are_served_as_well(tmp_path):
 
 def test_every_callback_with_a_hook_has_the_base():
     classes = [getattr(callbacks, name) for name in callbacks.__all__]
-    own = [c for c in classes if isinstance(c, type) and issubclass(c, L.Callback)]
-    assert len(own) >= 12
-    assert [c.__name__ for c in own if not issubclass(c, RolloutCallback)] == ["BestPolicy"]
+    hooks = ("on_rollout_end", "on_validation_rollout", "on_phase")
+    hooked = [c for c in classes if isinstance(c, type) and any(hasattr(c, hook) for hook in hooks)]
+    assert len(hooked) >= 11
+    assert not [c.__name__ for c in hooked if not issubclass(c, RolloutCallback)]
 
 
 @pytest.mark.parametrize(

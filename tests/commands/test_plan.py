@@ -267,6 +267,18 @@ def test_a_module_that_cannot_be_planned_is_refused_in_one_line(words: list[str]
         plan([*words, *data])
 
 
+class Slip(PPOModule):
+    """A subclass with a fault of its own."""
+
+    def pass_sizes(self, *args: Any, **kwargs: Any) -> PassSizes:
+        return self.nothing_of_the_kind  # type: ignore[no-any-return]
+
+
+def test_a_slip_in_the_module_is_not_blamed_on_the_data(small: str) -> None:
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        parts(small, PPO, "--model", own(Slip))
+
+
 def test_nothing_is_loaded_and_no_trainer_is_made(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError

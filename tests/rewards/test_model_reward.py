@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_rlhf.models.frozen import HostWeights
 from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.scalar import score_rows
 from lit_rlhf.rewards.model import ModelReward, encode_again, translate_special
@@ -154,9 +155,10 @@ def test_model_goes_where_the_rollout_is(reward_folder, tokenizer, monkeypatch):
     reward = ModelReward(str(reward_folder()), placement="cpu")
     reward.setup(device=torch.device("meta"), tokenizer=tokenizer)
     asked = []
-    monkeypatch.setattr("lit_rlhf.models.frozen._brought", lambda tensor, device: asked.append(device) or tensor)
+    lend = HostWeights.on
+    monkeypatch.setattr(HostWeights, "on", lambda weights, device: asked.append(device) or lend(weights, device))
     assert reward(make_request(tokenizer, PROMPTS, RESPONSES)).scores.isfinite().all()
-    assert set(asked) == {CPU}
+    assert asked == [CPU]
 
 
 def test_describe(tmp_path):

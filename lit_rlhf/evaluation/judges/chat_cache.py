@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.jsonl import append_rows
+
 _KEYS = {"request", "answer", "tokens"}
 _START = '{"request": "'
 
@@ -32,7 +34,6 @@ class ChatCache:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._answers: dict[str, str] = {}
-        self._torn = False
         if self.path.exists():
             self._read()
 
@@ -45,17 +46,13 @@ class ChatCache:
 
     def put(self, key: str, answer: str, *, tokens: int) -> None:
         """Keep an answer, on disk when this returns."""
-        line = json.dumps({"request": key, "answer": answer, "tokens": tokens}, ensure_ascii=True) + "\n"
         with self._lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" + line if self._torn else line)
-            self._torn, self._answers[key] = False, answer
+            append_rows(self.path, [{"request": key, "answer": answer, "tokens": tokens}])
+            self._answers[key] = answer
 
     def _read(self) -> None:
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        self._torn = bool(text) and not text.endswith("\n")
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # U+2028 ends no line of JSON
             row = _parsed(line)
             if row is not None:
                 self._answers[row["request"]] = row["answer"]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.distributed import rank
 from lit_rlhf.models.causal import projector
 from lit_rlhf.models.checkpoint import read_tensor, resolve_folder, tensor_keys
 from lit_rlhf.models.fingerprint import check_fingerprint
@@ -26,6 +27,7 @@ def load_scalar_model(
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
+    check_on: torch.device | str | None = "cpu",
 ) -> ScalarModel:
     """A reward model or critic.
 
@@ -38,6 +40,11 @@ def load_scalar_model(
         attn_implementation: As in transformers; None takes its default for the architecture.
         gradient_checkpointing: Recompute each layer's activations in backward (active in train mode only).
         trust_remote_code: Run Python files that come with the model.
+        check_on: Where a loaded head is checked against the folder's fingerprint: on an accelerator by every rank, on a
+            CPU by rank 0 alone; None checks nothing.
+
+    Returns:
+        The model, on the CPU.
 
     Raises:
         FileNotFoundError: No such folder or hub name.
@@ -58,8 +65,8 @@ def load_scalar_model(
     trunk = model.base_model if lm_head else model
     with _attention_for_the_cpu(model):
         scalar = ScalarModel(trunk, _make_head(weight, model.config), projection=projector(model) if lm_head else None)
-        if weight is not None:
-            _check_fingerprint(folder, scalar.eval(), as_dtype(dtype), trust_remote_code=trust_remote_code)
+        if weight is not None and check_on is not None and (rank() == 0 or torch.device(check_on).type != "cpu"):
+            _check_fingerprint(folder, scalar.eval(), as_dtype(dtype), check_on, trust_remote_code=trust_remote_code)
     return scalar
 
 
@@ -110,11 +117,13 @@ def _make_head(weight: Tensor | None, config: Any) -> ScalarHead:
     return head
 
 
-def _check_fingerprint(folder: Path, model: ScalarModel, dtype: torch.dtype, *, trust_remote_code: bool) -> None:
+def _check_fingerprint(
+    folder: Path, model: ScalarModel, dtype: torch.dtype, device: torch.device | str, *, trust_remote_code: bool
+) -> None:
     from transformers import AutoTokenizer
 
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     tokenizer = (
         AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code) if has_tokenizer else None
     )
-    check_fingerprint(folder, model, dtype=dtype, tokenizer=tokenizer)
+    check_fingerprint(folder, model, dtype=dtype, tokenizer=tokenizer, device=device)

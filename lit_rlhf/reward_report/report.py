@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_rlhf.evaluation.intervals import Interval
-from lit_rlhf.evaluation.reward_report.accuracy import (
+from lit_rlhf.reward_report.accuracy import (
     Accuracy,
     Histogram,
     LengthBucket,
@@ -20,10 +20,10 @@ from lit_rlhf.evaluation.reward_report.accuracy import (
     difference_histogram,
     pair_accuracy,
 )
-from lit_rlhf.evaluation.reward_report.calibration import Calibration, calibration
-from lit_rlhf.evaluation.reward_report.length_bias import LengthBias, length_bias
-from lit_rlhf.evaluation.reward_report.pairs import PairColumns, ScoredPair
-from lit_rlhf.evaluation.reward_report.probes import Probe, ScoreFunction, probe
+from lit_rlhf.reward_report.calibration import Calibration, calibration
+from lit_rlhf.reward_report.length_bias import LengthBias, length_bias
+from lit_rlhf.reward_report.pairs import PairColumns, ScoredPair
+from lit_rlhf.reward_report.probes import Probe, ScoreFunction, probe
 
 
 @dataclass(frozen=True, kw_only=True)

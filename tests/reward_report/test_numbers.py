@@ -11,15 +11,15 @@ import scipy.stats
 import torch
 
 from lit_rlhf.evaluation.intervals import cluster_bootstrap, wilson_interval
-from lit_rlhf.evaluation.reward_report.accuracy import (
+from lit_rlhf.reward_report.accuracy import (
     accuracy_by_length,
     accuracy_by_subset,
     difference_histogram,
     pair_accuracy,
 )
-from lit_rlhf.evaluation.reward_report.calibration import calibration, pair_calibration_error
-from lit_rlhf.evaluation.reward_report.length_bias import length_bias
-from lit_rlhf.evaluation.reward_report.pairs import PairColumns, ScoredPair
+from lit_rlhf.reward_report.calibration import calibration, pair_calibration_error
+from lit_rlhf.reward_report.length_bias import length_bias
+from lit_rlhf.reward_report.pairs import PairColumns, ScoredPair
 
 
 def columns(differences, length_differences=None, *, prompts=None, subsets=None) -> PairColumns:

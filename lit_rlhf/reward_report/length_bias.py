@@ -10,8 +10,8 @@ from torch import Tensor
 from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
 from lit_rlhf.evaluation.intervals import Interval, cluster_bootstrap
-from lit_rlhf.evaluation.reward_report.accuracy import Accuracy, equal_count_edges, outcomes, rate_of
-from lit_rlhf.evaluation.reward_report.pairs import PairColumns
+from lit_rlhf.reward_report.accuracy import Accuracy, equal_count_edges, outcomes, rate_of
+from lit_rlhf.reward_report.pairs import PairColumns
 
 
 @dataclass(frozen=True, kw_only=True)

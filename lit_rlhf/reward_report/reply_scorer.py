@@ -9,8 +9,8 @@ import torch
 
 from lit_rlhf.data.records import Message
 from lit_rlhf.data.template import EncodedPrompt, check_template, encode_prompt, encode_reply, fit_prompt
-from lit_rlhf.evaluation.reward_report.probes import ScoreRequest
 from lit_rlhf.models.scalar import score_rows
+from lit_rlhf.reward_report.probes import ScoreRequest
 
 
 class ReplyScorer:

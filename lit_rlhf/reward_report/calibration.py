@@ -18,8 +18,8 @@ from torch.nn.functional import logsigmoid
 from torchmetrics.functional.classification import binary_calibration_error
 
 from lit_rlhf.evaluation.intervals import Interval
-from lit_rlhf.evaluation.reward_report.accuracy import outcomes, rate_of
-from lit_rlhf.evaluation.reward_report.pairs import PairColumns
+from lit_rlhf.reward_report.accuracy import outcomes, rate_of
+from lit_rlhf.reward_report.pairs import PairColumns
 
 _SATURATION = 1e-12  # p stays inside (0, 1): torchmetrics gives p == 1.0 a bin of its own
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lit_rlhf.evaluation.reward_report import ScoredPair
-from lit_rlhf.evaluation.reward_report.probes import degenerate_replies, probe
+from lit_rlhf.reward_report import ScoredPair
+from lit_rlhf.reward_report.probes import degenerate_replies, probe
 
 
 def pair(prompt: str, chosen: str, source: object = None) -> ScoredPair:

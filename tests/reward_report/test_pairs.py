@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from lit_rlhf.evaluation.reward_report import ScoredPair, scored_pairs
-from lit_rlhf.evaluation.reward_report.pairs import PairColumns
+from lit_rlhf.reward_report import ScoredPair, scored_pairs
+from lit_rlhf.reward_report.pairs import PairColumns
 from lit_rlhf.types import PreferenceBatch
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from lit_rlhf.evaluation.intervals import Interval, cluster_bootstrap, proportion_interval
-from lit_rlhf.evaluation.reward_report.pairs import ScoredPair
+from lit_rlhf.reward_report.pairs import ScoredPair
 
 ScoreRequest: TypeAlias = tuple[Any, str]
 """A prompt (messages, token ids or text: what ``ScoredPair.prompt_source`` holds) and a reply's text."""

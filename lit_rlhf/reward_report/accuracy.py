@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.evaluation.intervals import Interval, proportion_interval
-from lit_rlhf.evaluation.reward_report.pairs import PairColumns
+from lit_rlhf.reward_report.pairs import PairColumns
 
 
 @dataclass(frozen=True, kw_only=True)
