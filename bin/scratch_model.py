@@ -32,7 +32,7 @@ def write(preset: str, data: list[Path], out: Path, *, context: int, seed: int) 
     import torch
     from transformers import LlamaForCausalLM
 
-    from lit_rlhf.models.loading import quiet
+    from lit_rlhf.models.loading.pretrained import quiet
 
     tokenizer = make_tokenizer(PRESETS[preset][-1], lines(data), model_max_length=context)
     torch.manual_seed(seed)

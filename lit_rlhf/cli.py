@@ -30,7 +30,10 @@ Data:
   data check FILES               say what is wrong with which row, before training
 Results:
   report RUN_DIR [RUN_DIR ...]   one self-contained HTML page of a run
-  compare SFT_RUN RUN [...]      win/tie/lose and gold scores of evaluated policies
+  compare SFT=RUN PPO=RUN [...] --judge JUDGE
+                                 who wins: a score, a reward, a chat model or people decide
+  tax BASE SFT PPO [...] --text FILES [--tasks TASKS]
+                                 what alignment costs on held-out text and tasks
   score --model RM FILE          score the replies in a file
 Models:
   export CKPT OUT                a checkpoint as a Hugging Face folder
@@ -57,6 +60,7 @@ COMMANDS = {
     "data check": "lit_rlhf.commands.data_check",
     "report": "lit_rlhf.commands.report",
     "compare": "lit_rlhf.commands.compare",
+    "tax": "lit_rlhf.commands.tax",
     "score": "lit_rlhf.commands.score",
     "export": "lit_rlhf.commands.export",
     "plan": "lit_rlhf.commands.plan",

@@ -66,8 +66,7 @@ def run_together(call: Callable[[], ResultT]) -> ResultT:
     not communicate itself.
 
     Raises:
-        Exception: The rank's own error; RuntimeError naming rank and error on the ranks whose own call succeeded, or
-            ``Interrupted`` on all of them where a signal asked one of them to stop.
+        Exception: See :func:`raise_together`.
     """
     if not is_distributed():
         return call()
@@ -77,6 +76,17 @@ def run_together(call: Callable[[], ResultT]) -> ResultT:
         result = call()
     except Exception as error:
         failure = error
+    raise_together(failure)
+    return result  # type: ignore[no-any-return]
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise ``failure``, this rank's own, or say which other rank has one; nothing where none has. A collective.
+
+    Raises:
+        Exception: The rank's own error; RuntimeError naming rank and error on the ranks that have none, or
+            ``Interrupted`` on all of them where a signal asked one of them to stop.
+    """
     told = all_gather_object(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
@@ -85,4 +95,3 @@ def run_together(call: Callable[[], ResultT]) -> ResultT:
     others = [f"rank {number}: {problem}" for number, problem in enumerate(told) if problem is not None]
     if others:
         raise RuntimeError(f"Another process failed, so this one stops as well; {others[0]}")
-    return result  # type: ignore[no-any-return]

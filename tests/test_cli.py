@@ -72,7 +72,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def load(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lit_rlhf.models.loading._load", load)
+    monkeypatch.setattr("lit_rlhf.models.loading.pretrained.check_weights_are_plain", load)
     empty = tmp_path / "cwd"
     empty.mkdir()
     monkeypatch.chdir(empty)

@@ -21,6 +21,8 @@ from lit_rlhf.callbacks import (
     RewardDistributionMonitor,
 )
 from lit_rlhf.config import ScheduleConfig
+from lit_rlhf.evaluation.judges import ScoreJudge
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PTXConfig
 from lit_rlhf.ppo.kl_controller import AdaptiveKL
@@ -28,7 +30,7 @@ from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.types import RewardOutput
 from tests.callbacks.stand_in import made_up
-from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_world
+from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_opponent, write_world
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -88,6 +90,7 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch:
         loss=LossConfig(entropy_coef=0.01, target_kl=1e-9, whiten_advantages=True, advantage_clip=0.5),
         schedule=ScheduleConfig(kind="constant", warmup=4, min_ratio=0.1),
         eval_rewards={"gold": ModelReward(str(world / "reward"))},
+        opponent=Opponent(answers=str(write_opponent(world)), judge=ScoreJudge("gold", tie_margin=0.0)),
     )
     monitors = [monitor() for monitor in MONITORS]
     others = [RewardDistributionMonitor(), CollapseDetector(), CriticWarmup(iterations=0)]

@@ -74,12 +74,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_wheel_holds_the_configs_and_finds_them(tree: Path, tmp_path: Path) -> None:
+def test_a_wheel_holds_configs_and_templates_and_finds_them(tree: Path, tmp_path: Path) -> None:
     site = built(tree, "wheel")
     package, configs = found(site, tmp_path)
     assert package == site / "lit_rlhf" / "__init__.py"
     assert configs == site / "lit_rlhf" / "configs"
     assert contents(configs) == contents(ROOT / "configs")
+    templates = Path("lit_rlhf") / "reports" / "templates"
+    assert contents(site / templates) == contents(ROOT / templates)
+    assert (site / templates / "base.html.jinja").is_file()
     assert (site / "lit_rlhf" / "py.typed").is_file()
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"lit_rlhf"}
 

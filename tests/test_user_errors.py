@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_rlhf.commands.compare import win_rates
 from lit_rlhf.commands.plan import parse_size
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.ppo.losses import ClippedSurrogate
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.strategies.errors import CheckpointError
-from lit_rlhf.user_errors import LitRLHFError, UserError, fail, message_for_user
+from lit_rlhf.user_errors import PACKAGE, LitRLHFError, UserError, fail, message_for_user
 
 
 def caught(action: Callable[[], Any]) -> Exception:
@@ -63,12 +62,22 @@ def test_a_value_error_that_the_package_raises_is_for_users(action: Callable[[],
     assert message_for_user(error) == str(error)
 
 
-def test_a_value_error_of_the_interpreter_inside_the_package_is_not() -> None:
-    """``float("x")`` has no frame of its own: its innermost one is the package's, as with a ``raise``."""
-    row = {"row": 0, "gold": "x", "record": {}, "prompt": ""}
-    error = caught(lambda: win_rates([row], [row]))
-    assert isinstance(error, ValueError)
-    assert message_for_user(error) is None
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("raise ValueError('by us')", "by us"),
+        ("int('x')", None),
+        ("max([])", None),
+        ("a, b = [1]", None),
+        ("list(zip([1], [], strict=True))", None),
+        ("[].index(1)", None),
+    ],
+)
+def test_a_value_error_of_the_interpreter_inside_the_package_is_not(statement: str, told: str | None) -> None:
+    """``int`` has no frame of its own: the innermost one is the package's, as with a ``raise``."""
+    error = caught(lambda: exec(compile(statement, str(PACKAGE / "made_up.py"), "exec")))
+    assert type(error) is ValueError
+    assert message_for_user(error) == told
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.calls import call, spread
 from benchmarks.shapes import PRESETS
 
 MICRO_BATCH_TOKENS = 768
@@ -140,16 +139,6 @@ def without_peer(arguments: list[str]) -> list[str]:
     return kept
 
 
-def call(command: list[str], threads: int) -> dict[str, Any]:
-    """Run a command; the JSON object in the last line it prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
-
-
 def compare(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     """Interleaved rounds of both; how many times cheaper ours is, by phase, as min/median/max over the rounds."""
     bench = Path(__file__).resolve().parent.parent / "bench"
@@ -183,9 +172,3 @@ def costs(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[st
         "token": (1 / ours["tokens_per_s"], 1 / theirs["real_tokens_per_s"]),
         "memory": memory,
     }
-
-
-def spread(values: list[float], digits: int = 2) -> dict[str, float]:
-    """Smallest, middle and largest."""
-    numbers = {"min": min(values), "median": statistics.median(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in numbers.items()}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import call, spread
+from benchmarks.calls import call, spread
 from benchmarks.shapes import versions
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"

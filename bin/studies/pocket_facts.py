@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lit_rlhf.commands.score import load_scorer
 from lit_rlhf.data.records import read_messages
+from lit_rlhf.evaluation.judges.base import by_margin
 from lit_rlhf.evaluation.win_rate import WinRate, win_rates_by
 from lit_rlhf.pocket.make import held_out_prompts
 from lit_rlhf.pocket.responses import FLAWS, answer_and_flawed
@@ -49,10 +50,8 @@ def accuracies(path: Path, split: Split) -> dict[str, WinRate]:
     return dict(
         win_rates_by(
             [flaw for _, flaw, _, _ in cases],
-            scores[::2],
-            [[score] for score in scores[1::2]],
+            [[by_margin(a, b, tie_margin=0.0)] for a, b in zip(scores[::2], scores[1::2], strict=True)],
             clusters=[(prompt.family, prompt.argument) for prompt, *_ in cases],
-            tie_margin=0.0,
         )
     )
 

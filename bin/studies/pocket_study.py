@@ -19,6 +19,7 @@ from typing import Any
 from lit_rlhf.commands.pocket_pipeline import BASELINE_SAMPLES, Pipeline
 from lit_rlhf.commands.processes import wait_for
 
+TIE_MARGIN = 0.08  # as configs/pocket/compare.yaml
 ARMS = {"ppo_max": "PPO-max", "ppo_vanilla": "vanilla PPO"}
 
 
@@ -85,16 +86,20 @@ class Study(Pipeline):
 
     def curves(self) -> dict[str, list[dict[str, Any]]]:
         """Of each arm, one point an evaluation: iteration, win rates with intervals, and means."""
-        from lit_rlhf.commands.compare import evaluate_policy, read_responses
+        from lit_rlhf.evaluation.answers import read_answers
+        from lit_rlhf.evaluation.comparison import Grouping, against_baseline
+        from lit_rlhf.evaluation.judges import ScoreJudge
 
-        baseline = read_responses(self.runs / "test" / "sft")
+        gold = ScoreJudge("gold", tie_margin=TIE_MARGIN)
+        grouping = Grouping(cluster_by=("family", "argument"), split_by="kind")
+        baseline = read_answers(self.runs / "test" / "sft")
         out = {}
         for arm in ARMS:
             points = []
             for path in sorted((self.runs / arm / "evaluations").glob("val-step*.jsonl")):
                 found = re.search(r"step(\d+)", path.name)
                 assert found is not None
-                policy = evaluate_policy(arm, read_responses(path), baseline, judge="gold")
+                policy = against_baseline(arm, read_answers(path), baseline, gold, grouping=grouping)
                 points.append({"iteration": int(found[1]) // 2, **policy.to_dict()})
             out[arm] = points
         return out

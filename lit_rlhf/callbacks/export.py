@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.hooks import RolloutCallback
+from lit_rlhf.distributed import run_together
 
 
 class ExportCallback(RolloutCallback):
@@ -85,7 +86,8 @@ class ExportCallback(RolloutCallback):
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
         path = Path(self.dirpath or Path(trainer.default_root_dir) / "export") / name
-        pl_module.export(path)  # type: ignore[operator]
+        # All wait for rank 0, and a disk that is full ends all of them.
+        run_together(lambda: pl_module.export(path))  # type: ignore[operator]
         rank_zero_info(f"Exported to {path}.")
 
     @staticmethod

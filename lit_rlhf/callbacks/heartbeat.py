@@ -18,13 +18,14 @@ import lightning as L
 import torch.distributed as dist
 
 from lit_rlhf import signals
+from lit_rlhf.callbacks.hooks import RolloutCallback
 from lit_rlhf.user_errors import message_for_user
 
 _FAILED = "failed"
 _LEFT = b"left"
 
 
-class Heartbeat(L.Callback):
+class Heartbeat(RolloutCallback):
     """Ends the job when one of its processes fails, dies or freezes, with one line that says which and why.
 
     A thread in each process says once a second that it is there, in the key-value store that the processes met at.

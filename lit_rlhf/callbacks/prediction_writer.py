@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lit_rlhf.distributed import all_gather_object
+from lit_rlhf.distributed import all_gather_object, run_together
 from lit_rlhf.jsonl import write_rows
 
 
@@ -31,10 +31,15 @@ class JSONLWriter(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Gather and write."""
+        """Gather and write; nothing where a module's ``check_predictions`` says that a rank failed."""
+        check = getattr(pl_module, "check_predictions", None)
+        if callable(check):
+            check()
         own = [row for batch in predictions for row in batch if isinstance(row, dict)]
         rows = [row for part in all_gather_object(own) for row in part]
         rows.sort(key=lambda row: (row.get("sample", 0), row.get("row", 0)))
-        if trainer.is_global_zero and rows:
-            write_rows(self.path, rows)
-            print(f"{len(rows)} predictions: {self.path}")  # noqa: T201
+        run_together(lambda: self._write(rows) if trainer.is_global_zero and rows else None)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        write_rows(self.path, rows)
+        print(f"{len(rows)} predictions: {self.path}")  # noqa: T201

@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_rlhf import signals
+from lit_rlhf.callbacks.hooks import RolloutCallback
 from lit_rlhf.distributed import all_reduce_max
 from lit_rlhf.strategies.checkpoint_io import existing, latest_checkpoint, leftovers, remove
 
@@ -24,7 +25,7 @@ FILENAME = "interrupted.ckpt"
 REQUEUED = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-class StopOnSignal(L.Callback):
+class StopOnSignal(RolloutCallback):
     """Ends ``fit`` on SIGUSR1, SIGUSR2 or SIGTERM with a checkpoint from which nothing is lost.
 
     The handlers only note the signal (:mod:`lit_rlhf.signals`). Before each batch, and before and after each rollout,

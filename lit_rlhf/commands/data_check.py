@@ -195,7 +195,7 @@ def main(argv: Sequence[str]) -> None:
 def _load_tokenizer(path: str | None) -> Any:
     if path is None:
         return None
-    from lit_rlhf.models.loading import load_tokenizer
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     return load_tokenizer(path)
 

@@ -17,7 +17,7 @@ from lit_rlhf.models.export import (
     extract_submodule_state,
     scalar_model_from_state,
 )
-from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
 STATE_KEY = "lit_rlhf"
 PARTS = {"policy": "policy", "critic": "critic", "reward": "reward_model"}

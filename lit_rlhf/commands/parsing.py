@@ -28,6 +28,7 @@ NAMED_IN_YAML = (
     "lit_rlhf.strategies",
     "lit_rlhf.rollout",
     "lit_rlhf.ppo",
+    "lit_rlhf.evaluation.judges",
 )
 """Rooms whose classes YAML can name without the module path: `class_path: PPOModule`."""
 

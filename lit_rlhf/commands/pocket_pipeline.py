@@ -143,7 +143,8 @@ class Pipeline:
         """Table, picture and report."""
         names = {"SFT": "sft", "PPO-max": "ppo_max", "vanilla PPO": "ppo_vanilla"}
         named = [f"{name}={self.runs / 'test' / folder}" for name, folder in names.items()]
-        wait_for([self.command("compare", *named, "--out", str(self.runs / "results"))])
+        judge = ["--config", str(self.runs / "configs" / "compare.yaml")]
+        wait_for([self.command("compare", *judge, *named, "--out", str(self.runs / "results"))])
         pictures = ["panels.png"] if self.plot() else []
         report = self.runs / "report.html"
         runs = [str(self.runs / stage) for stage in ("ppo_max", "ppo_vanilla")]

@@ -106,6 +106,28 @@ class RLHFCLI(LightningCLI):
                 callback.dirpath = str(run / "checkpoints")
 
 
+class BuiltCLI(RLHFCLI):
+    """Module and data module as a run would have them; no trainer is made and nothing runs.
+
+    Attributes:
+        model: The LightningModule.
+        datamodule: The LightningDataModule.
+        trainer_config: The trainer's options, as the config has them.
+    """
+
+    def instantiate_classes(self) -> None:
+        """All but what belongs to the trainer: a strategy or a logger may need a machine that this one is not."""
+        self.config = self.config.clone()
+        self.trainer_config = self.config[self.subcommand].pop("trainer")
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
 def _is_local_path(path: str) -> bool:
     """Whether a ``ckpt_path`` is neither a URL nor one of Lightning's names."""
     return "://" not in path and path not in ("best", "hpc") and not path.startswith("registry")
@@ -153,27 +175,34 @@ def command_line(argv: Sequence[str], *, run: bool = True) -> RLHFCLI:
         run: Whether there is a subcommand to run. Without, ``.model``, ``.datamodule`` and ``.trainer`` are made and
             nothing is loaded.
     """
+    return RLHFCLI(**_options(argv), seed_everything_default=0, run=run)
+
+
+def build(argv: Sequence[str]) -> BuiltCLI:
+    """Parse ``argv`` as a run would, make module and data alone, and seed nothing."""
+    return BuiltCLI(**_options(argv), seed_everything_default=False)
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
     quiet()
     register_strategies()
     modules_named_in_yaml()
-    return RLHFCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
+    return {
+        "model_class": L.LightningModule,
+        "datamodule_class": L.LightningDataModule,
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "save_config_callback": RunConfig,
+        "save_config_kwargs": {"overwrite": True},
+        "trainer_defaults": {
             "log_every_n_steps": 1,
             "logger": True,
             "use_distributed_sampler": False,
             "enable_model_summary": False,
         },
-        seed_everything_default=0,
-        parser_kwargs={"default_env": True, "env_prefix": "LIT_RLHF"},
-        args=list(argv),
-        run=run,
-    )
+        "parser_kwargs": {"default_env": True, "env_prefix": "LIT_RLHF"},
+        "args": list(argv),
+    }
 
 
 def quiet() -> None:

@@ -268,7 +268,7 @@ def load_module_tokenizer(data: L.LightningDataModule, path: str | None) -> Any:
     Raises:
         ValueError: No path, and no module to ask.
     """
-    from lit_rlhf.models.loading import load_tokenizer
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     module = None if data.trainer is None else data.trainer.lightning_module
     options = getattr(module, "model_config", None)

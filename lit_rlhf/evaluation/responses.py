@@ -31,3 +31,18 @@ def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str])
         "response_length": tokens / total,
         "eos_rate": sum(row["ended"] for row in rows) / total,
     }
+
+
+def answer_means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same means of whatever was saved: another program's rows may lack scores, tokens or log-probabilities."""
+
+    def has(name: str) -> bool:
+        return all(isinstance(row.get(name), int | float) for row in rows)
+
+    means: dict[str, Any] = {"score": sum(row["score"] for row in rows) / len(rows)} if has("score") else {}
+    if has("tokens") and has("logprob"):
+        means |= evaluation_means([{"ended": True, **row} for row in rows], [])
+    elif has("tokens"):
+        means["response_length"] = sum(row["tokens"] for row in rows) / len(rows)
+    means.pop("kl_sequence", None)
+    return means

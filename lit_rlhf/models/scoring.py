@@ -41,7 +41,7 @@ def response_logprobs(
     logprobs, entropy = chunked_logprobs(
         trunk_hidden(model, rows.input_ids, at=rows.predicting()),
         projector(model),
-        rows.response_ids[rows.response_mask],
+        rows.predicted(),
         chunk_size=chunk_size,
         with_entropy=with_entropy,
     )
@@ -95,8 +95,8 @@ def model_columns(
         pad_token_id: Id written to padding; it changes no result.
     """
     shape, device = rollout.response_mask.shape, rollout.input_ids.device
-    logprobs, entropy, values, ref = (torch.zeros(shape, device=device) for _ in range(4))
-    for rows in micro_batches:
+    logprobs, entropy, values, ref = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(4))
+    for rows in (part.to(device) for part in micro_batches):
         compact = compact_rows(rollout, rows, pad_token_id)
         width = compact.response_mask.size(1)
         if policy is not None:

@@ -129,7 +129,7 @@ class UpdateSums:
         self._shares: dict[str, Tensor] = {}
         self._tokens: dict[str, Tensor] = {}
         self._variance = torch.zeros(5, dtype=torch.float64, device=device)
-        self._drift = torch.zeros((), device=device)
+        self._drift = torch.zeros((), dtype=torch.float32, device=device)
         self._has_values = False
 
     def add_share(self, name: str, loss: Tensor) -> None:

@@ -33,13 +33,18 @@ PACKAGES = ("lit-rlhf", "torch", "lightning", "transformers", "deepspeed", "plot
 _UNSHOWABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
-def render(template: str, /, **values: Any) -> str:
+def render(template: str, /, *, script: str = "report.js", **values: Any) -> str:
     """The page that ``templates/<template>.html.jinja`` makes of ``values``; equal values give equal text.
+
+    Args:
+        template: Its name.
+        script: The page's own script, beside the template; "report.js" draws charts and comes with plotly.
+        values: What the template shows.
 
     Raises:
         jinja2.UndefinedError: If the template asks for a value that is not there.
     """
-    scripts = [get_plotlyjs(), _asset("report.js")]
+    scripts = [*([get_plotlyjs()] if script == "report.js" else []), _asset(script)]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return _ENVIRONMENT.get_template(f"{template}.html.jinja").render(
         palette=PAGE,

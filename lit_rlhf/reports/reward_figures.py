@@ -9,11 +9,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from lit_rlhf.evaluation.intervals import Interval
-from lit_rlhf.evaluation.reward_report.accuracy import Histogram, LengthBucket
-from lit_rlhf.evaluation.reward_report.calibration import Calibration
-from lit_rlhf.evaluation.reward_report.length_bias import LengthBias
 from lit_rlhf.reports.figures import literal, styled
 from lit_rlhf.reports.palette import BLACK, BLUE, DIM, GREEN, ORANGE, VERMILION
+from lit_rlhf.reward_report.accuracy import Histogram, LengthBucket
+from lit_rlhf.reward_report.calibration import Calibration
+from lit_rlhf.reward_report.length_bias import LengthBias
 
 
 def difference_chart(histogram: Histogram) -> Any:

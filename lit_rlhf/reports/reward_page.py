@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_rlhf.evaluation.intervals import Interval
-from lit_rlhf.evaluation.reward_report.accuracy import Accuracy
-from lit_rlhf.evaluation.reward_report.length_bias import LengthBias
-from lit_rlhf.evaluation.reward_report.report import RewardReport
 from lit_rlhf.reports import page
 from lit_rlhf.reports import reward_figures as drawn
 from lit_rlhf.reports.figures import Chart
 from lit_rlhf.reports.page import number
+from lit_rlhf.reward_report.accuracy import Accuracy
+from lit_rlhf.reward_report.length_bias import LengthBias
+from lit_rlhf.reward_report.report import RewardReport
 
 
 def write_reward_report(report: RewardReport, folder: str | Path) -> tuple[Path, Path]:

@@ -65,9 +65,13 @@ class RolloutEngine(ABC):
     Attributes:
         gives_logprobs: Whether rollouts carry ``sampler_logprobs`` (raw logits, fp32), which
             ``loss.old_logprobs: sampler`` needs. A class attribute, or set in ``__init__`` from an option.
+        max_batch_tokens: Most slots of its key-value cache, for `lit-rlhf plan`; None for all rows at once.
+        prefill_tokens: Most tokens of a prefill pass, likewise.
     """
 
     gives_logprobs: bool = False
+    max_batch_tokens: int | None = None
+    prefill_tokens: int | None = None
 
     def setup(self, *, tokenizer: Any, device: torch.device) -> None:
         """Prepare for work; called once on each rank, after the models are loaded and before the first :meth:`sync`.

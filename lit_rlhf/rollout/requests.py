@@ -67,8 +67,8 @@ def raw_record(record: Record) -> dict[str, Any]:
 
 def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
     """A rollout as ids and as text."""
-    prompts = [row[keep] for row, keep in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
-    responses = [row[keep] for row, keep in zip(rollout.response_ids, rollout.response_mask, strict=True)]
+    prompts = _real_tokens(rollout.prompt_ids, rollout.prompt_mask)
+    responses = _real_tokens(rollout.response_ids, rollout.response_mask)
     return RewardRequest(
         rollout=rollout,
         prompts=tokenizer.batch_decode(prompts),
@@ -77,16 +77,21 @@ def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
     )
 
 
+def _real_tokens(ids: Tensor, mask: Tensor) -> list[Tensor]:
+    return [row[keep] for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+
 def response_rows(request: RewardRequest) -> list[dict[str, Any]]:
     """One JSON-able row a response: where its prompt stands, both texts, tokens, whether it ended, the raw record."""
     rollout = request.rollout
+    lengths, ended = rollout.response_lengths.tolist(), request.ended
     return [
         {
             **rollout.records[i].get(ROW_KEY, {}),
             "prompt": request.prompts[i],
             "response": request.responses[i],
-            "tokens": int(rollout.response_lengths[i]),
-            "ended": bool(rollout.ended[i]),
+            "tokens": lengths[i],
+            "ended": ended[i],
             "record": dict(request.records[i]),
         }
         for i in range(len(rollout))

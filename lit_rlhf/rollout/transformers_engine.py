@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import signals
+from lit_rlhf.data.batching import token_packs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
-from lit_rlhf.models.cpu.last_layer import last_layer_at
+from lit_rlhf.models.cpu import seen_at
 from lit_rlhf.models.packed_pairs import can_pack
 from lit_rlhf.rollout.engine import GenerationRequest, RolloutEngine, assemble
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
@@ -45,6 +46,9 @@ class TransformersEngine(RolloutEngine):
         static_cache: Whether decode steps have fixed shapes (all columns, under a mask). For ``compile``.
         compile: Whether decode steps go through `torch.compile`; needs ``static_cache``.
     """
+
+    max_batch_tokens: int
+    prefill_tokens: int
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class _Responses:
         self.ids = torch.full(uniforms.shape, pad_token_id, dtype=torch.int64, device=uniforms.device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=uniforms.device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=uniforms.device)
-        self.logprobs = torch.zeros(uniforms.shape, device=uniforms.device) if scored else None
+        self.logprobs = torch.zeros(uniforms.shape, dtype=torch.float32, device=uniforms.device) if scored else None
         self.entropies = None if self.logprobs is None else torch.zeros_like(self.logprobs)
 
     def write(self, running: _Running, *, width: int) -> None:
@@ -150,14 +154,10 @@ class _Responses:
             self.entropies[running.rows] = running.entropies.masked_fill(~drawn, 0.0)
 
 
-def _batches(lengths: Tensor, *, extra: int, max_tokens: int) -> Iterator[Tensor]:
+def _batches(lengths: Tensor, *, extra: int, max_tokens: int) -> list[Tensor]:
     """Row indices in pieces of at most ``max_tokens`` slots (rows x (longest + extra)), longest rows first."""
-    order = lengths.argsort(descending=True, stable=True)
-    start, sizes = 0, lengths[order].tolist()
-    while start < len(sizes):
-        count = max(1, max_tokens // (sizes[start] + extra))
-        yield order[start : start + count]
-        start += count
+    packs = token_packs((lengths + extra).tolist(), max_tokens)
+    return [torch.tensor(rows, device=lengths.device) for rows in packs]
 
 
 @contextmanager
@@ -220,8 +220,8 @@ class _Running:
             penalized=torch.cat([mask & penalize_prompt, ~none], dim=1),
             done=torch.zeros_like(rows, dtype=torch.bool),
             broken=torch.zeros_like(rows, dtype=torch.bool),
-            logprobs=torch.zeros(len(rows), steps if scored else 0, device=ids.device),
-            entropies=torch.zeros(len(rows), steps if scored else 0, device=ids.device),
+            logprobs=torch.zeros(len(rows), steps if scored else 0, dtype=torch.float32, device=ids.device),
+            entropies=torch.zeros(len(rows), steps if scored else 0, dtype=torch.float32, device=ids.device),
         )
 
     def take(self, index: Tensor) -> _Running:
@@ -255,7 +255,7 @@ class _Batch:
             static=engine.static_cache,
         )
         self.accepts = inspect.signature(model.forward).parameters
-        self.trunk = trunk = unwrap(model).base_model
+        trunk = unwrap(model).base_model
         # Building the mask anew at every step, as the models do by themselves, costs more than a small layer.
         self.own_mask = trunk.config._attn_implementation if can_pack(trunk) else None
         self.position = torch.zeros(1, dtype=torch.int64, device=running.ids.device) if engine.static_cache else None
@@ -295,9 +295,11 @@ class _Batch:
             positions = (mask.cumsum(1) - 1).clamp_min(0)
             ids = running.ids[first:stop, column : self.width]
             ends = torch.arange(1, len(ids) + 1, device=ids.device) * ids.size(1) - 1
-            with last_layer_at(self.trunk, ends) as trimmed:
-                logits = self._logits(self.model, ids, mask, positions, keep=0 if trimmed else 1)
-            pieces.append(logits[0] if trimmed else logits[:, -1])
+            view = seen_at(unwrap(self.model), ends)
+            if view is None:
+                pieces.append(self._logits(self.model, ids, mask, positions)[:, -1])
+            else:
+                pieces.append(self._logits(view, ids, mask, positions, keep=0)[0])
         return torch.cat(pieces).float()
 
     def _decode(self, step: int) -> Tensor:

@@ -122,6 +122,8 @@ def test_what_is_known_is_not_even_computed():
     assert monitor.measure(x, names[:2]) == {"rollout/kl_sequence": pytest.approx(expected(x)["rollout/kl_sequence"])}
     assert monitor._metrics["rollout/kl"]._update_count == 0
     assert list(monitor.measure(x)) == list(names)
+    lengths = ResponseLengthMonitor().measure(x, {"rollout/response_length"})
+    assert list(lengths) == ["rollout/response_length_p90", "rollout/cut_rate"]
 
 
 def test_each_rollout_is_measured_anew():

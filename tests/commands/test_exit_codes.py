@@ -48,36 +48,33 @@ def test_report(trained, tmp_path, capsys) -> None:
     assert str(tmp_path) in refused(capsys, "report", str(tmp_path), "--out", str(tmp_path / "r.html"))
 
 
+SCORE = ("--judge", "ScoreJudge", "--judge.score", "score", "--judge.tie_margin", "0.1")
+
+
 def test_compare(trained, tmp_path, capsys) -> None:
     run_dir = str(trained / "run")
-    found = ended(capsys, "compare", f"a={run_dir}", f"b={run_dir}", "--out", str(tmp_path / "t"))
+    found = ended(capsys, "compare", f"a={run_dir}", f"b={run_dir}", *SCORE, "--out", str(tmp_path / "t"))
     assert found.code == 0
-    assert json.loads((tmp_path / "t.json").read_text())["judge"] == "score", "the rows have no gold score"
-    assert "holds no evaluated responses" in refused(capsys, "compare", str(tmp_path), run_dir)
-    line = refused(capsys, "compare", run_dir, run_dir, "--judge", "gold")
-    assert "`judge` (gold) is not among the numbers of the rows: " in line
+    assert json.loads((tmp_path / "t.json").read_text())["judge"] == "score"
+    assert "holds no evaluated responses" in refused(capsys, "compare", str(tmp_path), run_dir, *SCORE)
+    line = refused(capsys, "compare", f"a={run_dir}", f"b={run_dir}", *SCORE, "--judge.score", "gold")
+    assert "`score` (gold) is not among its numbers: " in line
     assert "score" in line
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("{", "line 2 is not JSON"), ('{"text": "x"}', "line 2 is not a response"), ("[]", "line 2 is not")],
+    [
+        ("{", "row 2: not JSON"),
+        ('{"text": "x"}', "row 2: wrong types: expected an object"),
+        ("[]", "row 2: wrong types"),
+    ],
 )
 def test_compare_names_the_line_that_is_no_response(line, told, trained, tmp_path, capsys) -> None:
     (saved,) = (trained / "run" / "evaluations").glob("test-*.jsonl")
     file = tmp_path / "x.jsonl"
     file.write_text(saved.read_text(encoding="utf-8").splitlines()[0] + f"\n{line}\n", encoding="utf-8")
-    assert told in refused(capsys, "compare", str(file), str(trained / "run"))
-
-
-def test_the_gold_score_decides_where_all_rows_have_it(trained, tmp_path, capsys) -> None:
-    (saved,) = (trained / "run" / "evaluations").glob("test-*.jsonl")
-    rows = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
-    file = tmp_path / "gold.jsonl"
-    file.write_text("".join(json.dumps({**row, "gold": 0.5}) + "\n" for row in rows), encoding="utf-8")
-    for other, judge in ((str(file), "gold"), (str(saved), "score")):
-        assert ended(capsys, "compare", str(file), other, "--out", str(tmp_path / "t")).code == 0
-        assert json.loads((tmp_path / "t.json").read_text())["judge"] == judge
+    assert told in refused(capsys, "compare", str(file), str(trained / "run"), *SCORE)
 
 
 def test_score(world, rows, tmp_path, capsys) -> None:
@@ -153,4 +150,4 @@ def test_a_fault_of_the_program_keeps_its_traceback(trained, monkeypatch) -> Non
 def test_debugging_shows_the_traceback_of_what_is_one_line(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LIT_RLHF_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
-        run("compare", str(tmp_path), str(tmp_path))
+        run("compare", f"a={tmp_path}", f"b={tmp_path}", *SCORE)

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.config import ScheduleConfig
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.modules import ppo as ppo_module
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
@@ -55,7 +54,7 @@ def test_freed_memory_goes_back_before_each_rollout_where_passes_are_small(
     world, tmp_path, monkeypatch, budget, times
 ) -> None:
     calls = []
-    monkeypatch.setattr(ppo_module, "release_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr("lit_rlhf.models.cpu.memory.trim", lambda: calls.append(1) or True)
     fit(world, tmp_path, data=make_data(world, micro_batch_tokens=budget), max_epochs=2)
     assert len(calls) == times
 

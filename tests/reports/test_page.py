@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
@@ -13,8 +8,6 @@ from jinja2 import UndefinedError
 from lit_rlhf.reports import page
 from lit_rlhf.reports.figures import literal
 from lit_rlhf.reports.page import cut, embedded, number, showable
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -62,16 +55,3 @@ def test_a_value_that_a_template_misses_is_an_error():
 def test_labels_of_charts_are_text():
     assert literal("<i>a</i>") == "&lt;i&gt;a&lt;/i&gt;"
     assert literal("b" * 50, 20) == "b" * 19 + "…"
-
-
-def test_the_wheel_holds_the_templates(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "lit_rlhf", tmp_path / "lit_rlhf", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    held = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/reports/templates/" in name}
-    assert held == {path.name for path in (ROOT / "lit_rlhf/reports/templates").iterdir()}
-    assert {"base.html.jinja", "report.js", "report.css"} <= held

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair
 from lit_rlhf.reports import reward_figures as charts
 from lit_rlhf.reports.reward_page import render_page, write_reward_report
+from lit_rlhf.reward_report import RewardReport, ScoredPair
 from tests.reports.browser import HOSTILE, look, needs_browser, visit
 
 

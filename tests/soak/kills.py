@@ -120,7 +120,7 @@ class Trial:
     def __post_init__(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
         make = [sys.executable, "-m", "lit_rlhf", "pocket", "make", str(self.out / "data")]
-        subprocess.run(make, check=True, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        subprocess.run(make, check=True, env=environment(), stdout=subprocess.DEVNULL)
 
     def new_run(self, name: str) -> Path:
         """A folder with a config."""

@@ -24,7 +24,9 @@ CLIP = 1.0
 
 def make_world(folder: Path) -> Path:
     """A policy, a reward model whose scores differ, prompts and text."""
-    from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+    from lit_rlhf.models.loading.causal import load_causal_lm
+    from lit_rlhf.models.loading.scalar import load_scalar_model
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
     from lit_rlhf.pocket.make import make
 
     make(folder / "pocket")
