@@ -37,7 +37,8 @@ def found(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.
         return moments
     body = BODY.format(world=str(world), strategy=request.param, out=str(out))
     launch = run_dist(body, out, launcher="torchrun", timeout=400)
-    assert launch.ranks[0] == launch.ranks[1]
+    first, second = ({k: {**v, "done": None} for k, v in each.items()} for each in launch.ranks)
+    assert first == second  # rank 0 alone logs what is done
     return launch.ranks[0]
 
 
