@@ -63,7 +63,7 @@ def test_it_ends_at_the_next_moment_that_can_be_saved(found: dict[str, Any]) -> 
         "update 4": 6,
         "update 7": 10,
         "batch end 5": 7,
-        "validation 1": 5,
+        "validation 0": 5,
         "epoch end 0": 5,
         "save 1": 7,
     }
