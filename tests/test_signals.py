@@ -37,8 +37,8 @@ def test_a_second_one_says_how_long_it_will_take(capfd: pytest.CaptureFixture[st
         assert signals.received() == signal.SIGUSR1
         told = capfd.readouterr().err
         assert told == (
-            "lit-rlhf: SIGTERM after SIGUSR1: the run ends after the update under way and a save, which took 12.3 s the "
-            "last time.\n"
+            "lit-rlhf: SIGTERM after SIGUSR1: the run ends after the update under way and a save, which took 12.3 s "
+            "the last time.\n"
         )
         signals.ending()
         os.kill(os.getpid(), signal.SIGTERM)

@@ -280,8 +280,8 @@ class BaseModule(L.LightningModule, ABC):
         self.log_values({"update/skipped": float(self.skipped_updates)})
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise NonFiniteError(
-                f"{self.where()}: {self._skipped_in_a_row} updates in a row were skipped for numbers that are not finite: "
-                "the run has stopped learning, and ends as the last update left it."
+                f"{self.where()}: {self._skipped_in_a_row} updates in a row were skipped for numbers that are not "
+                "finite: the run has stopped learning, and ends as the last update left it."
             )
 
     def describe_batch(self) -> str:
