@@ -51,6 +51,10 @@ class ExportCallback(RolloutCallback):
         if self.best and self._best_path(trainer) is None:
             raise ValueError("`ExportCallback(best=True)` needs a `BestPolicy` among the trainer's callbacks.")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """There is something to train; :meth:`on_train_end` will come."""
+        self._trained = True
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Export a best policy that the last validation found; checkpoint callbacks run after all others."""
         self._export_best(trainer, pl_module)
@@ -59,6 +63,11 @@ class ExportCallback(RolloutCallback):
         """Export what there is."""
         self._export_best(trainer, pl_module)
         if self.final:
+            self._export(trainer, pl_module, "final")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export for a run that was killed after its last update: resumed, it trains nothing and ends at once."""
+        if self.final and not self._trained:
             self._export(trainer, pl_module, "final")
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
 from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, modules_named_in_yaml
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
-from lit_rlhf.user_errors import UserError
+from lit_rlhf.user_errors import UserError, message_for_user
 
 
 class RunConfig(SaveConfigCallback):
@@ -215,7 +217,16 @@ def quiet() -> None:
         ".*LightningCLI's args parameter is intended.*",
     ):
         warnings.filterwarnings("ignore", text)
+    if "SLURM_JOB_ID" not in os.environ:  # installed, not used
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    threading.excepthook = _thread_error
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+
+
+def _thread_error(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread and raises its error again in the main one, where it is told in one line."""
+    if failed.exc_value is None or message_for_user(failed.exc_value) is None:
+        threading.__excepthook__(failed)

@@ -85,11 +85,12 @@ def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
         streaming: For hub names: read rows as they arrive instead of downloading the whole split first.
 
     Raises:
-        ValueError: The file as a whole cannot be read (broken gzip or JSON list), the hub name cannot be loaded.
+        ValueError: The file as a whole cannot be read (broken gzip or JSON list, cut while it is read), or the hub name
+            cannot be loaded.
     """
     if not Path(source).is_file():
         for line, row in enumerate(read_hub(source, streaming=streaming), start=1):
-            yield _checked(source, line, row)
+            yield _checked(source, line, row, as_json=True)
         return
     try:
         yield from _read_file(source)
@@ -103,10 +104,14 @@ def _read_file(source: str) -> Iterator[RawRow]:
     opener: Any = gzip.open if source.endswith(".gz") else open
     plain_json = source.removesuffix(".gz").endswith(".json")
     with opener(source, "rb") as file:
+        size = Path(source).stat().st_size
         if plain_json:
             yield from _read_json(source, file.read())
         else:
             yield from _read_lines(source, file)
+        # A gzip file knows its end.
+        if not source.endswith(".gz") and file.tell() < size:
+            raise ValueError(f"{source}: was cut while it was read, after {file.tell()} of {size} bytes.")
 
 
 def _read_json(source: str, data: bytes) -> Iterator[RawRow]:
@@ -149,15 +154,25 @@ def _decode(source: str, line: int, data: bytes) -> RawRow:
     return _checked(source, line, value)
 
 
-def _checked(source: str, line: int, value: Any) -> RawRow:
-    """The row, refused if any string in it cannot be encoded: a tokenizer would fail on it much later."""
+def _checked(source: str, line: int, value: Any, *, as_json: bool = False) -> RawRow:
+    """The row, refused if any string in it cannot be encoded: a tokenizer would fail on it much later.
+
+    With ``as_json`` a hub's dates and other objects are the text that JSON can say of them: a checkpoint in the middle
+    of an iteration holds the rows, and is read back without building objects.
+    """
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        text = json.dumps(value, ensure_ascii=False, default=_as_text)
+        text.encode("utf-8")
+        value = json.loads(text) if as_json else value
     except UnicodeEncodeError:
         return RawRow(source, line, repr(value)[:200], RowError(Reason.NOT_UTF8, "a lone surrogate or a raw byte"))
     except (ValueError, RecursionError, TypeError) as error:
         return RawRow(source, line, repr(type(value)), RowError(Reason.NOT_JSON, _one_line(error)))
     return RawRow(source, line, value)
+
+
+def _as_text(value: Any) -> str:
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ was there.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,13 +99,22 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        number = _system_error(error)
+        if number:
+            raise OSError(number, os.strerror(number), str(out)) from error
         raise
     if out.exists():
         out.rename(old)
     partial.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _system_error(error: BaseException) -> int:
+    """The number of the operating system's error; safetensors has it in its words alone. 0 for any other error."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None) or 0
 
 
 def _is_replaceable(out: Path) -> bool:

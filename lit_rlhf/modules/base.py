@@ -48,6 +48,8 @@ from lit_rlhf.user_errors import LitRLHFError
 STATE_KEY = "lit_rlhf"
 FUSED_DEVICES = ("cpu", "cuda")
 """Where PyTorch's fused AdamW is used; both have it in every release that is supported here."""
+MOST_SKIPPED = 50
+"""With `on_non_finite: skip`, so many skipped updates in a row end the run."""
 
 
 @contextmanager
@@ -98,6 +100,7 @@ class BaseModule(L.LightningModule, ABC):
         self.schedule_config = schedule
         self.on_non_finite = on_non_finite
         self.skipped_updates = 0
+        self._skipped_in_a_row = 0
         self._loaded = False
         self.tokenizer: Any = None
         self._rng_state: list[dict[str, Any]] | None = None
@@ -257,6 +260,7 @@ class BaseModule(L.LightningModule, ABC):
             return None
         clip_gradients(self.trainer, optimizer, self.optimizer_config.max_grad_norm)
         optimizer.step()
+        self._skipped_in_a_row = 0
         self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
         self.lr_schedulers().step()  # type: ignore[union-attr]
         return {"loss": total, "grad_norm": gradient_norm(self.trainer) if sharded else norm}
@@ -272,7 +276,13 @@ class BaseModule(L.LightningModule, ABC):
 
     def _log_skipped_update(self) -> None:
         self.skipped_updates += 1
+        self._skipped_in_a_row += 1
         self.log_values({"update/skipped": float(self.skipped_updates)})
+        if self._skipped_in_a_row >= MOST_SKIPPED:
+            raise NonFiniteError(
+                f"{self.where()}: {self._skipped_in_a_row} updates in a row were skipped for numbers that are not "
+                "finite: the run has stopped learning, and ends as the last update left it."
+            )
 
     def describe_batch(self) -> str:
         """What the update was computed on, one sentence with a space at its end, for error messages."""
@@ -340,6 +350,7 @@ class BaseModule(L.LightningModule, ABC):
             "module": type(self).__name__,
             "world_size": world_size(),
             "skipped_updates": self.skipped_updates,
+            "skipped_in_a_row": self._skipped_in_a_row,
             **self.extra_state(),
         }
 
@@ -350,6 +361,7 @@ class BaseModule(L.LightningModule, ABC):
         state = checkpoint.get(STATE_KEY, {})
         self._rng_state = state.get("rng")
         self.skipped_updates = state.get("skipped_updates", 0)
+        self._skipped_in_a_row = state.get("skipped_in_a_row", 0)
         if state:
             self.load_extra_state(state)
 
@@ -378,6 +390,17 @@ class BaseModule(L.LightningModule, ABC):
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
         self._rng_state = None
+
+    def on_train_end(self) -> None:
+        """A run that has learned nothing has failed.
+
+        Raises:
+            NonFiniteError: If every update was skipped.
+        """
+        if self.skipped_updates and self.global_step == 0:
+            raise NonFiniteError(
+                f"None of the {self.skipped_updates} updates was made: each met a number that is not finite."
+            )
 
     # ---------------------------------------------------------------- logging
 

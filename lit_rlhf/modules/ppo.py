@@ -476,8 +476,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             self.early_stopped_updates += 1
             self.log_values({"update/early_stop": float(self.early_stopped_updates)})
         else:
-            self.skipped_updates += 1
-            self.log_values({"update/skipped": float(self.skipped_updates)})
+            self._log_skipped_update()
 
     def minibatch_losses(self, minibatch: Minibatch, part: int, sums: UpdateSums) -> Iterator[Tensor]:
         """A micro-batch's share in the loss of the global minibatch: the policy's, then the critic's.

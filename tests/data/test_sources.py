@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
+import os
 from typing import Any
 
 import datasets
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from lit_rlhf.data.hub import looks_like_hub_name, parse_hub_name
 from lit_rlhf.data.loading import FORMATS, collect, read_preferences, read_sft
 from lit_rlhf.data.records import RowError
+from lit_rlhf.data.sources import read_rows
 
 from .conftest import hh
 
@@ -122,6 +125,32 @@ def test_hub_percent_slice(hub):
 def test_hub_failure_is_one_line(hub):
     with pytest.raises(ValueError, match=r"owner/missing: not a local path, and not loadable .*\(no such thing\)"):
         texts("owner/missing")
+
+
+def test_hub_objects_are_what_json_says_of_them(hub, monkeypatch):
+    """A checkpoint in the middle of an iteration holds the rows; with a date in it, it could not be read back."""
+    when = datetime.datetime(2026, 1, 2, 3, 4)
+    rows = [{"text": "a", "when": when, "day": when.date(), "raw": b"\xff", "nested": [{"at": when.time()}]}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    (row,) = read_rows("owner/name")
+    assert row.value == {
+        "text": "a",
+        "when": "2026-01-02T03:04:00",
+        "day": "2026-01-02",
+        "raw": "b'\\xff'",
+        "nested": [{"at": "03:04:00"}],
+    }
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": str(i) * 50}) + "\n" for i in range(20_000)))
+    size = path.stat().st_size
+    rows = read_rows(str(path))
+    assert next(rows).error is None
+    os.truncate(path, size // 2)
+    with pytest.raises(ValueError, match=rf"x\.jsonl: was cut while it was read, after {size // 2} of {size} bytes"):
+        list(rows)
 
 
 json_values = st.recursive(

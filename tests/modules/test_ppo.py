@@ -392,3 +392,41 @@ def test_a_loss_that_is_not_finite_names_the_prompts(world, tmp_path) -> None:
 def test_sampler_logprobs_need_an_engine_that_gives_them(world) -> None:
     with pytest.raises(ValueError, match="needs an engine with"):
         make_ppo(world, loss=LossConfig(old_logprobs="sampler"))
+
+
+class Explodes(PPOModule):
+    """The loss is NaN from the second update on, or from the first."""
+
+    after = 1
+
+    def policy_token_loss(self, *columns):
+        loss, clipped = super().policy_token_loss(*columns)
+        return loss * (float("nan") if self.global_step >= self.after else 1.0), clipped
+
+
+def test_a_run_that_skips_everything_ends_with_a_failure(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lit_rlhf.modules.base.MOST_SKIPPED", 5)
+    module = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    with pytest.raises(NonFiniteError, match=r"step 1: 5 updates in a row were skipped"):
+        fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=9)
+    assert module.skipped_updates == 5
+
+
+def test_a_short_run_without_one_update_fails_as_well(world, tmp_path) -> None:
+    module = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    module.after = 0
+    with pytest.raises(NonFiniteError, match="None of the 4 updates was made"):
+        fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=2)
+
+
+def test_skipped_updates_in_a_row_are_counted_over_a_resume(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lit_rlhf.modules.base.MOST_SKIPPED", 5)
+    module = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    _, trainer, _ = fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    resumed = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    with pytest.raises(NonFiniteError, match="5 updates in a row"):
+        make_trainer(tmp_path, max_epochs=9).fit(
+            resumed, make_data(world, val=None), ckpt_path=str(tmp_path / "three.ckpt"), weights_only=True
+        )
+    assert resumed.skipped_updates == 5

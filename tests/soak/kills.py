@@ -1,15 +1,15 @@
-"""Kill a PPO run with SIGKILL again and again, resume it, and compare its weights with those of an undisturbed run.
+"""Kill or signal a PPO run again and again, resume it, and compare its weights with those of an undisturbed run.
 
-    python -m tests.soak.kills                                    # 20 kills of a run on one process
+    python -m tests.soak.kills                                    # 20 SIGKILLs of a run on one process
     python -m tests.soak.kills --strategy deepspeed_stage_2_cpu   # two processes under ZeRO-2
-    python -m tests.soak.kills --strategy ddp --kills 5
+    python -m tests.soak.kills --strategy ddp --signal SIGTERM --times 5
 
-Kills take turns at three places: inside the write of a checkpoint (every other one), between two writes (rollout,
-update or evaluation), and during start-up. The run saves after every optimizer step, so kills fall into the middle of
-iterations as well. Where a kill hit is told from what it left, not from what was aimed at. Each start is
-`lit-rlhf fit ... --ckpt_path last`. A run that gets through to its end is compared and a new one is begun, until all
-kills are spent. Exit code 1 if any finished run has other weights, if a process outlives its run, or if no kill hit a
-write.
+They take turns at four places: in a rollout, in an update, inside the write of a checkpoint, and during start-up. Where
+one hit is told from what the run was doing then, not from what was aimed at. SIGKILL goes to all processes of the run;
+another signal to the first one and to all by turns, and the run must end by itself with exit code 128 + signal. Each
+start is `lit-rlhf fit ... --ckpt_path last`. A run that gets through to its end is compared and a new one is begun,
+until all are spent. Exit code 1 if any finished run has other weights, or other files than an undisturbed one, if a
+process outlives its run, or if no write was hit.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
+
+from tests.soak import phases
 
 ROOT = Path(__file__).resolve().parents[2]
-Place = Literal["inside a write", "between writes", "start-up"]
-TURNS: tuple[Place, ...] = ("inside a write", "between writes", "inside a write", "start-up")
-MOST_WRITES = 8
-"""A kill waits for up to as many writes of its start; a run has 24."""
+Place = Literal["rollout", "update", "write", "start-up"]
+TURNS: tuple[Place, ...] = ("rollout", "update", "write", "start-up")
+MOST_TIMES = 6
+"""A kill waits until its place has been passed up to so often in this start; a run has 6 rollouts and 24 updates."""
+PATIENCE = 180.0
+"""Seconds that a run may take to end after a signal."""
 
 CONFIG = """\
 trainer:
@@ -46,8 +50,10 @@ trainer:
   logger: false
   limit_val_batches: 0
   callbacks:
-    - class_path: ModelCheckpoint
-      init_args: {{dirpath: {run}/checkpoints, save_last: link, every_n_train_steps: 1, save_top_k: 1}}
+    - class_path: RunCheckpoint
+      init_args: {{dirpath: {run}/checkpoints, every_n_steps: {every}}}
+    - class_path: tests.soak.phases.Phases
+      init_args: {{path: {run}/phase}}
     - class_path: ExportCallback
       init_args: {{final: false}}
   default_root_dir: {run}
@@ -76,25 +82,30 @@ data:
 def main() -> None:
     """Spend the kills, compare what came to its end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--signal", default="SIGKILL", choices=["SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR2"])
     parser.add_argument("--strategy", default="auto", choices=["auto", "ddp", "deepspeed_stage_2_cpu"])
     parser.add_argument("--epochs", type=int, default=6, help="iterations of a run, four optimizer steps each")
     parser.add_argument("--out", type=Path, default=Path("runs/kills"))
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    trial = Trial(args.out / args.strategy, args.strategy, args.epochs, random.Random(args.seed))
-    expected = trial.undisturbed()
+    number = signal.Signals[args.signal]
+    trial = Trial(args.out / args.strategy, args.strategy, args.epochs, number, random.Random(args.seed))
+    expected, files = trial.undisturbed()
     hit: Counter[str] = Counter()
     finished = wrong = 0
-    while hit.total() < args.kills:
+    while hit.total() < args.times:
         folder = trial.new_run(f"disturbed-{finished}")
-        hit += trial.disturb(folder, args.kills - hit.total(), done=hit.total())
-        found = weights(folder)
-        finished, wrong = finished + 1, wrong + (found != expected)
-        print(f"{folder.name} came to its end: weights {found}{'' if found == expected else ', WRONG'}", flush=True)
-    places = ", ".join(f"{count} {place}" for place, count in hit.items())
-    print(f"{hit.total()} kills ({places}), {finished} run(s) finished, {wrong} with other weights")
-    sys.exit(1 if wrong or not hit["inside a write"] else 0)
+        hit += trial.disturb(folder, args.times - hit.total(), done=hit.total())
+        found, left = weights(folder), checkpoints(folder)
+        right = found == expected and left == files
+        finished, wrong = finished + 1, wrong + (not right)
+        print(f"{folder.name} came to its end: weights {found}, {left}{'' if right else ', WRONG'}", flush=True)
+    places = ", ".join(f"{count} in {place}" for place, count in hit.items())
+    print(
+        f"{hit.total()} times {args.signal} ({places}), {finished} run(s) finished, {wrong} with other weights or files"
+    )
+    sys.exit(1 if wrong or not hit["write"] else 0)
 
 
 @dataclass
@@ -105,17 +116,21 @@ class Trial:
         out: The folder; emptied first.
         strategy: Lightning's name.
         epochs: Iterations of a run.
+        number: The signal.
         chance: Draws the moments.
-        startup: Seconds from start to the first write, of the undisturbed run.
-        step: Seconds between two writes of it.
+        startup: Seconds from start to the first phase, of the undisturbed run.
+        step: Seconds between two phases of it.
+        sent: Signals sent so far.
     """
 
     out: Path
     strategy: str
     epochs: int
+    number: signal.Signals
     chance: random.Random
     startup: float = field(init=False)
     step: float = field(init=False)
+    sent: int = 0
 
     def __post_init__(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
@@ -126,24 +141,29 @@ class Trial:
         """A folder with a config."""
         folder = self.out / name
         folder.mkdir(parents=True)
-        devices = 1 if self.strategy == "auto" else 2
         text = CONFIG.format(
-            run=folder, data=self.out / "data", devices=devices, strategy=self.strategy, epochs=self.epochs
+            run=folder.resolve(),
+            data=(self.out / "data").resolve(),
+            devices=1 if self.strategy == "auto" else 2,
+            strategy=self.strategy,
+            epochs=self.epochs,
+            # A kill loses what came after the last checkpoint, a signal nothing: there it is to be seen.
+            every=1 if self.number == signal.SIGKILL else 3,
         )
         (folder / "kill.yaml").write_text(text, encoding="utf-8")
         return folder
 
-    def undisturbed(self) -> str:
-        """A run that nobody kills: its weights, and how long its parts take."""
+    def undisturbed(self) -> tuple[str, list[str]]:
+        """A run that nobody kills: its weights and files, and how long its parts take."""
         begun = time.monotonic()
         start = Start(self.new_run("undisturbed"))
-        start.until(start.watch.writing)
+        start.until(lambda: start.phase()[0] > 0)
         self.startup = time.monotonic() - begun
         start.finish()
-        self.step = (time.monotonic() - begun - self.startup) / (4 * self.epochs)
-        found = weights(start.run)
-        print(f"undisturbed: {self.startup:.1f} s to the first write, {self.step:.2f} s a step, weights {found}")
-        return found
+        self.step = (time.monotonic() - begun - self.startup) / max(1, start.phase()[0])
+        found, left = weights(start.run), checkpoints(start.run)
+        print(f"undisturbed: {self.startup:.1f} s of start-up, {self.step:.2f} s a phase, weights {found}, {left}")
+        return found, left
 
     def disturb(self, run: Path, most: int, *, done: int) -> Counter[str]:
         """Start and kill ``run`` until it gets through or ``most`` kills are spent; where they hit."""
@@ -151,27 +171,32 @@ class Trial:
         while True:
             start = Start(run)
             place = TURNS[(done + hit.total()) % len(TURNS)]
-            found = self.kill(start, place) if hit.total() < most else None
+            found = self.strike(start, place) if hit.total() < most else None
             if found is None:  # it was through before the moment came
                 start.finish()
                 return hit
             hit[found] += 1
-            left = ", ".join(sorted(path.name for path in run.glob("checkpoints/*"))) or "nothing"
-            print(f"kill {done + hit.total()}: {found} (aimed at: {place}); left: {left}", flush=True)
+            left = ", ".join(checkpoints(run)) or "nothing"
+            print(f"{done + hit.total()}: in {found} (aimed at: {place}); left: {left}", flush=True)
 
-    def kill(self, start: Start, place: Place) -> Place | None:
-        """Wait for the moment, then kill; where that was, or None if the run had ended by then."""
+    def strike(self, start: Start, place: Place) -> Place | None:
+        """Wait for the moment, then kill or signal; where that was, or None if the run had ended by then."""
         if place == "start-up":
             start.sleep(self.chance.uniform(0.0, self.startup))
-        else:
-            for _ in range(self.chance.randrange(MOST_WRITES)):
+        elif place == "write":
+            for _ in range(self.chance.randrange(MOST_TIMES)):
                 start.until(start.watch.writing)
                 start.until(lambda: not start.watch.writing())
             start.until(start.watch.writing)
-        if place == "between writes":
-            start.until(lambda: not start.watch.writing())
+        else:
+            for _ in range(1 + self.chance.randrange(MOST_TIMES)):
+                seen = start.phase()[0]
+                start.until(lambda: start.phase()[0] > seen and start.phase()[1] == place)  # noqa: B023  awaited here
             start.sleep(self.chance.uniform(0.0, self.step))
-        return start.kill()
+        self.sent += 1
+        if self.number == signal.SIGKILL:
+            return start.kill()
+        return start.end(self.number, all_of_it=self.sent % 2 == 0)
 
 
 class Watch:
@@ -215,6 +240,7 @@ class Start:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.watch = Watch(run / "checkpoints")
+        (run / "phase").unlink(missing_ok=True)
         command = [sys.executable, "-m", "lit_rlhf", "fit", "--config", str(run / "kill.yaml"), "--ckpt_path", "last"]
         with (run / "output.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -231,28 +257,65 @@ class Start:
         deadline = time.monotonic() + seconds
         self.until(lambda: time.monotonic() >= deadline)
 
+    def phase(self) -> tuple[int, str]:
+        """Number and name of what the run is doing."""
+        return phases.read(self.run / "phase")
+
+    def place(self) -> Place:
+        """Where the run is now."""
+        if self.watch.writing():
+            return "write"
+        found: Any = self.phase()[1]
+        return cast(Place, found)
+
     def kill(self) -> Place | None:
-        """Kill the whole group; where that hit, told from what it left. None if the run had ended."""
+        """Kill the whole group; where that hit. None if the run had ended."""
         if self.process.poll() is not None:
             return None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for _ in range(100):
+        self.gone(5)
+        return self.place()  # nobody is left to finish a write
+
+    def end(self, number: signal.Signals, *, all_of_it: bool) -> Place | None:
+        """Signal the first process or the whole group, and see the run end by itself; where that hit."""
+        hit = self.place()
+        if self.process.poll() is not None:
+            return None
+        (os.killpg if all_of_it else os.kill)(self.process.pid, number)
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"the run hangs {PATIENCE:.0f} s after {number.name} in {hit}; {self.run}/output.log")
+        self.gone(10)
+        if code == 0:  # it had nothing left to do
+            return None
+        if code not in (128 + number, -number):
+            sys.exit(f"exit code {code} after {number.name} in {hit}; {self.run}/output.log says why")
+        if code == -number and hit != "start-up":
+            sys.exit(f"the run died of {number.name} in {hit}")
+        return hit
+
+    def gone(self, seconds: float) -> None:
+        """Wait for the last process of the group."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             try:
                 os.killpg(self.process.pid, 0)
             except ProcessLookupError:
-                break
+                return
             time.sleep(0.05)
-        else:
-            sys.exit("a process outlived the kill of its group")
-        if self.watch.writing():  # nobody is left to finish it
-            return "inside a write"
-        return "between writes" if self.watch.written() else "start-up"
+        sys.exit("a process outlived its run")
 
     def finish(self) -> None:
         """Wait for the end of a run that nobody kills."""
         if self.process.wait() != 0:
             sys.exit(f"a run failed with exit code {self.process.returncode}; {self.run}/output.log says why")
+
+
+def checkpoints(run: Path) -> list[str]:
+    """The names in the folder of checkpoints."""
+    return sorted(path.name for path in run.glob("checkpoints/*"))
 
 
 def environment() -> dict[str, str]:

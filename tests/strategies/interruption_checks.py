@@ -34,7 +34,7 @@ MOMENTS = (
     ("update", STEPS),
     ("update", 2 * STEPS - 1),
     ("batch end", STEPS + 1),
-    ("validation", 1),
+    ("validation", 0),
     ("epoch end", 0),
     ("save", 1),
 )
