@@ -29,7 +29,8 @@ class RawRow:
     Attributes:
         source: File path or hub name as given.
         line: Line of a JSONL file, element of a JSON list, row of a split; from 1.
-        value: The decoded JSON value; the undecodable text where ``error`` is set.
+        value: The JSON value (from the hub: times as ISO 8601, other values that JSON has not as text), so that it can
+            be written to files and checkpoints; the undecodable text where ``error`` is set.
         error: Why the row could not be decoded.
     """
 
@@ -150,9 +151,18 @@ def _decode(source: str, line: int, data: bytes) -> RawRow:
 
 
 def _checked(source: str, line: int, value: Any) -> RawRow:
-    """The row, refused if any string in it cannot be encoded: a tokenizer would fail on it much later."""
+    """The row in JSON's values, refused if any string in it cannot be encoded: a tokenizer would fail much later."""
+    foreign: list[object] = []
+
+    def plain(x: object) -> str:
+        foreign.append(x)
+        return str(x.isoformat() if hasattr(x, "isoformat") else x)
+
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        text = json.dumps(value, ensure_ascii=False, default=plain)
+        text.encode("utf-8")
+        if foreign:
+            value = json.loads(text)
     except UnicodeEncodeError:
         return RawRow(source, line, repr(value)[:200], RowError(Reason.NOT_UTF8, "a lone surrogate or a raw byte"))
     except (ValueError, RecursionError, TypeError) as error:

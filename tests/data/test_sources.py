@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import datasets
@@ -12,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_rlhf.data.hub import looks_like_hub_name, parse_hub_name
-from lit_rlhf.data.loading import FORMATS, collect, read_preferences, read_texts
+from lit_rlhf.data.loading import FORMATS, collect, read_preferences, read_prompts, read_texts
 from lit_rlhf.data.records import RowError
+from lit_rlhf.data.sources import read_rows
 
 from .conftest import hh
 
@@ -117,6 +120,31 @@ def test_hub_percent_slice(hub):
     assert texts("owner/name:train[:20%]") == ["0", "1"]
     with pytest.raises(ValueError, match="percent slice needs the whole split"):
         texts("owner/name:train[:20%]", streaming=True)
+
+
+def test_values_that_json_has_not_become_text(monkeypatch):
+    """Records are written to checkpoints, which hold plain values alone, and to JSON files."""
+    when, amount = datetime(2023, 7, 11, 12, 30), Decimal("1.50")
+    row_given = {"prompt": "q", "meta": [{"when": when, "day": when.date()}], "amount": amount, "x": 1.5, "n": None}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: [row_given])
+    (row,) = read_rows("owner/name")
+    assert row.error is None
+    assert row.value == {
+        "prompt": "q",
+        "meta": [{"when": "2023-07-11T12:30:00", "day": "2023-07-11"}],
+        "amount": "1.50",
+        "x": 1.5,
+        "n": None,
+    }
+    records, _ = read_prompts("owner/name")
+    assert records[0].raw == row.value
+
+
+def test_plain_rows_are_not_copied(tmp_path, monkeypatch):
+    plain = {"prompt": "q", "x": [1, 2]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: [plain])
+    (row,) = read_rows("owner/name")
+    assert row.value is plain
 
 
 def test_hub_failure_is_one_line(hub):
