@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,14 @@ def plan(
         ValueError: If ``model.class_path`` is none of the library's modules.
     """
     trainer, model, data = config.get("trainer", {}), config.get("model", {}), config.get("data", {})
-    numbers = _numbers(trainer, devices)
     options, sizes = model.get("init_args", {}), data.get("init_args", {})
+    numbers = replace(_numbers(trainer, devices), logits_gib=(options.get("model") or {}).get("logits_gib"))
     kind = str(model.get("class_path", "")).rsplit(".", 1)[-1]
     if kind == "PPOModule":
         models = _ppo_models(options, stand_in)
         device = "cpu" if trainer.get("accelerator") == "cpu" else "cuda"
-        shapes = _ppo_shapes(options, sizes, numbers.devices, device)
+        bytes_per_slot = models[0].cache_bytes_per_token(numbers.compute)
+        shapes = _ppo_shapes(options, sizes, numbers.devices, device, bytes_per_slot)
     elif kind in ("SFTModule", "RewardModelModule"):
         models = [_trained(kind, options, stand_in)]
         shapes = _text_shapes(kind, options, sizes)
@@ -164,11 +166,13 @@ def _trained(kind: str, options: Mapping[str, Any], stand_in: str | None) -> Mod
     )
 
 
-def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: int, device: str) -> Shapes:
+def _ppo_shapes(
+    options: Mapping[str, Any], sizes: Mapping[str, Any], devices: int, device: str, bytes_per_slot: int
+) -> Shapes:
     from lit_rlhf.datamodules.rollout import RolloutDataModule
     from lit_rlhf.ppo.plan import BatchingConfig
     from lit_rlhf.rollout.sampling import SamplingConfig
-    from lit_rlhf.rollout.transformers_engine import TransformersEngine
+    from lit_rlhf.rollout.series import cache_budget, prefill_budget
 
     engine = (options.get("engine") or {}).get("init_args") or {}
     prompt = _value(sizes, RolloutDataModule, "max_prompt_length")
@@ -178,7 +182,8 @@ def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: i
     updated = max(1, _value(sizes, RolloutDataModule, "minibatch_size") // devices)
     budget = BatchingConfig(micro_batch_tokens=sizes.get("micro_batch_tokens")).token_budget(device)
     updated = min(updated, max(1, budget // width))
-    generated = min(rows, max(1, _value(engine, TransformersEngine, "max_batch_tokens") // width))
+    slots = cache_budget(device, bytes_per_slot=bytes_per_slot, slots=engine.get("max_batch_tokens"))
+    generated = min(rows, max(1, slots // width))
     ptx = sizes.get("ptx") or {}
     return Shapes(
         update_rows=updated,
@@ -188,7 +193,7 @@ def _ppo_shapes(options: Mapping[str, Any], sizes: Mapping[str, Any], devices: i
         text_width=ptx.get("max_length", 1024) if ptx else 0,
         generated_rows=generated,
         cache_slots=generated * width,
-        prefill_tokens=min(generated * prompt, _value(engine, TransformersEngine, "prefill_tokens")),
+        prefill_tokens=min(generated * prompt, prefill_budget(device, engine.get("prefill_tokens"))),
     )
 
 

@@ -13,12 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lit_rlhf.functional.logprobs import ACCELERATOR_BLOCK, LOGIT_COPIES
+from lit_rlhf.models.scoring import logits_chunk
+
 Sharding = Literal["single", "ddp", "zero"]
 FP32, BF16 = 4, 2
-LOGITS_CHUNK = 4096
-"""Tokens projected to the vocabulary at a time (``rollout.scoring.CHUNK_TOKENS``)."""
-LOGITS_COPIES = 3
-"""fp32 copies of a chunk's logits that live at once: logits, log-softmax, gradient."""
+
+
+def cache_bytes_per_token(config: Any, size: int) -> int:
+    """Keys and values of one token in all layers of a model with this config, in numbers of ``size`` bytes."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,7 @@ class Numbers:
         bf16: Whether computation is in bf16.
         offload_optimizer: Whether master weights and optimizer state are in host memory.
         bucket: Elements of a communication bucket.
+        logits_gib: ``ModelConfig.logits_gib``.
     """
 
     sharding: Sharding = "single"
@@ -38,6 +46,7 @@ class Numbers:
     bf16: bool = True
     offload_optimizer: bool = False
     bucket: int = 200_000_000
+    logits_gib: float | None = None
 
     @property
     def compute(self) -> int:
@@ -114,10 +123,7 @@ class Model:
 
     def cache_bytes_per_token(self, compute: int) -> int:
         """Keys and values of one token in all layers."""
-        config = self.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * size * compute)
+        return cache_bytes_per_token(self.config, compute)
 
     def widest(self, compute: int) -> int:
         """Bytes a token needs inside one layer of a pass that keeps nothing."""
@@ -220,15 +226,18 @@ def _update(models: list[Model], shapes: Shapes, numbers: Numbers) -> dict[str, 
         if model.causal and shapes.text_rows:
             count += model.saved_activations(shapes.text_rows, shapes.text_width, dtype)
         parts[f"{model.role} activations"] = count
-    parts["logits"] = max((_logits(m, shapes) for m in trained if m.causal), default=0)
+    parts["logits"] = max((_logits(m, shapes, numbers, LOGIT_COPIES) for m in trained if m.causal), default=0)
     if numbers.bf16 and numbers.sharding != "zero":
         parts["bf16 copies of weights"] = BF16 * sum(m.parameters for m in trained)  # autocast's cache
     return parts
 
 
-def _logits(model: Model, shapes: Shapes) -> int:
-    tokens = min(LOGITS_CHUNK, shapes.update_rows * shapes.learned + shapes.text_rows * shapes.text_width)
-    return int(LOGITS_COPIES * FP32 * tokens * model.config.get_text_config().vocab_size)
+def _logits(model: Model, shapes: Shapes, numbers: Numbers, copies: int) -> int:
+    """``copies`` of a chunk in the head's dtype, and the four fp32 blocks of rows that softmax and entropy work in."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = shapes.update_rows * shapes.learned + shapes.text_rows * shapes.text_width
+    elements = min(tokens, logits_chunk(model, "cuda", gib=numbers.logits_gib)) * vocabulary
+    return int(copies * numbers.compute * elements + 4 * FP32 * min(elements, ACCELERATOR_BLOCK))
 
 
 def _rollout(policy: Model, shapes: Shapes, numbers: Numbers) -> dict[str, int]:
@@ -248,5 +257,5 @@ def _scoring(models: list[Model], shapes: Shapes, numbers: Numbers) -> dict[str,
             (m.parameters * m.weight_bytes for m in models if m.offloaded), default=0
         ),
         "forward pass": tokens * max(m.widest(numbers.compute) for m in models),
-        "logits": max((_logits(m, shapes) for m in models if m.causal), default=0),
+        "logits": max((_logits(m, shapes, numbers, 1) for m in models if m.causal), default=0),
     }

@@ -34,10 +34,17 @@ class PromptEvaluator:
         sampling: How responses are drawn.
         rewards: Scores by name; each is a key of the rows and a metric. The first one is also the ``scores`` column
             that callbacks see; without any the column is zero.
+        logits_gib: ``ModelConfig.logits_gib``.
     """
 
-    def __init__(self, *, sampling: SamplingConfig, rewards: Mapping[str, Reward] | None = None) -> None:
-        self.sampling = sampling
+    def __init__(
+        self,
+        *,
+        sampling: SamplingConfig,
+        rewards: Mapping[str, Reward] | None = None,
+        logits_gib: float | None = None,
+    ) -> None:
+        self.sampling, self.logits_gib = sampling, logits_gib
         self.rewards = dict(rewards or {})
         self._rows: list[dict[str, Any]] = []
         self._problem: str | None = None
@@ -136,6 +143,6 @@ class PromptEvaluator:
         for part in micro_batches(lengths, EVAL_TOKENS):
             rows = torch.tensor(part)
             compact = compact_rows(rollout, rows, self._tokenizer.pad_token_id)
-            values, _ = response_logprobs(model, compact)
+            values, _ = response_logprobs(model, compact, logits_gib=self.logits_gib)
             out[rows, : values.size(1)] = values
         return out

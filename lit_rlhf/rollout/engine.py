@@ -27,6 +27,8 @@ class GenerationRequest:
         pad_token_id: Fills the columns after the end.
         uniforms: One number in [0, 1) per row and step, ``(B, T)`` float64, on the device of the prompts. Drawn by the
             caller from seed, iteration and global row, so that responses depend on neither batch nor ranks.
+        longest_row: Most tokens, prompt and response, that a row of this or a later request can have, for engines whose
+            buffers do not change; 0 where nobody knows.
 
     Raises:
         ValueError: If the shapes do not fit, a prompt is empty or not left-padded, or there is no EOS.
@@ -37,6 +39,7 @@ class GenerationRequest:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     uniforms: Tensor
+    longest_row: int = 0
 
     def __post_init__(self) -> None:
         expected = (len(self.prompts), self.sampling.max_response_length)
