@@ -54,7 +54,7 @@ def _registered(name: str) -> str:
 
 @contextmanager
 def grouped_heads_in_place(trunk: nn.Module) -> Iterator[None]:
-    """Have a trunk's decode steps inside the block not copy the cache; for trunks that take a mask of their own.
+    """Have a trunk's decode steps inside the block not copy the cache.
 
     Args:
         trunk: A transformers base model; left alone where its heads are not grouped or its attention is not "sdpa".

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +151,7 @@ class Decoder:
 
     def run(self) -> None:
         """Fill the series' rows of ``out``."""
-        with grouped_heads_in_place(self.trunk) if self.own_mask else nullcontext():
+        with grouped_heads_in_place(self.trunk):
             self._run()
 
     def _run(self) -> None:
