@@ -37,7 +37,9 @@ class Columns:
         """The rows ``index`` (int64, 1-D) of every column, in that order."""
         picks = index.tolist()
         tuples = {k: tuple(v[i] for i in picks) for k, v in self.as_dict().items() if isinstance(v, tuple)}
-        taken = self._with_tensors(lambda tensor: tensor[index.to(tensor.device)])
+        devices = {column.device for column in self.as_dict().values() if isinstance(column, Tensor)}
+        index_on = {device: index.to(device) for device in devices}  # one copy, not one a column
+        taken = self._with_tensors(lambda tensor: tensor[index_on.get(tensor.device, index)])
         return dataclasses.replace(taken, **tuples)
 
     def as_dict(self) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
+from lit_rlhf.callbacks.hooks import RolloutCallback
+from lit_rlhf.distributed import run_together
 
 
-class ExportCallback(L.Callback):
+class ExportCallback(RolloutCallback):
     """Calls ``pl_module.export(path)`` at the end of ``fit`` (``final``) and for every new best policy (``best``).
 
     Best is what a :class:`~lit_rlhf.callbacks.best_policy.BestPolicy` of the same trainer says; the weights are
@@ -36,6 +38,11 @@ class ExportCallback(L.Callback):
         self.final = final
         self.best = best
         self._exported = ""
+
+    @property
+    def state_key(self) -> str:
+        """Of its own for each folder."""
+        return self._generate_state_key(dirpath=self.dirpath)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse early what would fail after hours."""
@@ -70,7 +77,8 @@ class ExportCallback(L.Callback):
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
         path = Path(self.dirpath or Path(trainer.default_root_dir) / "export") / name
-        pl_module.export(path)  # type: ignore[operator]
+        # All wait for rank 0, and a disk that is full ends all of them.
+        run_together(lambda: pl_module.export(path))  # type: ignore[operator]
         rank_zero_info(f"Exported to {path}.")
 
     @staticmethod

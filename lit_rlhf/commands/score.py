@@ -12,25 +12,27 @@ from typing import Any, TypeVar, cast
 from rich.console import Console
 from rich.progress import track
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.data.records import PreferenceRecord, RowError
 from lit_rlhf.data.report import RowReport
 from lit_rlhf.evaluation.replies import Reply, read_scorable
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.evaluation.reward_report.pairs import ScoredPair
+from lit_rlhf.jsonl import write_rows
 from lit_rlhf.reports.reward_page import write_reward_report
+from lit_rlhf.reward_report.pairs import ScoredPair
+from lit_rlhf.reward_report.reply_scorer import ReplyScorer
 
 _CHUNK = 512  # rows between two ticks of the progress bar
 ItemT = TypeVar("ItemT")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command.
+    """The command line of ``lit-rlhf score``.
 
     Raises:
         FileNotFoundError: The data or the model does not exist.
         ValueError: The data, the model or an option cannot be used.
     """
-    options = _parser().parse_args(list(argv))
+    options = _parser().parse_args(argv)
     items, report = read_scorable(options.files, format=options.format, on_bad_row=options.on_bad_row)
     are_pairs = isinstance(items[0], PreferenceRecord)
     if options.report is not None and not are_pairs:
@@ -72,7 +74,7 @@ def load_scorer(
 
     Args:
         path: Local folder or hub name.
-        template: See :class:`~lit_rlhf.evaluation.reply_scorer.ReplyScorer`.
+        template: See :class:`~lit_rlhf.reward_report.reply_scorer.ReplyScorer`.
         max_length: Most tokens of a row; None takes the model's context.
         max_batch_tokens: Most tokens of one forward pass.
         dtype: Of the weights.
@@ -85,11 +87,15 @@ def load_scorer(
     """
     import torch
 
-    from lit_rlhf.models.loading import check_context, load_scalar_model, load_tokenizer
+    from lit_rlhf.models.cpu import tune
+    from lit_rlhf.models.loading.checks import check_context
+    from lit_rlhf.models.loading.scalar import load_scalar_model
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path, needs_pad=False, trust_remote_code=trust_remote_code)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_scalar_model(path, head="load", dtype=dtype, trust_remote_code=trust_remote_code).to(place).eval()
+    tune(model, place)
     if max_length is None:
         max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
     check_context(model.config, max_length)
@@ -167,7 +173,7 @@ def _pair_row(record: PreferenceRecord, pair: ScoredPair) -> dict[str, Any]:
 
 
 def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, scorer: ReplyScorer) -> str:
-    from lit_rlhf.evaluation.reward_report import RewardReport
+    from lit_rlhf.reward_report import RewardReport
 
     if not pairs:
         return "no pair"
@@ -188,19 +194,17 @@ def _chunks(items: Sequence[ItemT], console: Console | None) -> Iterator[Sequenc
 
 
 def _write(rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
     if out is None:
-        sys.stdout.write(lines)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(lines, encoding="utf-8")
+        sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        write_rows(out, rows)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf score",
-        description="Score the replies in preference files, dialogues or predictions with a reward model. Writes one "
-        "JSON line a row: chosen_score, rejected_score and difference of a pair, or score of a single reply.",
+    parser = CommandParser(
+        "score",
+        "Score the replies in preference files, dialogues or predictions with a reward model. Writes one JSON line\n"
+        "per row: chosen_score, rejected_score and difference of a pair, or score of a single reply.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders, globs or hub names")
     parser.add_argument("--model", required=True, help="folder or hub name of the reward model")

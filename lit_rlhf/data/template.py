@@ -188,6 +188,14 @@ def encode_text(tokenizer: Any, text: str, *, max_length: int) -> list[list[int]
     return [start + ids[i : i + size] for i in range(0, len(ids), size)]
 
 
+def encode_rendered(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a prompt that is already in its layout: special tokens written in it count, and one BOS is in front."""
+    ids, bos = _encode(tokenizer, text, plain=False), _bos(tokenizer)
+    while bos and ids[:1] == bos:
+        ids = ids[1:]
+    return bos + ids
+
+
 def encode_piece(tokenizer: Any, text: str) -> list[int]:
     """Ids of ``text`` as it reads in the middle of a row.
 
@@ -260,11 +268,7 @@ def _chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja raises its own types, e.g. for a system turn the template does not know
         raise RowError(Reason.WRONG_TYPES, f"the chat template refuses the turns: {error}") from error
-    ids = _encode(tokenizer, text, plain=False)
-    bos = _bos(tokenizer)
-    while bos and ids[:1] == bos:
-        ids = ids[1:]
-    return bos + ids
+    return encode_rendered(tokenizer, text)
 
 
 def _bos(tokenizer: Any) -> list[int]:

@@ -4,6 +4,9 @@ N tokens with a vocabulary of V need N x V logits; at 32 rows x 512 tokens x 128
 times over in backward. Here the logits live for one chunk of tokens at a time and are made again in backward; of a
 chunk there is one copy in forward and two in backward (the gradient is the second), whether or not the entropy is asked
 for: softmaxes live for a block of rows.
+
+Logits are raw: no temperature, no top-p, no penalty (paper section 3, Settings). A forbidden token (logit ``-inf``) has
+probability zero and no gradient. The arithmetic from the logits on is fp32; everything is in nats.
 """
 
 from __future__ import annotations
@@ -23,43 +26,6 @@ CPU_BLOCK, ACCELERATOR_BLOCK = 2**18, 2**23
 """Elements of a block: 1 MiB of fp32 stays in a CPU's cache; a few large kernels keep an accelerator busy."""
 
 
-def selected_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
-    r"""Log-probability of one token at each position.
-
-    .. math:: \log\pi(y_i) = z_{i, y_i} - \log \sum_v e^{z_{i, v}}
-
-    Raw logits: no temperature, no top-p, no penalty (paper section 3, Settings). Logits of ``-inf`` (forbidden tokens)
-    have probability zero and no gradient.
-
-    Args:
-        logits: ``(..., V)``, any float dtype; the arithmetic is fp32.
-        ids: ``(...)`` int64.
-
-    Returns:
-        ``(...)`` fp32 (fp64 for fp64 logits), nats.
-
-    Raises:
-        ValueError: If ``ids`` does not have the leading shape of ``logits``.
-    """
-    if logits.shape[:-1] != ids.shape:
-        raise ValueError(f"`ids` {tuple(ids.shape)} must have the leading shape of `logits` {tuple(logits.shape)}.")
-    return _select(_log_softmax(logits), ids)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    r"""Entropy of the next-token distribution.
-
-    .. math:: H_i = - \sum_v p_{i,v} \log p_{i,v}, \qquad 0 \log 0 = 0
-
-    Args:
-        logits: ``(..., V)``, any float dtype; the arithmetic is fp32.
-
-    Returns:
-        ``(...)`` fp32 (fp64 for fp64 logits), nats.
-    """
-    return _entropy(_log_softmax(logits))
-
-
 def chunked_logprobs(
     hidden: Tensor,
     project: Callable[[Tensor], Tensor],
@@ -68,7 +34,7 @@ def chunked_logprobs(
     chunk_size: int = CHUNK_SIZE,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`selected_logprobs` (and :func:`entropy`) straight from hidden states, a chunk of tokens at a time.
+    """``log π(yᵢ) = z(yᵢ) − log Σ_v e^z(v)`` and ``Hᵢ = −Σ_v p(v) log p(v)`` from hidden states, a chunk at a time.
 
     Up to ``chunk_size`` tokens the logits are kept for backward as usual. Beyond that each chunk's logits are thrown
     away after forward and made again in backward, so the peak is ``chunk_size x V`` whatever N is. Values are the same
@@ -77,7 +43,7 @@ def chunked_logprobs(
     Args:
         hidden: Hidden states of the positions that predict ``ids``, ``(N, H)``, any float dtype.
         project: Hidden states to logits, ``(n, H) -> (n, V)``; differentiable, row-wise, deterministic.
-        ids: The tokens, ``(N,)`` int64.
+        ids: The tokens y, ``(N,)`` int64.
         chunk_size: Tokens whose logits exist at one time.
         with_entropy: Whether to compute the entropies too.
 

@@ -37,14 +37,6 @@ def resolve_folder(path: str | Path, *, trust_remote_code: bool = False, weights
     return _hub_snapshot(str(path), trust_remote_code=trust_remote_code, weights=weights)
 
 
-def same_source(path: str | Path, other: str | Path) -> bool:
-    """Whether two model paths name the same files, so that weights read from one are those of the other."""
-    first, second = Path(path).expanduser(), Path(other).expanduser()
-    if first.exists() and second.exists():
-        return first.samefile(second)
-    return str(path) == str(other)
-
-
 def _looks_local(path: str) -> bool:
     """Whether ``path`` cannot be meant as ``name`` or ``organization/name`` on the hub."""
     if path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1 or "\\" in path:

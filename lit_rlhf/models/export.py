@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.models.checkpoint import load_pickle, resolve_folder
+from lit_rlhf.models.checkpoint import resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
-from lit_rlhf.models.loading import check_loaded, quiet, without_dropout
+from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
 from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare_dtype, host_copy, merged
 
 _HEAD = "head.weight"
@@ -109,22 +109,6 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _is_replaceable(out: Path) -> bool:
     return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
-
-
-def load_state(path: str | Path) -> dict[str, Tensor]:
-    """The weights of a single-file Lightning checkpoint, on the CPU, tensors and primitives only.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: A folder (a sharded checkpoint), a file that asks for code, or one without a state dict.
-    """
-    if Path(path).is_dir():
-        raise ValueError(f"'{path}' is a folder: consolidate the sharded checkpoint into one file first.")
-    content = load_pickle(path)
-    state = content.get("state_dict")
-    if not isinstance(state, dict):
-        raise ValueError(f"'{path}' has no `state_dict`; its keys are {', '.join(map(str, list(content)[:8]))}.")
-    return state
 
 
 def extract_submodule_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

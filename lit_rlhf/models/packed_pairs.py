@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.models.cpu.kernels import SDPA_NAMES
+from lit_rlhf.models.cpu import SDPA_NAMES
 from lit_rlhf.types import Columns, PreferenceBatch
 
 

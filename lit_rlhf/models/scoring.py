@@ -63,7 +63,7 @@ def response_logprobs(
     logprobs, entropy = chunked_logprobs(
         trunk_hidden(model, rows.input_ids, at=rows.predicting()),
         projector(model),
-        rows.response_ids[rows.response_mask],
+        rows.predicted(),
         chunk_size=logits_chunk(model, rows.input_ids.device, gib=logits_gib),
         with_entropy=with_entropy,
     )
@@ -119,8 +119,8 @@ def model_columns(
         logits_gib: ``ModelConfig.logits_gib``.
     """
     shape, device = rollout.response_mask.shape, rollout.input_ids.device
-    logprobs, entropy, values, ref = (torch.zeros(shape, device=device) for _ in range(4))
-    for rows in micro_batches:
+    logprobs, entropy, values, ref = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(4))
+    for rows in (part.to(device) for part in micro_batches):
         compact = compact_rows(rollout, rows, pad_token_id)
         width = compact.response_mask.size(1)
         if policy is not None:

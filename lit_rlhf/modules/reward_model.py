@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import length_micro_batches
-from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_pairs
+from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
 from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
-from lit_rlhf.models.configured import load_options, load_tokenizer_for
 from lit_rlhf.models.export import export_scalar
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.configured import load_options, load_tokenizer_for
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.scoring import logits_chunk
+from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.reports.reward_page import write_reward_report
+from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
+from lit_rlhf.reward_report.reply_scorer import ReplyScorer
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
 
@@ -69,10 +70,8 @@ class RewardModelModule(BaseModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.reward_model: Any = None
 
-    def configure_model(self) -> None:
-        """Load tokenizer and model, once."""
-        if self.reward_model is not None:
-            return
+    def load_models(self) -> None:
+        """See ``BaseModule``."""
         config = self.model_config
         self.tokenizer = load_tokenizer_for(self.model_path, config)
         self.reward_model = load_scalar_model(
@@ -80,6 +79,7 @@ class RewardModelModule(BaseModule):
             head=self.head,
             lm_head=self.lm_coef > 0,
             gradient_checkpointing=config.gradient_checkpointing,
+            check_on=self.target_device,
             **load_options(config),
         )
 
@@ -90,6 +90,15 @@ class RewardModelModule(BaseModule):
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
         return {"reward": self.model_path, "tokenizer": self.model_path}
+
+    def memory_models(self) -> list[ModelUse]:
+        """The reward model, with an LM head where its loss has one."""
+        lm, loading = self.lm_coef > 0, self.model_config
+        return [ModelUse(role="reward model", path=self.model_path, causal=lm, trained=True, loading=loading)]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows of ``data.max_length`` tokens."""
+        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` loads; rank 0 writes."""
@@ -186,7 +195,9 @@ class RewardModelModule(BaseModule):
         """Score a batch of test pairs, with texts, for the report."""
         pairs = batch.content
         rows = self.score_pairs(pairs)
-        chosen, rejected = (torch.tensor([row[side] for row in rows]) for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            torch.tensor([row[side] for row in rows], dtype=torch.float32) for side in ("chosen", "rejected")
+        )
         self._pairs.extend(scored_pairs(pairs, chosen, rejected, self.tokenizer))
 
     def predict_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
@@ -222,16 +233,20 @@ class RewardModelModule(BaseModule):
         """Log the headline numbers as ``test/...`` and write the report (docs/reward_models.md); rank 0 writes."""
         pairs = [pair for part in all_gather_object(self._pairs) for pair in part]
         self._pairs = []
+        report = run_together(lambda: self._write_report(pairs))
+        self.log_values({f"test/{name}": value for name, value in report.summary().items()})
+
+    def _write_report(self, pairs: list[ScoredPair]) -> RewardReport:
         report = RewardReport.from_scores(
             pairs,
             score_fn=self.reply_scorer() if rank() == 0 else None,
             model=self.model_path,
             data=", ".join(test_sources(self.trainer)),
         )
-        self.log_values({f"test/{name}": value for name, value in report.summary().items()})
         if rank() == 0:
             for path in write_reward_report(report, run_directory(self.trainer)):
                 print(path)  # noqa: T201
+        return report
 
     def reply_scorer(self) -> ReplyScorer:
         """What the report's degenerate probes are scored with."""

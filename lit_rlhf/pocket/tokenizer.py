@@ -78,7 +78,7 @@ def write_base_model(folder: Path, *, seed: int = 0) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lit_rlhf.models.loading import quiet
+    from lit_rlhf.models.loading.pretrained import quiet
 
     tokenizer = build_tokenizer()
     config = LlamaConfig(

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_rlhf.models.cpu.kernels import SDPA_NAMES
+from lit_rlhf.models.cpu import SDPA_NAMES
 
 
 class _Ungrouped:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_rlhf import signals
+from lit_rlhf.data.batching import token_packs
 from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.models.causal import unwrap
-from lit_rlhf.models.cpu.last_layer import last_layer_at
+from lit_rlhf.models.cpu import seen_at
 from lit_rlhf.models.packed_pairs import can_pack
 from lit_rlhf.rollout.attention import grouped_heads_in_place
 from lit_rlhf.rollout.engine import GenerationRequest, assemble
@@ -158,6 +160,7 @@ class Decoder:
         self._admit(self.series.rows)
         self._settle([])
         while len(self.slots):
+            signals.check()
             ends = self.youngest == self.steps or self.column == self.series.columns
             if ends or self.drawn % self.drop_every == 0:
                 self._look()
@@ -262,19 +265,19 @@ class Decoder:
 
     def _prefill(self, rows: Tensor, lengths: list[int]) -> Tensor:
         """Put prompts into the cache, in pieces of similar length; logits after each prompt."""
-        pieces, start = [], 0
-        while start < len(lengths):
-            width = lengths[start]  # the longest of the piece
-            part = rows[start : start + max(1, self.prefill_tokens // width)]
-            prompts = self.request.prompts
+        pieces, prompts = [], self.request.prompts
+        for pack in token_packs(lengths, self.prefill_tokens):
+            start, width = pack[0], lengths[pack[0]]  # the longest of the pack: rows are in that order already
+            part = rows[start : start + len(pack)]
             ids, mask = prompts.prompt_ids[part, -width:], prompts.prompt_mask[part, -width:]
             self.cache.aim_prefill(first_row=len(self.slots) + start, column=self.column - width)
             positions = (mask.cumsum(1) - 1).clamp_min(0)
             ends = torch.arange(1, len(ids) + 1, device=ids.device) * width - 1
-            with last_layer_at(self.trunk, ends) as trimmed:
-                logits = self._logits(self.model, ids, mask, positions, keep=0 if trimmed else 1)
-            pieces.append(logits[0] if trimmed else logits[:, -1])
-            start += len(part)
+            view = seen_at(unwrap(self.model), ends)
+            if view is None:
+                pieces.append(self._logits(self.model, ids, mask, positions)[:, -1])
+            else:
+                pieces.append(self._logits(view, ids, mask, positions, keep=0)[0])
         return torch.cat(pieces).float()
 
     def _decode(self) -> Tensor:

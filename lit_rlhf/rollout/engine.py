@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.models.uses import EngineLimits
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.types import PromptBatch, Rollout
 
@@ -102,6 +103,11 @@ class RolloutEngine(ABC):
 
     def rest(self) -> None:  # noqa: B027  # most engines have nothing to give back
         """No :meth:`generate` until the next :meth:`sync`: give memory back to the update that follows."""
+
+    def limits(self, device: torch.device | str) -> EngineLimits:
+        """How the engine bounds its memory on ``device``, for `lit-rlhf plan`; no bound: all rows at once."""
+        del device
+        return EngineLimits()
 
     def close(self) -> None:  # noqa: B027
         """The run is over, well or badly: end processes, free everything. May be called more than once."""

@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-KEPT_WHOLE = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-
-
-def rows_can_be_cached(config: object) -> bool:
-    """Whether every layer of a model (its text config) keeps plain keys and values, which is what `RowCache` stores."""
-    return set(getattr(config, "layer_types", None) or ["full_attention"]) <= KEPT_WHOLE
+from lit_rlhf.models.cpu import attention_dtype
 
 
 class Window:
@@ -54,17 +49,11 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate with the heads, head sizes, dtype and device of the first states that come.
 
-        Under autocast on a CPU the dtype is fp32, in which attention runs there: else every step would cast the whole
-        cache.
+        The dtype is the one attention runs in: else every step would cast the whole cache.
         """
         make = torch.zeros if self.is_compileable else torch.empty
-        mixed = key_states.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         self.keys, self.values = (
-            make(
-                (self.rows, x.size(1), self.columns, x.size(3)),
-                dtype=torch.float32 if mixed else x.dtype,
-                device=x.device,
-            )
+            make((self.rows, x.size(1), self.columns, x.size(3)), dtype=attention_dtype(x), device=x.device)
             for x in (key_states, value_states)
         )
         self.is_initialized = True

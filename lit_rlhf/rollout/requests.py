@@ -75,31 +75,30 @@ def raw_record(record: Record) -> dict[str, Any]:
 
 def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
     """A rollout as ids and as text."""
+    prompts = _real_tokens(rollout.prompt_ids, rollout.prompt_mask)
+    responses = _real_tokens(rollout.response_ids, rollout.response_mask)
     return RewardRequest(
         rollout=rollout,
-        prompts=tokenizer.batch_decode(_real_tokens(rollout.prompt_ids, rollout.prompt_mask)),
-        responses=tokenizer.batch_decode(
-            _real_tokens(rollout.response_ids, rollout.response_mask), skip_special_tokens=True
-        ),
+        prompts=tokenizer.batch_decode(prompts),
+        responses=tokenizer.batch_decode(responses, skip_special_tokens=True),
         records=[raw_record(record) for record in rollout.records],
     )
 
 
-def _real_tokens(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    """The tokens of each row that are not padding; two copies from the device in all."""
-    return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+def _real_tokens(ids: Tensor, mask: Tensor) -> list[Tensor]:
+    return [row[keep] for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
 
 
 def response_rows(request: RewardRequest) -> list[dict[str, Any]]:
     """One JSON-able row a response: where its prompt stands, both texts, tokens, whether it ended, the raw record."""
-    rollout, ended = request.rollout, request.ended
-    tokens = rollout.response_lengths.tolist()
+    rollout = request.rollout
+    lengths, ended = rollout.response_lengths.tolist(), request.ended
     return [
         {
             **rollout.records[i].get(ROW_KEY, {}),
             "prompt": request.prompts[i],
             "response": request.responses[i],
-            "tokens": tokens[i],
+            "tokens": lengths[i],
             "ended": ended[i],
             "record": dict(request.records[i]),
         }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lit_rlhf.models.uses import EngineLimits
+
 CPU_SLOTS, ACCELERATOR_CACHE_BYTES = 65536, 8 * 2**30
 CPU_PREFILL_TOKENS, ACCELERATOR_PREFILL_TOKENS = 2048, 16384
 COLUMN_STEP, FEWEST_ROWS = 128, 8
@@ -31,24 +33,29 @@ class Series:
     columns: int
 
 
-def cache_budget(device: torch.device | str, *, bytes_per_slot: int, slots: int | None = None) -> int:
-    """Slots (rows x columns) of a cache.
+def engine_limits(
+    device: torch.device | str, *, cache_slots: int | None = None, prefill_tokens: int | None = None
+) -> EngineLimits:
+    """What was said, and for None what suits the kind of device: 65,536 slots on a CPU, 8 GiB on an accelerator."""
+    on_cpu = torch.device(device).type == "cpu"
+    if prefill_tokens is None:
+        prefill_tokens = CPU_PREFILL_TOKENS if on_cpu else ACCELERATOR_PREFILL_TOKENS
+    if cache_slots is None and not on_cpu:
+        return EngineLimits(cache_bytes=ACCELERATOR_CACHE_BYTES, prefill_tokens=prefill_tokens)
+    return EngineLimits(cache_slots=CPU_SLOTS if cache_slots is None else cache_slots, prefill_tokens=prefill_tokens)
+
+
+def cache_budget(limits: EngineLimits, *, bytes_per_slot: int) -> int:
+    """Slots (rows x columns) of a cache within :func:`engine_limits`.
 
     Args:
-        device: Where it is.
+        limits: With a bound on slots or bytes.
         bytes_per_slot: Keys and values of one token in all layers; half a MiB in a 7B model without grouped heads.
-        slots: What was asked for. None: 65,536 on a CPU, on an accelerator as many as 8 GiB hold.
     """
-    if slots is not None:
-        return slots
-    return CPU_SLOTS if torch.device(device).type == "cpu" else max(1, ACCELERATOR_CACHE_BYTES // bytes_per_slot)
-
-
-def prefill_budget(device: torch.device | str, tokens: int | None = None) -> int:
-    """Slots of one prefill pass: ``tokens``, or where nothing is said what suits the kind of device."""
-    if tokens is not None:
-        return tokens
-    return CPU_PREFILL_TOKENS if torch.device(device).type == "cpu" else ACCELERATOR_PREFILL_TOKENS
+    if limits.cache_slots is not None:
+        return limits.cache_slots
+    assert limits.cache_bytes is not None
+    return max(1, limits.cache_bytes // bytes_per_slot)
 
 
 def growing_series(lengths: Sequence[int], *, steps: int, budget: int) -> Iterator[Series]:

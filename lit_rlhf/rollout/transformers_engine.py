@@ -9,12 +9,13 @@ together, and a row that has ended gives its place to the next prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_rlhf.models.memory import cache_bytes_per_token
+from lit_rlhf.models.uses import EngineLimits
 from lit_rlhf.rollout.compiled import CompiledStep
 from lit_rlhf.rollout.decoding import Decoder, Responses
 from lit_rlhf.rollout.engine import GenerationRequest, RolloutEngine
@@ -22,10 +23,10 @@ from lit_rlhf.rollout.kv_cache import RowCache
 from lit_rlhf.rollout.series import (
     Series,
     cache_budget,
+    engine_limits,
     fixed_columns,
     fixed_series,
     growing_series,
-    prefill_budget,
     row_counts,
 )
 from lit_rlhf.types import Rollout
@@ -100,8 +101,9 @@ class TransformersEngine(RolloutEngine):
         """
         if self._policy is None:
             raise RuntimeError("`TransformersEngine.generate` needs a policy: call `sync(policy)` first.")
-        # Validation runs in inference mode, whose tensors are of another kind: other graphs, and no cache for both.
-        with torch.inference_mode(mode=False), torch.no_grad(), _evaluating(self._policy) as policy:
+        # Validation runs in inference mode, whose tensors are of another kind: each graph would be compiled twice.
+        mode = torch.inference_mode(mode=False) if self.compile else nullcontext()
+        with mode, torch.no_grad(), _evaluating(self._policy) as policy:
             out = Responses(request.uniforms, pad_token_id=request.pad_token_id, scored=self.gives_logprobs)
             for series in self._series(policy, request):
                 self._run(series, policy, request, out)
@@ -114,12 +116,15 @@ class TransformersEngine(RolloutEngine):
             # What PyTorch keeps of the cache is in pieces that an update's larger tensors may not fit into.
             torch.cuda.empty_cache()
 
+    def limits(self, device: torch.device | str) -> EngineLimits:
+        """``max_batch_tokens`` and ``prefill_tokens``, or what suits the kind of device."""
+        return engine_limits(device, cache_slots=self.max_batch_tokens, prefill_tokens=self.prefill_tokens)
+
     def cache_slots(self, policy: PreTrainedModel) -> int:
         """Cache slots of one batch: ``max_batch_tokens``, or what suits device and model."""
         kind = policy.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.dtype
-        size = cache_bytes_per_token(policy.config, dtype.itemsize)
-        return cache_budget(kind, bytes_per_slot=size, slots=self.max_batch_tokens)
+        return cache_budget(self.limits(kind), bytes_per_slot=cache_bytes_per_token(policy.config, dtype.itemsize))
 
     def _series(self, policy: PreTrainedModel, request: GenerationRequest) -> list[Series]:
         lengths, steps = request.prompts.prompt_mask.sum(1).tolist(), request.sampling.max_response_length
@@ -131,6 +136,8 @@ class TransformersEngine(RolloutEngine):
 
     def _run(self, series: Series, policy: PreTrainedModel, request: GenerationRequest, out: Responses) -> None:
         drop_every = CPU_DROP_EVERY if policy.device.type == "cpu" else ACCELERATOR_DROP_EVERY
+        prefill_tokens = self.limits(policy.device).prefill_tokens
+        assert prefill_tokens is not None
         cache, self._cache = self._cache_for(series, policy), None
         Decoder(
             series,
@@ -140,7 +147,7 @@ class TransformersEngine(RolloutEngine):
             request=request,
             out=out,
             drop_every=self.drop_every or drop_every,
-            prefill_tokens=prefill_budget(policy.device, self.prefill_tokens),
+            prefill_tokens=prefill_tokens,
             row_counts=row_counts(series.rows) if self.static_cache else None,
         ).run()
         # Compiled steps know the buffers by their address. (What breaks off may leave anything in them.)

@@ -17,6 +17,7 @@ from lit_rlhf.distributed import all_gather_object
 from lit_rlhf.strategies.checkpoint_io import (
     existing,
     failure_reason,
+    noting_time,
     remove,
     replace_folder,
     sync_tree,
@@ -147,6 +148,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         SafeCheckpointEngine.install(self.deepspeed_engine)
 
     @override
+    @noting_time()
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write the folder ``filepath``; collective.
 

@@ -10,9 +10,9 @@ from lit_rlhf import cli
 from lit_rlhf.commands.score import load_scorer, main
 from lit_rlhf.data.records import Message, RowError
 from lit_rlhf.data.template import encode_prompt, encode_reply
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.pocket.tokenizer import write_base_model
+from lit_rlhf.reward_report.reply_scorer import ReplyScorer
 
 ASK, REPLY, OTHER = "what is the capital of france ?", "it is paris .", "i do not know . it is a city ."
 

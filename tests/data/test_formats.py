@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lit_rlhf.data.formats import RowFormat
-from lit_rlhf.data.loading import read_dialogues, read_preferences, read_prompts, read_sft, read_texts
+from lit_rlhf.data.loading import read_dialogues, read_preferences, read_prompts, read_sft
 from lit_rlhf.data.records import DialogueRecord, Message, Reason, TextRecord
 from lit_rlhf.data.text import TextFormat
 
@@ -149,7 +149,7 @@ def test_bad_row_is_counted_with_line_and_reason(write, line, reason):
 
 
 def test_one_bad_byte_in_a_json_list_refuses_its_row_only(write):
-    records, report = read_texts(write("x.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "b"}]'))
+    records, report = read_sft(write("x.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "b"}]'))
     assert [r.text for r in records] == ["a", "b"]
     assert [(r.line, r.reason) for r in report.rejected] == [(2, Reason.NOT_UTF8)]
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_rlhf.data.hub import looks_like_hub_name, parse_hub_name
-from lit_rlhf.data.loading import FORMATS, collect, read_preferences, read_prompts, read_texts
+from lit_rlhf.data.loading import FORMATS, collect, read_preferences, read_prompts, read_sft
 from lit_rlhf.data.records import RowError
 from lit_rlhf.data.sources import read_rows
 
@@ -24,7 +24,7 @@ TEXTS = [{"text": "a"}, {"text": "b"}]
 
 
 def texts(path: Any, **kwargs: Any) -> list[str]:
-    return [r.text for r in read_texts(path, **kwargs)[0]]
+    return [r.text for r in read_sft(path, **kwargs)[0]]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.json.gz"])
@@ -52,14 +52,14 @@ def test_folder_and_glob_in_a_fixed_order(write, tmp_path):
 
 def test_path_errors_name_the_path(tmp_path, write):
     with pytest.raises(FileNotFoundError, match=r"No data at .*nothing\.jsonl: not a file"):
-        read_texts(str(tmp_path / "nothing.jsonl"))
+        read_sft(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(ValueError, match="holds no data file"):
-        read_texts(str(tmp_path))
+        read_sft(str(tmp_path))
     path = write("x.jsonl", TEXTS)
     with pytest.raises(ValueError, match="Data given twice"):
-        read_texts([path, path])
+        read_sft([path, path])
     with pytest.raises(ValueError, match="No data path"):
-        read_texts([])
+        read_sft([])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_path_errors_name_the_path(tmp_path, write):
 )
 def test_unusable_file_is_one_clear_error(write, name, data, message):
     with pytest.raises(ValueError, match=message):
-        read_texts(write(name, data))
+        read_sft(write(name, data))
 
 
 def test_hub_names():

@@ -8,13 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_rlhf.functional import chunked_logprobs, entropy, selected_logprobs
+from lit_rlhf.functional import chunked_logprobs
 from lit_rlhf.functional import logprobs as logprobs_module
 from tests.live_bytes import LiveBytes
 
 from .cases import close, finite, normal, seeds
 
 N, H, V = 23, 8, 17
+
+
+def of_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies where the hidden states are the logits already."""
+    logprobs, entropies = chunked_logprobs(logits, nn.Identity(), ids, with_entropy=True)
+    assert entropies is not None
+    return logprobs, entropies
+
+
+def entropy(logits: Tensor) -> Tensor:
+    return of_logits(logits.unsqueeze(0), torch.tensor([0]))[1].squeeze(0)
 
 
 def world(dtype: torch.dtype = torch.float32, rows: int = N) -> tuple[Tensor, nn.Linear, Tensor]:
@@ -36,10 +47,8 @@ def reference(logits: Tensor, ids: Tensor) -> tuple[list[float], list[float]]:
 
 def test_selected_and_entropy_term_by_term():
     logits, ids = normal(5, V, seed=0, scale=3.0), torch.tensor([0, 16, 3, 3, 9])
-    logprobs, entropies = reference(logits, ids)
-    close(selected_logprobs(logits, ids), logprobs)
-    close(entropy(logits), entropies)
-    close(selected_logprobs(logits.view(5, 1, V), ids.view(5, 1)), torch.tensor(logprobs).view(5, 1))
+    for got, want in zip(of_logits(logits, ids), reference(logits, ids), strict=True):
+        close(got, want)
 
 
 def test_entropy_of_known_distributions():
@@ -55,7 +64,7 @@ def test_forbidden_tokens_have_no_gradient_and_no_nan(with_entropy):
     logits.requires_grad_()
     ids = torch.tensor([0, 1, 2, 4])
     logprobs, entropies = reference(logits.detach(), ids)
-    out = entropy(logits) if with_entropy else selected_logprobs(logits, ids)
+    out = of_logits(logits, ids)[with_entropy]
     close(out, entropies if with_entropy else logprobs)
     out.sum().backward()
     assert finite(logits.grad)
@@ -65,14 +74,14 @@ def test_forbidden_tokens_have_no_gradient_and_no_nan(with_entropy):
 
 def test_forbidden_choice_has_probability_zero():
     logits = torch.tensor([[0.0, -math.inf]])
-    assert selected_logprobs(logits, torch.tensor([1])).item() == -math.inf
+    assert of_logits(logits, torch.tensor([1]))[0].item() == -math.inf
 
 
 @given(seeds, st.sampled_from([0.0, 1.0, 1e4, 1e30]))
 def test_finite_at_extreme_logits(seed, scale):
     logits = normal(6, V, seed=seed, scale=scale).requires_grad_()
     ids = logits.argmax(-1)
-    logprobs, entropies = selected_logprobs(logits, ids), entropy(logits)
+    logprobs, entropies = of_logits(logits, ids)
     (logprobs.sum() + entropies.sum()).backward()
     assert finite(logprobs.detach(), entropies.detach(), logits.grad)
     assert torch.all(logprobs <= 0)
@@ -244,5 +253,3 @@ def test_refusals():
         chunked_logprobs(hidden, head, ids[1:])
     with pytest.raises(ValueError, match=r"`chunk_size` \(0\) must be at least 1"):
         chunked_logprobs(hidden, head, ids, chunk_size=0)
-    with pytest.raises(ValueError, match=r"`ids` \(22,\) must have the leading shape of `logits` \(23, 17\)"):
-        selected_logprobs(head(hidden), ids[1:])

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_rlhf.models import pair_forward as module
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
+from lit_rlhf.models.cpu import tune
 from lit_rlhf.models.packed_pairs import can_pack
 from lit_rlhf.models.scalar import ScalarHead, ScalarModel
 from tests.models.test_packed_pairs import batch_of, trunk
@@ -19,7 +19,7 @@ def test_packed_equals_separate(attention, with_reply):
     torch.manual_seed(1)
     model, batch = ScalarModel(trunk(attention.replace("tuned", "sdpa")), ScalarHead(16)), batch_of(width=2)
     if attention == "tuned":
-        tune_for_cpu(model.trunk)
+        tune(model, "cpu")
         assert can_pack(model.trunk)
     results = []
     for forward in (module._packed, module._separate):

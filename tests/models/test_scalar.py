@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_rlhf.models.fingerprint import FILE_NAME, check_fingerprint, write_fingerprint
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.scalar import last_positions, score_rows
 
 TEXTS = ["Hello there!", "a", "The cat sat on the mat. It was 12 o'clock."]
@@ -121,7 +121,7 @@ class TestHead:
 
 
 def test_lm_head_gives_the_causal_models_logits(causal_folder):
-    from lit_rlhf.models.loading import load_causal_lm
+    from lit_rlhf.models.loading.causal import load_causal_lm
 
     for architecture in ("llama", "gemma2"):
         folder = causal_folder(architecture, name=architecture)

@@ -10,7 +10,7 @@ import torch
 
 from lit_rlhf.config import ModelConfig
 from lit_rlhf.models.compact import CompactRows, compact_rows
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
+from lit_rlhf.models.cpu import tune
 from lit_rlhf.models.scoring import logits_chunk, response_logprobs, text_logprobs
 from lit_rlhf.rollout.engine import assemble
 from lit_rlhf.types import PromptBatch, TextBatch
@@ -55,7 +55,7 @@ def model(request) -> Any:
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(request.param, VOCABULARY))
-    tune_for_cpu(model)
+    tune(model, "cpu")
     return model
 
 

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.config import ScheduleConfig
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.modules import ppo as ppo_module
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
@@ -59,7 +58,7 @@ def test_freed_memory_goes_back_before_each_rollout_where_passes_are_small(
     world, tmp_path, monkeypatch, budget, times
 ) -> None:
     calls = []
-    monkeypatch.setattr(ppo_module, "release_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr("lit_rlhf.models.cpu.memory.trim", lambda: calls.append(1) or True)
     fit(world, tmp_path, data=make_data(world, micro_batch_tokens=budget), max_epochs=2)
     assert len(calls) == times
 
@@ -127,6 +126,38 @@ def test_resume_from_the_end_of_an_epoch_is_bit_for_bit(world, tmp_path) -> None
     assert len(again.experiences) == 2
     assert torch.equal(again.experiences[0].prompt_ids, recorder.experiences[1].prompt_ids), "an iteration came twice"
     assert same(weights(resumed), weights(straight))
+
+
+class SavesInside(PPOModule):
+    """Saves before the optimizer's step of update ``at``, where a loss that is not finite saves as well."""
+
+    at, path = 0, ""
+
+    def optimize(self, losses):
+        if self.global_step == self.at:
+            self.trainer.save_checkpoint(self.path)
+        return super().optimize(losses)
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_resume_from_inside_an_update_does_it_again(world, tmp_path, at) -> None:
+    def module(kind: type[PPOModule]) -> PPOModule:
+        return make_ppo(world, kind=kind, kl_controller=AdaptiveKL(0.1, target=0.5, horizon=50))
+
+    straight = module(SavesInside)
+    straight.at, straight.path = at, str(tmp_path / "inside.ckpt")
+    data = {"minibatch_size": 8, "micro_batch_tokens": 100_000}
+    _, trainer, recorder = fit(world, tmp_path / "a", module=straight, data=make_data(world, **data), max_epochs=3)
+    resumed, again = module(PPOModule), Recorder()
+    after = make_trainer(tmp_path / "b", max_epochs=3, callbacks=[again])
+    after.fit(resumed, make_data(world, **data), ckpt_path=straight.path, weights_only=True)
+    assert (after.global_step, len(again.metrics)) == (trainer.global_step, len(recorder.metrics) - at)
+    counted, expected = (t.fit_loop.epoch_loop.state_dict() for t in (after, trainer))
+    for name in ("state_dict", "batch_progress"):  # the loggers' steps, the batches in all
+        assert counted[name] == expected[name]
+    assert same(weights(resumed), weights(straight))
+    assert resumed.moments == straight.moments
+    assert resumed.kl_controller.value == straight.kl_controller.value
 
 
 def test_checkpoint_holds_no_frozen_weight_and_loads_without_code(world, tmp_path) -> None:

@@ -27,14 +27,14 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_sft(world: Path, **options) -> SFTModule:
+def make_sft(world: Path, kind: type[SFTModule] = SFTModule, **options) -> SFTModule:
     defaults = {
         "policy": str(world / "policy"),
         "optimizer": OptimizerConfig(lr=1e-2),
         "schedule": ScheduleConfig(kind="constant", warmup=0),
         "sampling": SamplingConfig(temperature=0, max_response_length=6),
     }
-    return SFTModule(**{**defaults, **options})
+    return kind(**{**defaults, **options})
 
 
 def make_data(path: Path, **options) -> SFTDataModule:
@@ -118,6 +118,23 @@ def test_resume_is_bit_for_bit(world, dialogues, tmp_path, stop) -> None:
     )
     assert len(recorder.metrics) == 12 - stop
     assert not same(weights(half), weights(straight))
+    assert same(weights(resumed), weights(straight))
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 4])
+def test_resume_from_inside_a_step_does_it_again(world, dialogues, tmp_path, at) -> None:
+    class SavesInside(SFTModule):
+        def optimize(self, losses):
+            if self.global_step == at:
+                self.trainer.save_checkpoint(tmp_path / "inside.ckpt")
+            return super().optimize(losses)
+
+    straight, resumed, recorder = make_sft(world, kind=SavesInside), make_sft(world), Recorder()
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(straight, make_data(dialogues))
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, callbacks=[recorder]).fit(
+        resumed, make_data(dialogues), ckpt_path=str(tmp_path / "inside.ckpt"), weights_only=True
+    )
+    assert len(recorder.metrics) == 12 - at
     assert same(weights(resumed), weights(straight))
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
+from lit_rlhf.models.cpu import tune
 from lit_rlhf.rollout import decoding
 from lit_rlhf.rollout.attention import _one_query, grouped_heads_in_place
 from tests.rollout.test_transformers_engine import ENDS, batch_of, generate, llama, some_prompts, some_uniforms
@@ -66,7 +66,7 @@ def test_no_operation_of_a_decode_step_makes_anything_as_large_as_a_layers_cache
 
     model, rows, width = llama(), 6, 400
     if tuned:
-        tune_for_cpu(model)
+        tune(model, "cpu")
     if old_release:  # what `pack_gqa` replaced
         monkeypatch.setattr(sdpa_attention, "is_torchdynamo_compiling", lambda: True)
     prompts = [[3 + (i + j) % 40 for j in range(width)] for i in range(rows)]

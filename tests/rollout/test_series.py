@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lit_rlhf.rollout.series import (
     COLUMN_STEP,
     cache_budget,
+    engine_limits,
     fixed_columns,
     fixed_series,
     growing_series,
@@ -73,7 +74,7 @@ def test_row_counts_are_few():
 
 
 @pytest.mark.parametrize(
-    ("device", "bytes_per_slot", "given_slots", "slots"),
+    ("device", "bytes_per_slot", "said", "slots"),
     [
         ("cpu", 2**19, None, 65536),
         ("cuda", 2**19, None, 16384),  # 7B without grouped heads: 65,536 would be 32 GiB
@@ -82,5 +83,8 @@ def test_row_counts_are_few():
         (torch.device("cuda", 1), 2**40, None, 1),
     ],
 )
-def test_the_cache_is_sized_by_bytes_where_nothing_is_said(device, bytes_per_slot, given_slots, slots):
-    assert cache_budget(device, bytes_per_slot=bytes_per_slot, slots=given_slots) == slots
+def test_the_cache_is_sized_by_bytes_where_nothing_is_said(device, bytes_per_slot, said, slots):
+    limits = engine_limits(device, cache_slots=said)
+    assert cache_budget(limits, bytes_per_slot=bytes_per_slot) == slots
+    assert limits.prefill_tokens == (2048 if device == "cpu" else 16384)
+    assert engine_limits(device, prefill_tokens=7).prefill_tokens == 7

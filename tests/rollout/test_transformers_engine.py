@@ -14,7 +14,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
+from lit_rlhf.models.cpu import tune
 from lit_rlhf.rollout.engine import GenerationRequest
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
@@ -223,7 +223,7 @@ def test_sampler_logprobs_are_of_the_raw_logits(name):
 def test_under_autocast_the_cache_serves_any_mix_of_dtypes(make_model, tuned, static_cache):
     model, prompts = make_model(), some_prompts()
     if tuned:
-        tune_for_cpu(model)
+        tune(model, "cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rollout = generate(
             model, batch_of(prompts), some_uniforms(len(prompts)), sampler_logprobs=True, static_cache=static_cache
