@@ -33,7 +33,7 @@ class ResponseLengthMonitor(RolloutMonitor):
 
     def derive(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean and 90th percentile of the lengths; the share as it is."""
-        lengths = values["lengths"].double()
+        lengths = values["lengths"].double().cpu()  # one copy, then no further wait for the device
         mean, p90 = float(lengths.mean()), float(lengths.quantile(0.9))
         named = {"rollout/response_length": mean, "rollout/response_length_p90": p90}
         return {**named, CUT: float(values[CUT])} if CUT in values else named

@@ -67,7 +67,7 @@ def shape_statistics(x: Tensor) -> dict[str, float]:
     distribution of any mean and width, larger with a long upper tail: the number for Appendix A's "long tail after
     collapse". Shifting or scaling ``x`` changes none of the last three; they are NaN where all of ``x`` is equal.
     """
-    ordered = x.double().sort().values
+    ordered = x.double().cpu().sort().values  # one copy, then no number waits for a device
     mean, median = ordered.mean(), ordered.quantile(0.5)
     centered = ordered - mean
     variance = centered.square().mean()

@@ -124,9 +124,9 @@ class FrozenModel(Generic[ModelT]):
     def on(self, device: torch.device | str) -> Iterator[FrozenModel[ModelT]]:
         """Have the weights on ``device`` inside the block; with ``placement="cpu"`` give its memory back after it.
 
-        On a CPU the model gets the CPU's kernels (``models/cpu``).
-        Blocks may be nested. The host copy is kept (pinned where there is an accelerator) and pointed to again at the
-        end, so leaving the block copies nothing and the weights stay the same bits.
+        On a CPU the model gets the CPU's kernels (``models/cpu``). Blocks may be nested. The host copy is kept (pinned
+        where there is an accelerator) and pointed to again at the end, so leaving the block copies nothing and the
+        weights stay the same bits.
         """
         tune(self.model, device)
         if self.placement == "device":

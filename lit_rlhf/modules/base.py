@@ -142,13 +142,6 @@ class BaseModule(L.LightningModule, ABC):
         """
         raise ValueError(f"{type(self).__name__} does not say how large its passes are: define `pass_sizes`.")
 
-    # ---------------------------------------------------------------- device
-
-    def on_fit_start(self) -> None:
-        """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
-        tune(self, self.device)
-
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
     # ---------------------------------------------------------------- models, device, precision
 
     def setup(self, stage: str) -> None:
@@ -181,6 +174,12 @@ class BaseModule(L.LightningModule, ABC):
             with on_host():
                 run_together(self.load_models)
             self._loaded = True
+
+    def on_fit_start(self) -> None:
+        """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
+        tune(self, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     @property
     def target_device(self) -> torch.device:

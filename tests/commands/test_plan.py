@@ -246,7 +246,7 @@ class Mute(BaseModule):
     def __init__(self) -> None:
         super().__init__(model=ModelConfig(), optimizer=OptimizerConfig(), schedule=ScheduleConfig())
 
-    parameter_groups = sources = export = None  # type: ignore[assignment]
+    parameter_groups = sources = export = load_models = None  # type: ignore[assignment]
 
 
 class Foreign(L.LightningModule):

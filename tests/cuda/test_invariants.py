@@ -104,7 +104,7 @@ def test_6_frozen_models_stay_what_was_loaded(world: Path, run: tuple[str, PPOMo
     _, module, _ = run
     frozen = {
         "reference": (module.reference.model, load_causal_lm(str(world / "policy"))),
-        "reward": (module.reward.model.model, load_scalar_model(str(world / "reward"), head="load")),
+        "reward": (module.reward._model.model, load_scalar_model(str(world / "reward"), head="load")),
     }
     for name, (model, loaded) in frozen.items():
         assert not any(part.training for part in model.modules()), name

@@ -114,7 +114,7 @@ def fit(
 ) -> tuple[Signalled, Rows, int | None]:
     """One start of the run in ``folder``, from its newest checkpoint on; the exit code, None if it came to its end."""
     optimizer = ppo_checks.PPOOptimizerConfig(lr=1e-3, critic_lr=1e-3)
-    module, _ = ppo_checks.build(world, Signalled, optimizer=optimizer, ptx=None)
+    module, _ = ppo_checks.build(world, Signalled, optimizer=optimizer)
     module.moment, module.who = moment, who
     prompts = str(world / "pocket" / "prompts_train.jsonl")
     sizes = {"rollout_batch_size": 16, "minibatch_size": 8, "ppo_epochs": 2, "micro_batch_tokens": 80}
