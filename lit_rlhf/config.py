@@ -25,12 +25,19 @@ class ModelConfig:
         gradient_checkpointing: Trade compute for activation memory in the trained models.
         trust_remote_code: Whether code from a model's folder may run. Off unless you set it.
         pad_token: Token of the vocabulary to pad with, for tokenizers that have none.
+        logits_gib: Most memory for logits at a time, in GiB: tokens x vocabulary x 8 bytes (with their gradient).
+            Smaller means more passes over the output embedding; on a CPU the numbers stay the same up to the order in
+            which the passes' gradients are summed. None: 1 on a CPU, 2 on an accelerator.
     """
 
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
     pad_token: str | None = None
+    logits_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.logits_gib is None or self.logits_gib > 0, "logits_gib", self.logits_gib, "must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

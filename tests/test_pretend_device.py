@@ -39,12 +39,8 @@ BODY = """
     )
 """
 
-DECODE_STEP = 1
-"""Waits of a decode step: the EOS that may not be drawn yet goes to the device (with a minimum length alone)."""
-LOOK = 2
-"""Further waits of a look at finished rows, every ``drop_every`` steps: are logits finite, how many rows are done."""
-TOP_P = 1
-"""Further waits of a step with top-p: do the first tokens hold the nucleus."""
+LOOK = 1
+"""Waits of a look at finished rows, every ``drop_every`` steps. A decode step waits for nothing else, top-p or not."""
 MICRO_BATCH = 6
 """Waits of a micro-batch's losses: its rows to the device (2), their lengths and the number of response tokens back to
 the host (2), and one in transformers' mask for the policy and for the critic each."""
@@ -91,8 +87,8 @@ def steps(found: dict[str, Any], name: str) -> dict[str, int]:
 
 def test_decode_steps_wait_no_more_than_stated(found: dict[str, Any]) -> None:
     plain, nucleus = steps(found, "long"), steps(found, "nucleus")
-    assert sum(plain.values()) <= 16 * DECODE_STEP + 4 * LOOK, plain
-    assert sum(nucleus.values()) <= 16 * (DECODE_STEP + TOP_P) + 4 * LOOK + 8 * TOP_P, nucleus
+    assert 1 <= sum(plain.values()) <= 4 * LOOK, plain
+    assert 1 <= sum(nucleus.values()) <= 4 * LOOK, nucleus
 
 
 def test_micro_batches_wait_no_more_than_stated(found: dict[str, Any]) -> None:

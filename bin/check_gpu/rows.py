@@ -176,6 +176,7 @@ def decode_row(options: Options) -> Result:
     from lit_rlhf.models.loading.tokenizer import load_tokenizer
     from lit_rlhf.rollout.requests import generation_request
     from lit_rlhf.rollout.sampling import SamplingConfig
+    from lit_rlhf.rollout.series import fixed_columns
     from lit_rlhf.rollout.transformers_engine import TransformersEngine
     from lit_rlhf.types import PromptBatch
 
@@ -200,7 +201,7 @@ def decode_row(options: Options) -> Result:
     uniforms = torch.rand(shape.rows, shape.response, dtype=torch.float64)
     request = generation_request(policy, tokenizer, prompts, uniforms, sampling)
     for name, way in ways.items():
-        slots = shape.rows * (shape.prompt + shape.response)
+        slots = shape.rows * fixed_columns(shape.prompt + shape.response)  # all rows at once, in fixed shapes as well
         engine = TransformersEngine(max_batch_tokens=slots, prefill_tokens=slots, drop_every=16, **way)
         engine.setup(tokenizer=tokenizer, device=device)
         engine.sync(policy)

@@ -29,7 +29,8 @@ class RawRow:
     Attributes:
         source: File path or hub name as given.
         line: Line of a JSONL file, element of a JSON list, row of a split; from 1.
-        value: The decoded JSON value; the undecodable text where ``error`` is set.
+        value: The JSON value (from the hub: times as ISO 8601, other values that JSON has not as text), so that it can
+            be written to files and checkpoints; the undecodable text where ``error`` is set.
         error: Why the row could not be decoded.
     """
 
@@ -90,7 +91,7 @@ def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
     """
     if not Path(source).is_file():
         for line, row in enumerate(read_hub(source, streaming=streaming), start=1):
-            yield _checked(source, line, row, as_json=True)
+            yield _checked(source, line, row)
         return
     try:
         yield from _read_file(source)
@@ -154,25 +155,27 @@ def _decode(source: str, line: int, data: bytes) -> RawRow:
     return _checked(source, line, value)
 
 
-def _checked(source: str, line: int, value: Any, *, as_json: bool = False) -> RawRow:
-    """The row, refused if any string in it cannot be encoded: a tokenizer would fail on it much later.
+def _checked(source: str, line: int, value: Any) -> RawRow:
+    """The row in JSON's values, refused if any string in it cannot be encoded: a tokenizer would fail on it much later.
 
-    With ``as_json`` a hub's dates and other objects are the text that JSON can say of them: a checkpoint in the middle
-    of an iteration holds the rows, and is read back without building objects.
+    A hub's dates and other objects become the text that JSON can say of them: a checkpoint in the middle of an
+    iteration holds the rows, and is read back without building objects.
     """
+    foreign: list[object] = []
+
+    def plain(x: object) -> str:
+        foreign.append(x)
+        return str(x.isoformat() if hasattr(x, "isoformat") else x)
+
     try:
-        text = json.dumps(value, ensure_ascii=False, default=_as_text)
+        text = json.dumps(value, ensure_ascii=False, default=plain)
         text.encode("utf-8")
-        value = json.loads(text) if as_json else value
+        value = json.loads(text) if foreign else value
     except UnicodeEncodeError:
         return RawRow(source, line, repr(value)[:200], RowError(Reason.NOT_UTF8, "a lone surrogate or a raw byte"))
     except (ValueError, RecursionError, TypeError) as error:
         return RawRow(source, line, repr(type(value)), RowError(Reason.NOT_JSON, _one_line(error)))
     return RawRow(source, line, value)
-
-
-def _as_text(value: Any) -> str:
-    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
 def _one_line(error: Exception) -> str:

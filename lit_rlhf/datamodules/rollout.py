@@ -145,7 +145,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             report.withdraw(record, error)
             return []
         report.shorten(record, encoded.dropped_turns)
-        return [EncodedPrompt(ids=tuple(encoded.ids), record=dict(record.raw))]
+        return [EncodedPrompt(ids=encoded.ids, record=dict(record.raw))]
 
     def _check_training(self) -> None:
         prompts = self._prompts.get("train")

@@ -92,7 +92,7 @@ def _prompt(row: TextRow) -> list[EncodedPrompt]:
     """What stands before the last learned run of tokens; nothing for rows that are learned from the start."""
     learned = row.learned.tolist()
     start = len(learned) - next((i for i, x in enumerate(reversed(learned)) if not x), len(learned))
-    return [EncodedPrompt(ids=tuple(row.ids[:start].tolist()), record=row.raw)] if start > 1 else []
+    return [EncodedPrompt(ids=row.ids[:start].tolist(), record=row.raw)] if start > 1 else []
 
 
 def _row(ids: list[int], learned: list[bool], raw: Mapping[str, Any]) -> TextRow:

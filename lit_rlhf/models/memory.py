@@ -13,13 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lit_rlhf.models.scoring import CHUNK_TOKENS
+from lit_rlhf.functional.logprobs import ACCELERATOR_BLOCK, LOGIT_COPIES
+from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes
 
 Sharding = Literal["single", "ddp", "zero"]
 FP32, BF16 = 4, 2
-LOGITS_COPIES = 3
-"""fp32 copies of a chunk's logits that live at once: logits, log-softmax, gradient."""
+
+
+def cache_bytes_per_token(config: Any, size: int) -> int:
+    """Keys and values of one token in all layers of a model with this config, in numbers of ``size`` bytes."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,7 @@ class TrainerSetup:
         bf16: Whether computation is in bf16.
         offload_optimizer: Whether master weights and optimizer state are in host memory.
         bucket: Elements of a communication bucket.
+        logits_gib: ``ModelConfig.logits_gib``.
     """
 
     sharding: Sharding = "single"
@@ -39,6 +47,7 @@ class TrainerSetup:
     bf16: bool = True
     offload_optimizer: bool = False
     bucket: int = 200_000_000
+    logits_gib: float | None = None
 
     @property
     def compute(self) -> int:
@@ -111,10 +120,7 @@ class SizedModel(ModelUse):
 
     def cache_bytes_per_token(self, compute: int) -> int:
         """Keys and values of one token in all layers."""
-        config = self.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * size * compute)
+        return cache_bytes_per_token(self.config, compute)
 
     def widest(self, compute: int) -> int:
         """Bytes a token needs inside one layer of a pass that keeps nothing."""
@@ -193,23 +199,29 @@ def _update(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> 
         if model.causal and sizes.text_rows:
             count += model.saved_activations(sizes.text_rows, sizes.text_width, dtype)
         parts[f"{model.role} activations"] = count
-    parts["logits"] = max((_logits(m, sizes) for m in trained if m.causal), default=0)
+    parts["logits"] = max((_logits(m, sizes, setup, LOGIT_COPIES) for m in trained if m.causal), default=0)
     if setup.bf16 and setup.sharding != "zero":
         parts["bf16 copies of weights"] = BF16 * sum(m.parameters for m in trained)  # autocast's cache
     return parts
 
 
-def _logits(model: SizedModel, sizes: PassSizes) -> int:
-    tokens = min(CHUNK_TOKENS, sizes.update_rows * sizes.learned + sizes.text_rows * sizes.text_width)
-    return int(LOGITS_COPIES * FP32 * tokens * model.config.get_text_config().vocab_size)
+def _logits(model: SizedModel, sizes: PassSizes, setup: TrainerSetup, copies: int) -> int:
+    """``copies`` of a chunk in the head's dtype, and the four fp32 blocks of rows that softmax and entropy work in."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = sizes.update_rows * sizes.learned + sizes.text_rows * sizes.text_width
+    elements = min(tokens, logits_chunk(model, "cuda", gib=model.loading.logits_gib)) * vocabulary
+    return int(copies * setup.compute * elements + 4 * FP32 * min(elements, ACCELERATOR_BLOCK))
 
 
 def _rollout(policy: SizedModel, sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
-    vocabulary = policy.config.get_text_config().vocab_size
+    vocabulary, per_token = policy.config.get_text_config().vocab_size, policy.cache_bytes_per_token(setup.compute)
+    rows = sizes.generated_rows
+    if sizes.cache_bytes is not None:
+        rows = min(rows, max(1, sizes.cache_bytes // (per_token * sizes.update_width)))
     return {
-        "KV cache": sizes.cache_slots * policy.cache_bytes_per_token(setup.compute),
+        "KV cache": sizes.cache_slots * rows // sizes.generated_rows * per_token,
         # Logits, weights, sorted weights, their sums (fp32) and the order (int64).
-        "logits": sizes.generated_rows * vocabulary * (4 * FP32 + 8),
+        "logits": rows * vocabulary * (4 * FP32 + 8),
         "prefill": sizes.prefill_tokens * policy.widest(setup.compute),
     }
 
@@ -221,5 +233,5 @@ def _scoring(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) ->
             (m.parameters * m.weight_bytes for m in models if m.offloaded), default=0
         ),
         "forward pass": tokens * max(m.widest(setup.compute) for m in models),
-        "logits": max((_logits(m, sizes) for m in models if m.causal), default=0),
+        "logits": max((_logits(m, sizes, setup, 1) for m in models if m.causal), default=0),
     }

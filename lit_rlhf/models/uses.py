@@ -35,6 +35,21 @@ class ModelUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineLimits:
+    """How an engine bounds its own memory; None for no bound.
+
+    Attributes:
+        cache_slots: Most slots (tokens) of the key-value cache.
+        cache_bytes: Most bytes of it.
+        prefill_tokens: Most tokens of a prefill pass.
+    """
+
+    cache_slots: int | None = None
+    cache_bytes: int | None = None
+    prefill_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PassSizes:
     """Tokens and rows of one rank's passes.
 
@@ -47,6 +62,7 @@ class PassSizes:
         generated_rows: Rows generated at a time; 0 without a rollout.
         cache_slots: Columns of the key-value cache, over all rows.
         prefill_tokens: Tokens of one prefill pass.
+        cache_bytes: Most bytes of the key-value cache, where these bound it.
     """
 
     update_rows: int
@@ -57,6 +73,7 @@ class PassSizes:
     generated_rows: int = 0
     cache_slots: int = 0
     prefill_tokens: int = 0
+    cache_bytes: int | None = None
 
 
 def supervised_sizes(*, width: int, pass_tokens: int) -> PassSizes:
@@ -71,8 +88,7 @@ def rollout_sizes(
     rollout_rows: int,
     update_rows: int,
     pass_tokens: int,
-    cache_tokens: int | None = None,
-    prefill_tokens: int | None = None,
+    limits: EngineLimits,
     text_ratio: float = 0.0,
     text_width: int = 0,
 ) -> PassSizes:
@@ -84,16 +100,15 @@ def rollout_sizes(
         rollout_rows: Responses of this rank.
         update_rows: Responses of this rank's part of a minibatch.
         pass_tokens: Most tokens of a micro-batch.
-        cache_tokens: Most slots of the key-value cache; None for all rows at once.
-        prefill_tokens: Most tokens of a prefill pass; None for all prompts at once.
+        limits: The engine's.
         text_ratio: Text rows beside each row of a micro-batch.
         text_width: Tokens of each.
     """
     width = prompt + response
     updated = min(max(1, update_rows), max(1, pass_tokens // width))
     generated = max(1, rollout_rows)
-    if cache_tokens is not None:
-        generated = min(generated, max(1, cache_tokens // width))
+    if limits.cache_slots is not None:
+        generated = min(generated, max(1, limits.cache_slots // width))
     prefilled = generated * prompt
     return PassSizes(
         update_rows=updated,
@@ -103,5 +118,6 @@ def rollout_sizes(
         text_width=text_width,
         generated_rows=generated,
         cache_slots=generated * width,
-        prefill_tokens=prefilled if prefill_tokens is None else min(prefilled, prefill_tokens),
+        prefill_tokens=prefilled if limits.prefill_tokens is None else min(prefilled, limits.prefill_tokens),
+        cache_bytes=limits.cache_bytes,
     )

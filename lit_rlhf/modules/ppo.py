@@ -146,7 +146,10 @@ class PPOModule(BaseModule, ExperienceCollector):
             has_reference=self.models.reference is not None,
         )
         self.evaluator = PromptEvaluator(
-            sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})}, opponent=opponent
+            sampling=self.eval_sampling,
+            rewards={"score": reward, **(eval_rewards or {})},
+            opponent=opponent,
+            logits_gib=model.logits_gib,
         )
         self.policy: Any = None
         self.critic: Any = None
@@ -157,6 +160,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         self.skip_reason: SkipReason | None = None
         self.early_stopped_updates = 0
         self._timings: dict[str, float] = {}
+        self._longest_row = 0
         self._updating: Minibatch | None = None
 
     # ---------------------------------------------------------------- models
@@ -216,8 +220,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             rollout_rows=batching.rollout_batch_size // ranks,
             update_rows=batching.minibatch_size // ranks,
             pass_tokens=batching.token_budget(device),
-            cache_tokens=self.engine.max_batch_tokens,
-            prefill_tokens=self.engine.prefill_tokens,
+            limits=self.engine.limits(device),
             text_ratio=data.ptx.batch_ratio if data.ptx else 0.0,
             text_width=data.ptx.max_length if data.ptx else 0,
         )
@@ -240,6 +243,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def check_context(self, total_length: int) -> None:
         """See ``ExperienceCollector``."""
+        self._longest_row = max(self._longest_row, total_length)
         trust = self.model_config.trust_remote_code
         check_context(load_config(self.models.policy_path, trust_remote_code=trust), total_length)
 
@@ -283,7 +287,9 @@ class PPOModule(BaseModule, ExperienceCollector):
             uniforms: The only source of randomness, ``(B, T)`` float64.
             sampling: Which distribution to draw from; T is its ``max_response_length``.
         """
-        return self.engine.generate(generation_request(self.policy, self.tokenizer, prompts, uniforms, sampling))
+        return self.engine.generate(
+            generation_request(self.policy, self.tokenizer, prompts, uniforms, sampling, longest_row=self._longest_row)
+        )
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -316,6 +322,7 @@ class PPOModule(BaseModule, ExperienceCollector):
                 reference=reference,
                 critic=self.critic,
                 pad_token_id=self.tokenizer.pad_token_id,
+                logits_gib=self.model_config.logits_gib,
             )
         old, entropy = columns.logprobs, columns.entropy
         if sampled:
@@ -494,7 +501,9 @@ class PPOModule(BaseModule, ExperienceCollector):
         taken = minibatch.experience.rows(rows).up_to(compact.response_mask.size(1))
         mask = taken.response_mask
         # 1. The policy's log-probabilities now, over the rows that were scored (ratio 1 before the first update).
-        logprobs, entropy = response_logprobs(self.policy, compact, with_entropy=config.entropy_coef > 0)
+        logprobs, entropy = response_logprobs(
+            self.policy, compact, logits_gib=self.model_config.logits_gib, with_entropy=config.entropy_coef > 0
+        )
         old = taken.ref_logprobs if config.old_logprobs == "reference" else taken.old_logprobs  # detail 2
         assert old is not None
         advantages = self.update_advantages(taken.advantages, taken, minibatch)
@@ -598,7 +607,7 @@ class PPOModule(BaseModule, ExperienceCollector):
     def _ptx_share(self, text: TextBatch, num_tokens: float) -> Tensor:
         if not len(text):
             return torch.zeros((), dtype=torch.float32, device=self.device)
-        logprobs, mask = text_logprobs(self.policy, text)
+        logprobs, mask = text_logprobs(self.policy, text, logits_gib=self.model_config.logits_gib)
         return normalized_sum(self.ptx_token_loss(logprobs, text), mask, num_tokens)
 
     # ---------------------------------------------------------------- validation, test, prediction

@@ -36,6 +36,7 @@ class PromptEvaluator:
         rewards: Scores by name; each is a key of the rows and a metric. The first one is also the ``scores`` column
             that callbacks see; without any the column is zero.
         opponent: Saved answers to compare with, or None.
+        logits_gib: ``ModelConfig.logits_gib``.
 
     Raises:
         ValueError: If a reward has the name of a win rate.
@@ -47,11 +48,12 @@ class PromptEvaluator:
         sampling: SamplingConfig,
         rewards: Mapping[str, Reward] | None = None,
         opponent: Opponent | None = None,
+        logits_gib: float | None = None,
     ) -> None:
         taken = {"win_rate", "tie_rate"} & set(rewards or {})
         if opponent is not None and taken:
             raise ValueError(f"`eval_rewards` has a {taken.pop()!r}, which is what `opponent` measures.")
-        self.sampling, self.opponent = sampling, opponent
+        self.sampling, self.opponent, self.logits_gib = sampling, opponent, logits_gib
         self.rewards = dict(rewards or {})
         self._rows: list[dict[str, Any]] = []
         self._failure: Exception | None = None
@@ -175,6 +177,6 @@ class PromptEvaluator:
         for part in micro_batches(lengths, EVAL_TOKENS):
             rows = torch.tensor(part, device=out.device)
             compact = compact_rows(rollout, rows, self._tokenizer.pad_token_id)
-            values, _ = response_logprobs(model, compact)
+            values, _ = response_logprobs(model, compact, logits_gib=self.logits_gib)
             out[rows, : values.size(1)] = values
         return out

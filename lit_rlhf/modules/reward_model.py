@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import length_micro_batches
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
-from lit_rlhf.functional.logprobs import chunked_logprobs
+from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
 from lit_rlhf.models.export import export_scalar
 from lit_rlhf.models.loading.configured import load_options, load_tokenizer_for
 from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
+from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.reports.reward_page import write_reward_report
@@ -142,7 +143,9 @@ class RewardModelModule(BaseModule):
         loss = ranking.float()
         lm = torch.zeros_like(loss)
         if self.lm_coef > 0:
-            logprobs, _ = chunked_logprobs(out.reply_hidden, self.reward_model.lm_project, out.reply_ids)
+            model, gib = self.reward_model, self.model_config.logits_gib
+            chunk = logits_chunk(model.trunk, self.device, gib=gib, most=CHUNK_SIZE)
+            logprobs, _ = chunked_logprobs(out.reply_hidden, model.lm_project, out.reply_ids, chunk_size=chunk)
             learned = torch.ones_like(logprobs, dtype=torch.bool)
             lm = normalized_sum(lm_loss(logprobs), learned, float(counts[1]))
             loss = loss + self.lm_coef * lm

@@ -102,7 +102,7 @@ class SFTModule(BaseModule):
 
     def text_loss(self, text: TextBatch, num_tokens: float) -> Tensor:
         """Negative log-likelihood of the learned tokens over ``num_tokens``, a scalar."""
-        logprobs, mask = text_logprobs(self.policy, text)
+        logprobs, mask = text_logprobs(self.policy, text, logits_gib=self.model_config.logits_gib)
         return normalized_sum(lm_loss(logprobs), mask, num_tokens)
 
     def on_validation_epoch_start(self) -> None:
@@ -117,7 +117,8 @@ class SFTModule(BaseModule):
         """Add a batch's negative log-likelihood and token count."""
         self.policy.eval()
         for rows in row_micro_batches(batch.content.attention_mask, self.micro_batch_tokens, equalize=False):
-            logprobs, mask = text_logprobs(self.policy, batch.content.rows(rows))
+            text = batch.content.rows(rows)
+            logprobs, mask = text_logprobs(self.policy, text, logits_gib=self.model_config.logits_gib)
             self._sums += torch.stack([-logprobs[mask].double().sum(), mask.sum().double()])
 
     def test_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:

@@ -23,7 +23,13 @@ def eos_token_ids(tokenizer: Any, model: Any) -> list[int]:
 
 
 def generation_request(
-    policy: Any, tokenizer: Any, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig
+    policy: Any,
+    tokenizer: Any,
+    prompts: PromptBatch,
+    uniforms: Tensor,
+    sampling: SamplingConfig,
+    *,
+    longest_row: int = 0,
 ) -> GenerationRequest:
     """What an engine is asked for, with the ends of a response that tokenizer and policy know.
 
@@ -33,6 +39,7 @@ def generation_request(
         prompts: Left-padded prompts, B rows.
         uniforms: ``(B, max_response_length)`` float64; moved to the device of the prompts.
         sampling: Which distribution to draw from.
+        longest_row: See :class:`GenerationRequest`.
 
     Raises:
         ValueError: See :class:`GenerationRequest`.
@@ -43,6 +50,7 @@ def generation_request(
         eos_token_ids=tuple(eos_token_ids(tokenizer, policy)),
         pad_token_id=tokenizer.pad_token_id,
         uniforms=uniforms.to(prompts.prompt_ids.device),
+        longest_row=longest_row,
     )
 
 

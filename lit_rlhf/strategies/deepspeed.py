@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -27,6 +28,23 @@ from lit_rlhf.strategies.errors import WORLD_SIZE_KEY, CheckpointError, require_
 
 if TYPE_CHECKING:
     from lit_rlhf.strategies.zero_engine import SafeCheckpointEngine
+
+
+def require_fp32_rotary(module: nn.Module) -> None:
+    """Refuse rotary position embeddings whose frequencies are no longer fp32.
+
+    In bf16 the angle at position 2,048 is off by up to 2.5 rad. A policy cast so and a frozen reference that is not
+    differ before the first update, the more the longer the row.
+
+    Raises:
+        ValueError: Names the first such buffer.
+    """
+    for name, buffer in module.named_buffers():
+        if name.rpartition(".")[2].endswith("inv_freq") and buffer.dtype != torch.float32:
+            raise ValueError(
+                f"Rotary frequencies must stay fp32; `{name}` is {str(buffer.dtype).removeprefix('torch.')}. deepspeed"
+                " before 0.19.8 casts buffers as well as parameters, and so does `module.to(dtype)`."
+            )
 
 
 _TAG = "checkpoint"  # Lightning's name for the folder of the shards
@@ -146,6 +164,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         from lit_rlhf.strategies.zero_engine import SafeCheckpointEngine
 
         SafeCheckpointEngine.install(self.deepspeed_engine)
+        require_fp32_rotary(self.deepspeed_engine.module)
 
     @override
     @noting_time()

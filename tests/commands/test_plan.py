@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,37 @@ def test_options_change_the_plan_as_they_should(small: str) -> None:
     assert peak("--data.micro_batch_tokens", 8192) == base, "the default on an accelerator"
     assert peak("--data.micro_batch_tokens", 4096) < base
     assert peak("--trainer.accelerator", "cpu") < base, "small passes are the default on a CPU"
+
+
+def test_a_cache_that_is_not_sized_takes_eight_gib_of_an_accelerator(tmp_path: Path) -> None:
+    text = (CONFIGS / PPO).read_text()
+    unsized = tmp_path / "unsized.yaml"
+    unsized.write_text(text.replace("max_batch_tokens: 32768, ", ""))
+    assert unsized.read_text() != text
+
+    def rollout(*words: Any) -> dict[str, int]:
+        return parts(ARCHITECTURE, *words).phases["rollout"]
+
+    row = 2048 * 2 * 32 * 4096 * 2  # keys and values of 7B in bf16: half a MiB a token
+    eight_rows, sixteen = rollout(unsized), rollout(PPO)
+    assert (eight_rows["KV cache"], sixteen["KV cache"]) == (8 * row, 16 * row) == (8 * 2**30, 16 * 2**30)
+    assert eight_rows["logits"] * 2 == sixteen["logits"]
+    four = rollout(unsized, "--data.rollout_batch_size", 32)
+    assert four["KV cache"] == 4 * row, "four responses a rank are all there are"
+
+
+def test_logits_are_bounded_in_bytes(small: str) -> None:
+    from lit_rlhf.functional.logprobs import ACCELERATOR_BLOCK
+
+    sizes = PassSizes(update_rows=64, update_width=1024, learned=1024)
+    words = model().config.vocab_size
+    chunks = {}
+    for gib in (None, 0.001):
+        sized = replace(model(), loading=ModelConfig(logits_gib=gib))
+        chunks[gib] = predict([sized], sizes, TrainerSetup(bf16=False)).phases["update"]["logits"]
+    fitting = int(0.001 * 2**30) // (8 * words) // 64 * 64
+    assert chunks[0.001] == (2 * 4 + 4 * 4) * fitting * words
+    assert chunks[None] == 2 * 4 * 4096 * words + 4 * 4 * min(4096 * words, ACCELERATOR_BLOCK)
 
 
 class Longer(PPOModule):

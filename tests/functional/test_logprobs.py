@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_rlhf.functional import chunked_logprobs
+from lit_rlhf.functional import logprobs as logprobs_module
+from tests.live_bytes import LiveBytes
 
 from .cases import close, finite, normal, seeds
 
@@ -185,6 +187,51 @@ def test_backward_makes_the_logits_of_one_chunk_at_a_time():
     widths.clear()
     chunked_logprobs(hidden, project, ids, chunk_size=N)[0].sum().backward()
     assert widths == [N]  # nothing to save: no recomputation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_blocks_of_rows_tell_nothing_not_even_in_the_last_bit(dtype, with_entropy, monkeypatch):
+    """Against autograd through the formulas as they stand, on all rows at once."""
+    logits = normal(N, V, seed=4, scale=3.0).to(dtype)
+    logits[:, 5] = -math.inf
+    ids = torch.randint(5, (N,), generator=torch.Generator().manual_seed(2))
+    weights, runs = normal(N, seed=3), []
+    for block in (1, 5 * V, 2**18):
+        monkeypatch.setattr(logprobs_module, "CPU_BLOCK", block)
+        z = logits.clone().requires_grad_()
+        logprobs, entropies = chunked_logprobs(z, lambda x: x, ids, with_entropy=with_entropy)
+        loss = (logprobs * weights).sum() + ((entropies * weights.flip(0)).sum() if with_entropy else 0)
+        runs.append([logprobs.detach(), entropies, torch.autograd.grad(loss, z)[0]])
+    z = logits.clone().requires_grad_()
+    logp = torch.log_softmax(z, -1, dtype=torch.promote_types(dtype, torch.float32))
+    logprobs, bounded = logp.gather(1, ids[:, None])[:, 0], logp.clamp(min=-1000.0)
+    entropies = -(bounded.exp() * bounded).sum(-1)
+    loss = (logprobs * weights).sum() + ((entropies * weights.flip(0)).sum() if with_entropy else 0)
+    runs.append([logprobs.detach(), entropies, torch.autograd.grad(loss, z)[0]])
+    for run in runs[1:]:
+        assert torch.equal(runs[0][0], run[0])
+        assert not with_entropy or torch.equal(runs[0][1], run[1])
+        assert torch.equal(runs[0][2], run[2])
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+@pytest.mark.parametrize(("grad", "copies"), [(False, 1), (True, logprobs_module.LOGIT_COPIES)])
+@pytest.mark.parametrize("chunk_size", [256, 2048])
+def test_bytes_of_a_logit(with_entropy, dtype, size, grad, copies, chunk_size, monkeypatch):
+    """One copy in scoring, two in an update, entropy or not, in the head's own dtype; the rest is blocks of rows."""
+    rows, words = 1024, 512
+    head = nn.Linear(H, words, bias=False).to(dtype)
+    monkeypatch.setattr(logprobs_module, "CPU_BLOCK", 8 * words)
+    hidden = normal(rows, H, seed=0).to(dtype).requires_grad_(grad)
+    ids = torch.randint(words, (rows,), generator=torch.Generator().manual_seed(2))
+    with LiveBytes() as memory, torch.set_grad_enabled(grad):
+        logprobs, entropies = chunked_logprobs(hidden, head, ids, chunk_size=chunk_size, with_entropy=with_entropy)
+        if grad:
+            (logprobs.sum() + (entropies.sum() if with_entropy else 0)).backward()
+    per_logit = memory.peak / (min(chunk_size, rows) * words)
+    assert copies * size <= per_logit < 1.25 * copies * size + 0.1
 
 
 def test_no_tokens():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from datasets import Dataset
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.callbacks import CriticWarmup
@@ -85,6 +89,30 @@ def test_resume_is_bit_for_bit(world, tmp_path, stop) -> None:
     assert same(weights(resumed), weights(straight))
     assert resumed.kl_controller.value == straight.kl_controller.value
     assert resumed.moments == straight.moments
+
+
+def test_a_resume_in_the_middle_of_an_iteration_keeps_records_that_json_has_no_value_for(
+    world, tmp_path, monkeypatch
+) -> None:
+    """Data sets with a time column: the raw records are in the checkpoint, which holds plain values alone."""
+    rows = [json.loads(line) for line in (world / "prompts.jsonl").read_text().splitlines()]
+    table = Dataset.from_list([{**row, "written": datetime(2023, 7, 11, 12, row["id"])} for row in rows])
+    assert isinstance(table[3]["written"], datetime)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
+
+    def data():
+        return make_data(world, train="owner/name", val=None)
+
+    straight, _, recorder = fit(world, tmp_path / "a", data=data(), max_epochs=2)
+    assert recorder.experiences[0].records[0]["written"].startswith("2023-07-11T12:")
+    saver = ModelCheckpoint(tmp_path, filename="half", every_n_train_steps=3)
+    fit(world, tmp_path / "b", data=data(), max_steps=3, enable_checkpointing=True, callbacks=[saver], max_epochs=2)
+    resumed, again = make_ppo(world), Recorder()
+    make_trainer(tmp_path / "b", callbacks=[again]).fit(
+        resumed, data(), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True
+    )
+    assert same(weights(resumed), weights(straight))
+    assert not again.experiences, "the iteration was not resumed but begun anew"
 
 
 def test_resume_from_the_end_of_an_epoch_is_bit_for_bit(world, tmp_path) -> None:
