@@ -34,7 +34,7 @@ Results:
                                  who wins: a score, a reward, a chat model or people decide
   tax BASE SFT PPO [...] --text FILES [--tasks TASKS]
                                  what alignment costs on held-out text and tasks
-  score --model RM FILE          score the replies in a file
+  score --model RM FILE          score the responses in a file
 Models:
   export CKPT OUT                a checkpoint as a Hugging Face folder
   plan --config FILE             memory a device, without loading weights

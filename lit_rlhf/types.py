@@ -175,7 +175,7 @@ class Experience(ScoredRollout):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceBatch(Columns):
-    """Preference pairs, each reply a whole right-padded row of prompt + reply + EOS.
+    """Preference pairs, each response a whole right-padded row of prompt + response + EOS.
 
     Attributes:
         chosen_ids: ``(B, Lc)`` int64.
@@ -203,7 +203,7 @@ class TextBatch(Columns):
     Attributes:
         input_ids: ``(B, L)`` int64.
         attention_mask: ``(B, L)`` bool.
-        loss_mask: True at the tokens that are learned (the replies; for plain text every token but the first),
+        loss_mask: True at the tokens that are learned (the responses; for plain text every token but the first),
             ``(B, L)`` bool.
         records: The raw rows, length B.
     """

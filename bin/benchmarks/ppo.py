@@ -66,7 +66,7 @@ class TimedPPO(PPOModule):
 
 
 class Iterations(L.Callback):
-    """One row of seconds an iteration."""
+    """One row of seconds per iteration."""
 
     def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int) -> None:
         self.clock, self.memory, self.warmup = clock, memory, warmup

@@ -31,7 +31,7 @@ class Step:
 
 
 class Steps(L.Callback):
-    """Seconds, pairs and real tokens (prompt counted for both replies, as the peer does) of each step."""
+    """Seconds, pairs and real tokens (prompt counted for both responses, as the peer does) of each step."""
 
     def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int) -> None:
         self.clock, self.memory, self.warmup = clock, memory, warmup

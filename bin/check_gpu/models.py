@@ -23,7 +23,7 @@ class Shape:
     """A Llama's sizes, and the rollout that is made with it.
 
     Attributes:
-        rows: Responses an iteration.
+        rows: Responses per iteration.
         prompt: Tokens of each prompt.
         response: Tokens of each response; random models do not end theirs.
         minibatch: Responses an optimizer step.

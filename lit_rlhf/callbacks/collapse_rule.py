@@ -131,7 +131,7 @@ class RuleConfig:
 
 
 class CollapseRule:
-    """Feed it one mapping of signals an iteration; it answers with a :class:`Flag` or None.
+    """Feed it one mapping of signals per iteration; it answers with a :class:`Flag` or None.
 
     Signals are those of ``DIRECTIONS``; ``kl`` is needed, any other may be absent.
 

@@ -75,7 +75,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         name = Path(filepath).name
-        # The checkpoint itself names its predecessor, for the run that goes on from it if a kill comes right after it.
+        # The checkpoint itself names its predecessor, for the run that resumes from it if a kill comes right after it.
         self._written = [*(n for n in self._written if n != name), name]
         super()._save_checkpoint(trainer, filepath)
         for old in self._written[:-1]:

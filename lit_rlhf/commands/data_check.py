@@ -138,7 +138,7 @@ def _texts(record: AnyRecord) -> dict[str, str]:
     if isinstance(record, PromptRecord):
         return {"prompt": _join(record.prompt)}
     if isinstance(record, DialogueRecord):
-        return {"prompt": _join(record.messages[:-1]), "reply": record.messages[-1].content}
+        return {"prompt": _join(record.messages[:-1]), "response": record.messages[-1].content}
     return {"text": record.text}
 
 

@@ -94,8 +94,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        CheckpointError: It is a ZeRO checkpoint of which a shard asks for code, or is damaged.
-        ValueError: It was not written by this library, asks for code, or is damaged.
+        CheckpointError: It is a ZeRO checkpoint of which a shard would execute code, or is damaged.
+        ValueError: It was not written by this library, would execute code, or is damaged.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")

@@ -72,7 +72,7 @@ def plan_steps(
 ) -> int:
     """A number of batches an epoch that any seed can be held to: what 97 % of the budget gives.
 
-    Lightning asks the length of a loader once a fit; were it to change with the epoch, rows would be left out.
+    Lightning asks the length of a loader once a fit; were it to change with the epoch, rows would be skipped.
     """
     budget = max_tokens if shuffle_seed is None else max(1, int(0.97 * max_tokens))
     batches = token_budget_batches(

@@ -42,7 +42,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         predict: The same for prediction; default ``test``.
         format: Format of the rows; recognized from the first ones if not given.
         template: Named template for tokenizers without a chat template.
-        rollout_batch_size: Responses an iteration, global.
+        rollout_batch_size: Responses per iteration, global.
         minibatch_size: Responses an optimizer step, global.
         ppo_epochs: Passes over the rollout.
         micro_batch_tokens: Most tokens of one forward pass; None: 768 on a CPU, 8192 on an accelerator.

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning data: dialogues whose replies are learned, or plain text."""
+"""Supervised fine-tuning data: dialogues whose responses are learned, or plain text."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
         )
 
     def predict_dataloader(self) -> PromptLoader:  # type: ignore[override]
-        """The test dialogues without their last reply: prompts for the model to answer.
+        """The test dialogues without their last response: prompts for the model to answer.
 
         Raises:
             ValueError: Plain text has no prompts, or there is no data.

@@ -32,7 +32,7 @@ class Agreement:
 def agreement(verdicts: Mapping[str, Mapping[Hashable, str]]) -> Agreement:
     """Agreement of judges, each a mapping from a comparison to "win", "tie" or "lose".
 
-    A comparison that a judge left out is missing, not a disagreement. Source: Krippendorff 2004, "Content Analysis",
+    A comparison that a judge skipped is missing, not a disagreement. Source: Krippendorff 2004, "Content Analysis",
     chapter 11, by the package `krippendorff` (extra `judge`).
 
     Raises:

@@ -352,7 +352,7 @@ def _notes(
             notes.append(f"{empty} of {len(answers)} responses of {name} are empty.")
     left_out = sum(verdict is None for each in judged for verdict in each.verdicts)
     if left_out:
-        notes.append(f"{left_out} of {left_out + len(verdicts)} pairs have no verdict and are left out.")
+        notes.append(f"{left_out} of {left_out + len(verdicts)} pairs have no verdict and are skipped.")
     boasting = sum("speaks to the judge" in verdict.note for verdict in verdicts)
     if boasting:
         notes.append(f"In {boasting} pairs an answer speaks to the judge; see the pairs.")

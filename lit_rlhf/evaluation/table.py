@@ -45,7 +45,7 @@ class PolicyEvaluation:
         length_controlled: Length-controlled win rates, by group; empty where they were not asked for.
         judge_score: Mean score by the judge; None for one that gives no scores.
         score: Mean score by the reward model that PPO maximized (the proxy).
-        kl: k1 estimate against the reference, nats a token.
+        kl: k1 estimate against the reference, nats per token.
         perplexity: exp of the mean negative log-likelihood of response tokens.
         response_length: Mean tokens of a response.
         eos_rate: Share of responses that ended by themselves.

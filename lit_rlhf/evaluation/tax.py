@@ -102,7 +102,7 @@ def text_sums(
     max_batch_tokens: int = 8192,
     device: torch.device | str = "cpu",
 ) -> Sums:
-    """The ptx loss of a model, document by document: every token of a text, the replies of a dialogue.
+    """The ptx loss of a model, document by document: every token of a text, the responses of a dialogue.
 
     Args:
         model: Causal language model, on ``device``, in eval mode.

@@ -95,7 +95,7 @@ def check_weights_are_plain(folder: Path) -> bool:
         True when the weights are safetensors (nothing to check), False when they are pickles without code.
 
     Raises:
-        ValueError: A pickle asks for code, or a file is damaged.
+        ValueError: A pickle would execute code, or a file is damaged.
     """
     files = weight_files(folder)
     if files[0].suffix == ".safetensors":
@@ -142,7 +142,7 @@ def load_pickle(file: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file asks for code to be run when it is opened, is damaged, or does not hold a dict.
+        ValueError: The file would execute code when it is opened, is damaged, or does not hold a dict.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"No checkpoint file at '{file}'.")

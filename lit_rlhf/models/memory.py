@@ -123,7 +123,7 @@ class SizedModel(ModelUse):
         return cache_bytes_per_token(self.config, compute)
 
     def widest(self, compute: int) -> int:
-        """Bytes a token needs inside one layer of a pass that keeps nothing."""
+        """Bytes needed per token inside one layer of a pass that keeps nothing."""
         config = self.config.get_text_config()
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         return int((2 * inner + 6 * config.hidden_size) * compute)

@@ -231,7 +231,7 @@ class BaseModule(L.LightningModule, ABC):
 
         Returns:
             ``loss`` and ``grad_norm`` (fp32 scalars; the norm is of the gradient without fp16's loss scale), or None if
-            the update was left out for not being finite.
+            the update was skipped for not being finite.
 
         Raises:
             NonFiniteError: If loss or gradient is not finite and ``on_non_finite`` is `stop`.

@@ -25,12 +25,12 @@ from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
-from lit_rlhf.reward_report.reply_scorer import ReplyScorer
+from lit_rlhf.reward_report.response_scorer import ResponseScorer
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
 
 class RewardModelModule(BaseModule):
-    r"""Scalar scores that rank the chosen reply above the rejected one.
+    r"""Scalar scores that rank the chosen response above the rejected one.
 
     .. math:: L = -\frac1N \sum \log\sigma(r_w - r_l - m) - \beta_{rm} \frac1M \sum_t \log p(y_{w,t})
 
@@ -110,7 +110,7 @@ class RewardModelModule(BaseModule):
     def training_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
         """One global batch of pairs, one optimizer step."""
         pairs = batch.content
-        learned = reply_tokens(pairs).double()
+        learned = response_tokens(pairs).double()
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device)
@@ -145,7 +145,7 @@ class RewardModelModule(BaseModule):
         if self.lm_coef > 0:
             model, gib = self.reward_model, self.model_config.logits_gib
             chunk = logits_chunk(model.trunk, self.device, gib=gib, most=CHUNK_SIZE)
-            logprobs, _ = chunked_logprobs(out.reply_hidden, model.lm_project, out.reply_ids, chunk_size=chunk)
+            logprobs, _ = chunked_logprobs(out.response_hidden, model.lm_project, out.response_ids, chunk_size=chunk)
             learned = torch.ones_like(logprobs, dtype=torch.bool)
             lm = normalized_sum(lm_loss(logprobs), learned, float(counts[1]))
             loss = loss + self.lm_coef * lm
@@ -170,8 +170,8 @@ class RewardModelModule(BaseModule):
         return pairwise_loss(chosen, rejected, margin=pairs.margin)
 
     def forward_pairs(self, pairs: PreferenceBatch) -> PairForward:
-        """Scores of both replies and what the LM loss needs."""
-        return pair_forward(self.reward_model, pairs, with_reply=self.lm_coef > 0)
+        """Scores of both responses and what the LM loss needs."""
+        return pair_forward(self.reward_model, pairs, with_response=self.lm_coef > 0)
 
     # ---------------------------------------------------------------- evaluation
 
@@ -206,14 +206,14 @@ class RewardModelModule(BaseModule):
 
     @torch.no_grad()
     def score_pairs(self, pairs: PreferenceBatch) -> list[dict[str, Any]]:
-        """One row a pair: ``chosen``, ``rejected`` (scores), token counts of the replies, the raw record."""
+        """One row a pair: ``chosen``, ``rejected`` (scores), token counts of the responses, the raw record."""
         self.reward_model.eval()
         rows: list[dict[str, Any]] = [{} for _ in range(len(pairs))]
         lengths = pairs.chosen_mask.sum(1) - pairs.prompt_length, pairs.rejected_mask.sum(1) - pairs.prompt_length
         for part in length_micro_batches(
             pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device, equalize=False
         ):
-            out = pair_forward(self.reward_model, pairs.rows(part), with_reply=False)
+            out = pair_forward(self.reward_model, pairs.rows(part), with_response=False)
             for i, chosen, rejected in zip(part.tolist(), out.chosen.tolist(), out.rejected.tolist(), strict=True):
                 rows[i] = {
                     "chosen": chosen,
@@ -239,7 +239,7 @@ class RewardModelModule(BaseModule):
     def _write_report(self, pairs: list[ScoredPair]) -> RewardReport:
         report = RewardReport.from_scores(
             pairs,
-            score_fn=self.reply_scorer() if rank() == 0 else None,
+            score_fn=self.response_scorer() if rank() == 0 else None,
             model=self.model_path,
             data=", ".join(test_sources(self.trainer)),
         )
@@ -248,10 +248,10 @@ class RewardModelModule(BaseModule):
                 print(path)  # noqa: T201
         return report
 
-    def reply_scorer(self) -> ReplyScorer:
+    def response_scorer(self) -> ResponseScorer:
         """What the report's degenerate probes are scored with."""
         data = getattr(self.trainer, "datamodule", None)
-        return ReplyScorer(
+        return ResponseScorer(
             self.reward_model,
             self.tokenizer,
             template=getattr(data, "template", None),
@@ -292,6 +292,6 @@ def ranking_metrics(rows: Sequence[dict[str, Any]], stage: str) -> dict[str, flo
     }
 
 
-def reply_tokens(pairs: PreferenceBatch) -> Tensor:
-    """Tokens of each chosen reply, ``(B,)`` int64."""
+def response_tokens(pairs: PreferenceBatch) -> Tensor:
+    """Tokens of each chosen response, ``(B,)`` int64."""
     return pairs.chosen_mask.sum(1) - pairs.prompt_length

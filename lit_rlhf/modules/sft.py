@@ -27,7 +27,7 @@ from lit_rlhf.types import DeviceBatch, PromptBatch, TextBatch
 
 
 class SFTModule(BaseModule):
-    """Language modeling of replies (dialogues) or of every token (plain text).
+    """Language modeling of responses (dialogues) or of every token (plain text).
 
     The loss is the mean negative log-likelihood over the learned tokens of the global batch.
 
@@ -126,11 +126,11 @@ class SFTModule(BaseModule):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss (nats a token) and perplexity as ``val/...``."""
+        """Log loss (nats per token) and perplexity as ``val/...``."""
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log loss (nats a token) and perplexity as ``test/...``."""
+        """Log loss (nats per token) and perplexity as ``test/...``."""
         self._finish("test")
 
     def _finish(self, stage: str) -> None:

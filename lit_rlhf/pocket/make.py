@@ -28,10 +28,10 @@ _SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 Row = Mapping[str, Any]
 
 
-def transcript(messages: Sequence[Mapping[str, str]], reply: str | None = None) -> str:
-    r"""Turns in the HH layout, ``\n\nHuman: ...\n\nAssistant: ...``; without a reply it ends with ``Assistant:``."""
+def transcript(messages: Sequence[Mapping[str, str]], response: str | None = None) -> str:
+    r"""Turns in the HH layout, ``\n\nHuman: ...\n\nAssistant: ...``; without a response it ends with ``Assistant:``."""
     said = "".join(f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" for m in messages)
-    return f"{said}\n\nAssistant:" + ("" if reply is None else f" {reply}")
+    return f"{said}\n\nAssistant:" + ("" if response is None else f" {response}")
 
 
 def prompt_row(prompt: Prompt, identity: str) -> Row:

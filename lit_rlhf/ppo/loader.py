@@ -32,7 +32,7 @@ class ExperienceSource(ABC):
 
     @abstractmethod
     def update_under_way(self) -> bool:
-        """Whether the update on the minibatch yielded last is neither done nor left out yet."""
+        """Whether the update on the minibatch yielded last is neither done nor skipped yet."""
 
 
 class RolloutLoader:
@@ -75,7 +75,7 @@ class RolloutLoader:
     def state_dict(self) -> dict[str, Any]:
         """Iteration, position and, in the middle of an iteration, the experience of all ranks. A collective.
 
-        The position counts the updates that are done or left out. One under way is done again after a resume.
+        The position counts the updates that are done or skipped. One under way is done again after a resume.
         """
         position = self._position - int(not self._resumed and self._source.update_under_way())
         if position >= self._source.steps_per_epoch():

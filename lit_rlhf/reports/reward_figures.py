@@ -99,21 +99,21 @@ def reliability_chart(calibration: Calibration) -> Any:
 
 
 def length_chart(bias: LengthBias) -> Any:
-    """Mean score of replies by their length, chosen and rejected together."""
+    """Mean score of responses by their length, chosen and rejected together."""
     labels = [f"{b.low}" if b.low == b.high else f"{b.low}\N{EN DASH}{b.high}" for b in bias.bins]
     figure = go.Figure(
         go.Scatter(
             x=labels,
             y=[b.score.mean for b in bias.bins],
             error_y=_whiskers([b.score for b in bias.bins]),
-            customdata=[b.replies for b in bias.bins],
+            customdata=[b.responses for b in bias.bins],
             mode="lines+markers",
             line={"color": ORANGE, "width": 2},
             marker={"size": 9},
-            hovertemplate="%{x} tokens: %{y:.3f} (%{customdata} replies)<extra></extra>",
+            hovertemplate="%{x} tokens: %{y:.3f} (%{customdata} responses)<extra></extra>",
         )
     )
-    figure = styled(figure, x="tokens of the reply", y="mean score", height=330)
+    figure = styled(figure, x="tokens of the response", y="mean score", height=330)
     return figure.update_xaxes(type="category", tickangle=-45)
 
 

@@ -45,10 +45,10 @@ def render_page(report: RewardReport) -> str:
             (f"{b.low:.2f} to {b.high:.2f}", b.pairs, number(b.confidence), b.accuracy) for b in report.calibration.bins
         ],
         correlations=[
-            ("all replies", number(bias.pearson, signed=True), number(bias.spearman, signed=True)),
+            ("all responses", number(bias.pearson, signed=True), number(bias.spearman, signed=True)),
             ("within pairs", number(bias.pearson_within, signed=True), number(bias.spearman_within, signed=True)),
         ],
-        probes=[(p.name, p.replies, number(p.change.mean, signed=True), p.fooled) for p in report.probes],
+        probes=[(p.name, p.responses, number(p.change.mean, signed=True), p.fooled) for p in report.probes],
     )
 
 
@@ -62,13 +62,13 @@ def _charts(report: RewardReport) -> dict[str, Chart]:
     fooled = [(p.name, p.fooled) for p in report.probes]
     return {
         "subsets": Chart("By subset", _accuracy(_subsets(report))),
-        "lengths": Chart("By length: the chosen reply is …", _accuracy(_lengths(report))),
+        "lengths": Chart("By length: the chosen response is …", _accuracy(_lengths(report))),
         "differences": Chart("Pairs by difference", drawn.difference_chart(report.differences)),
         "reliability": Chart("Accuracy by confidence", drawn.reliability_chart(report.calibration)),
         "rules": Chart("Three rates", drawn.comparison_chart(rules)),
         "length": Chart("Mean score by length", drawn.length_chart(bias)),
         "probes": Chart(
-            "How often each is as good as the chosen reply",
+            "How often each is as good as the chosen response",
             drawn.interval_chart(fooled, x="share scored at least as high", limits=(0, 1)),
         ),
     }
@@ -88,8 +88,8 @@ def _lengths(report: RewardReport) -> list[tuple[str, Accuracy]]:
 
 def _verdict(accuracy: Interval, bias: LengthBias) -> str:
     chance = _against(accuracy, 0.5, "a coin")
-    longer = _against(bias.accuracy_minus_longer, 0.0, "the rule “the longer reply wins”")
-    shorter = _against(bias.accuracy_minus_shorter, 0.0, "the rule “the shorter reply wins”")
+    longer = _against(bias.accuracy_minus_longer, 0.0, "the rule “the longer response wins”")
+    shorter = _against(bias.accuracy_minus_shorter, 0.0, "the rule “the shorter response wins”")
     return f"The model is {chance}, {longer}, and {shorter}."
 
 

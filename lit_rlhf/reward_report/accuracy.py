@@ -97,7 +97,7 @@ def accuracy_by_length(
 ) -> tuple[LengthBucket, ...]:
     """Accuracy by the difference in length, chosen minus rejected.
 
-    The pairs whose chosen reply is shorter, and those whose chosen reply is longer, are each cut into
+    The pairs whose chosen response is shorter, and those whose chosen response is longer, are each cut into
     ``buckets_per_side`` buckets of about equal count; equal lengths are a bucket of their own. A model that only
     counts tokens is near 0 on the left and near 1 on the right.
     """

@@ -1,7 +1,7 @@
-r"""Does sigmoid(r(chosen) - r(rejected)) mean what it says: the probability that the annotator prefers a reply?
+r"""Does sigmoid(r(chosen) - r(rejected)) mean what it says: the probability that the annotator prefers a response?
 
-A pair is stored with its outcome: the preferred reply always comes first, so that the outcome of "the first reply is
-preferred" would be 1 in every row and a calibration curve over it says nothing. The order carries no information, so
+A pair is stored with its outcome: the preferred response always comes first, so that "the first response is preferred"
+would be 1 in every row and a calibration curve over it says nothing. The order carries no information, so
 each pair is presented in BOTH orders: :math:`(p, 1)` and :math:`(1 - p, 0)` with :math:`p = \sigma(\Delta r)`. The
 curve over these 2N points is symmetric about (0.5, 0.5), so its upper half holds all of it: the confidence
 :math:`c = \max(p, 1 - p)` against how often the reward model's favorite is the annotator's. (Drawing one order at

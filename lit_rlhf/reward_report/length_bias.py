@@ -16,18 +16,18 @@ from lit_rlhf.reward_report.pairs import PairColumns
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBin:
-    """Replies of similar length.
+    """Responses of similar length.
 
     Attributes:
         low: Fewest tokens.
         high: Most tokens.
-        replies: Number of replies, chosen and rejected together.
+        responses: Number of responses, chosen and rejected together.
         score: Their mean score, with a clustered interval.
     """
 
     low: int
     high: int
-    replies: int
+    responses: int
     score: Interval
 
 
@@ -36,18 +36,18 @@ class LengthBias:
     """What length alone explains.
 
     Attributes:
-        pearson: Correlation of score and length over all replies, chosen and rejected; NaN if one never varies.
+        pearson: Correlation of score and length over all responses, chosen and rejected; NaN if one never varies.
         spearman: The same on ranks.
-        pearson_within: Correlation of score and length within pairs: each reply's score and length less its pair's
+        pearson_within: Correlation of score and length within pairs: each response's score and length less its pair's
             mean, so that nothing which only depends on the prompt contributes.
         spearman_within: The same on ranks.
-        longer_wins: Accuracy of the rule "the longer reply is preferred", equal lengths half: the baseline.
-        model_prefers_longer: How often the reward model scores the longer reply higher; equal lengths or scores half.
+        longer_wins: Accuracy of the rule "the longer response is preferred", equal lengths half: the baseline.
+        model_prefers_longer: How often the reward model scores the longer response higher; equal ones count half.
         accuracy_minus_longer: The model's accuracy less the rule's, with a paired interval: the model has learned
             more than length where this is above 0.
-        accuracy_minus_shorter: The same against the rule "the shorter reply is preferred", the better of the two where
+        accuracy_minus_shorter: The same against the rule "the shorter response is preferred", the better one where
             ``longer_wins`` is below 0.5 (refusals are short).
-        bins: Mean score by length, replies cut into bins of about equal count.
+        bins: Mean score by length, responses cut into bins of about equal count.
     """
 
     pearson: float
@@ -70,7 +70,7 @@ def length_bias(columns: PairColumns, *, num_bins: int = 10, confidence: float =
         confidence: Coverage of the intervals.
         seed: Seed of the bootstraps.
     """
-    scores, lengths = _replies(columns)
+    scores, lengths = _responses(columns)
     half_score, half_length = columns.score_differences / 2, columns.length_differences / 2
     within = torch.cat([half_score, -half_score]), torch.cat([half_length, -half_length])
     right, longer = outcomes(columns.score_differences), outcomes(columns.length_differences)
@@ -92,8 +92,8 @@ def length_bias(columns: PairColumns, *, num_bins: int = 10, confidence: float =
     )
 
 
-def _replies(columns: PairColumns) -> tuple[Tensor, Tensor]:
-    """Scores and lengths of all 2N replies, both ``(2N,)`` fp64."""
+def _responses(columns: PairColumns) -> tuple[Tensor, Tensor]:
+    """Scores and lengths of all 2N responses, both ``(2N,)`` fp64."""
     scores = torch.cat([columns.chosen_scores, columns.rejected_scores])
     return scores, torch.cat([columns.chosen_lengths, columns.rejected_lengths])
 
@@ -105,7 +105,7 @@ def _correlation(x: Tensor, y: Tensor, *, by_rank: bool = False) -> float:
 
 
 def _score_by_length(columns: PairColumns, *, num_bins: int, confidence: float, seed: int) -> tuple[LengthBin, ...]:
-    scores, lengths = _replies(columns)
+    scores, lengths = _responses(columns)
     owners = [*columns.clusters, *columns.clusters]
     places = torch.bucketize(lengths, equal_count_edges(lengths, num_bins))
     bins = []
@@ -114,5 +114,5 @@ def _score_by_length(columns: PairColumns, *, num_bins: int, confidence: float, 
         clusters = [owners[i] for i in picks.tolist()]
         score = cluster_bootstrap(scores[picks].tolist(), clusters, num_samples=500, confidence=confidence, seed=seed)
         low, high = int(lengths[picks].min()), int(lengths[picks].max())
-        bins.append(LengthBin(low=low, high=high, replies=len(picks), score=score))
+        bins.append(LengthBin(low=low, high=high, responses=len(picks), score=score))
     return tuple(bins)

@@ -19,8 +19,8 @@ class ScoredPair:
 
     Attributes:
         prompt: The prompt as text.
-        chosen: Text of the reply the annotator preferred.
-        rejected: Text of the other reply.
+        chosen: Text of the response the annotator preferred.
+        rejected: Text of the other response.
         chosen_score: The reward model's raw score of ``chosen``.
         rejected_score: The reward model's raw score of ``rejected``.
         chosen_length: Tokens of ``chosen``.
@@ -81,7 +81,7 @@ class PairColumns:
             for side in ("chosen", "rejected"):
                 score = getattr(pair, f"{side}_score")
                 if not math.isfinite(score):
-                    raise ValueError(f"Scores must be finite; the {side} reply to {pair.prompt!r:.80} has {score}.")
+                    raise ValueError(f"Scores must be finite; the {side} response to {pair.prompt!r:.80} has {score}.")
         return cls(
             chosen_scores=torch.tensor([p.chosen_score for p in pairs], dtype=torch.float64),
             rejected_scores=torch.tensor([p.rejected_score for p in pairs], dtype=torch.float64),
@@ -113,7 +113,7 @@ def scored_pairs(batch: PreferenceBatch, chosen: Tensor, rejected: Tensor, token
 
     Args:
         batch: B pairs.
-        chosen: Scores of the preferred replies, ``(B,)``.
+        chosen: Scores of the preferred responses, ``(B,)``.
         rejected: Scores of the others, ``(B,)``.
         tokenizer: The reward model's.
     """

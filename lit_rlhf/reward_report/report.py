@@ -42,7 +42,7 @@ class RewardReport:
         differences: Distribution of r(chosen) - r(rejected) (paper, Figure 2).
         calibration: Whether sigmoid of the difference is a probability.
         length_bias: What length alone explains.
-        probes: Degenerate replies; empty without a scoring function.
+        probes: Degenerate responses; empty without a scoring function.
         worst: The pairs with the lowest difference, lowest first (paper, Table 1).
     """
 
@@ -81,7 +81,7 @@ class RewardReport:
 
         Args:
             pairs: The scored pairs, of all ranks.
-            score_fn: Scores (prompt, reply) requests for the degenerate probes; None leaves them out.
+            score_fn: Scores (prompt, response) requests for the degenerate probes; None leaves them out.
             model: Name of the reward model, for the page's head.
             data: Name of the data, for the page's head.
             num_worst: Number of worst pairs shown.

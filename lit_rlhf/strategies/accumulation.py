@@ -146,7 +146,7 @@ def gradient_is_finite(trainer: L.Trainer, norm: Tensor) -> bool:
 
 
 def discard_gradient(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer) -> None:
-    """Forget the gradient of the backwards since the last step: the update is left out; collective under ZeRO."""
+    """Forget the gradient of the backwards since the last step: the update is skipped; collective under ZeRO."""
     optimizer.zero_grad()
     if isinstance(trainer.strategy, ZeroStrategy):
         trainer.strategy.discard_gradient()

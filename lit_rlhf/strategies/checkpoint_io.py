@@ -98,7 +98,7 @@ def safe_load(path: _PATH, *, map_location: Any = "cpu", weights_only: bool = Tr
     """``torch.load`` that turns its page-long errors into one line.
 
     Raises:
-        CheckpointError: If the pickle asks for code, or the file is truncated.
+        CheckpointError: If the pickle would execute code, or the file is truncated.
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=weights_only)

@@ -57,7 +57,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     - A checkpoint folder is written beside its target, flushed, and renamed. A kill at any moment leaves a whole
       checkpoint; loading falls back to the predecessor when the kill fell between the two renames.
-    - Shards are read with ``weights_only=True``; a pickle that asks for code is refused.
+    - Shards are read with ``weights_only=True``; a pickle that would execute code is refused.
     - Under ZeRO a second backward without a step silently overwrites the gradient of the first. Here it raises,
       unless :func:`lit_rlhf.strategies.accumulation.accumulate` announced it.
     - The checkpoint/strategy/world-size mismatches end in one clear line.
@@ -137,13 +137,13 @@ class ZeroStrategy(DeepSpeedStrategy):
     def gradient_is_finite(self) -> bool:
         """Whether the gradient of the backwards since the last step is finite on all ranks; collective.
 
-        With fp16 the engine itself leaves out the steps whose scaled gradient overflows, and lowers the scale: True.
+        With fp16 the engine itself skips the steps whose scaled gradient overflows, and lowers the scale: True.
         """
         engine: Any = self.deepspeed_engine
         return engine.fp16_enabled() or not engine.optimizer.has_overflow()
 
     def discard_gradient(self) -> None:
-        """Forget the gradient of the backwards since the last step: the update is left out; collective.
+        """Forget the gradient of the backwards since the last step: the update is skipped; collective.
 
         The engine's own way out of an overflow is taken, because only it knows all the places the gradient lies in:
         with an offloaded optimizer, the next gradient would otherwise be added to this one.
@@ -225,7 +225,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         Raises:
             CheckpointError: If it is not a DeepSpeed folder, was written by another number of ranks (while fitting),
-                or holds a pickle that asks for code.
+                or holds a pickle that would execute code.
             FileNotFoundError: If there is nothing at ``checkpoint_path``.
         """
         path = existing(checkpoint_path)

@@ -30,13 +30,13 @@ def test_table_and_histograms_account_for_every_row(write, hh_rows, console, tok
     path = write("x.jsonl", rows)
     report = check_files(path, tokenizer, template="hh", max_length=80, rejects_dir=tmp_path, console=console)
     assert (report.read, report.accepted) == (12, 10)
-    assert report.reasons == {"empty reply": 1, "too long": 1}
+    assert report.reasons == {"empty response": 1, "too long": 1}
     shown = console.file.getvalue()
     assert "Read as preference data: 10 of 12 rows accepted (format: hh)" in shown
     assert "chosen (tokens, without template): median 6" in shown
     assert "1 too long" in shown
     lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
-    assert [(row["line"], row["reason"]) for row in lines] == [(11, "empty reply"), (12, "too long")]
+    assert [(row["line"], row["reason"]) for row in lines] == [(11, "empty response"), (12, "too long")]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_kind_is_found(write, console, rows, kind):
 def test_nothing_usable_still_prints_the_table(write, console):
     report = check_files(write("x.jsonl", [{"text": " "}]), console=console)
     assert report.accepted == 0
-    assert "1 empty reply" in console.file.getvalue()
+    assert "1 empty response" in console.file.getvalue()
 
 
 def test_max_length_needs_a_tokenizer(write, hh_rows):

@@ -73,7 +73,7 @@ def test_path_errors_name_the_path(tmp_path, write):
         ("x.jsonl", b"", "No usable row in .*no rows"),
         ("x.json", b"[]", "No usable row"),
         ("x.jsonl", b"{\n[\n", "none of the first 2 rows could be decoded"),
-        ("x.jsonl", b'{"text": " "}', r"No usable row in .*x\.jsonl:1: empty reply"),
+        ("x.jsonl", b'{"text": " "}', r"No usable row in .*x\.jsonl:1: empty response"),
     ],
 )
 def test_unusable_file_is_one_clear_error(write, name, data, message):
@@ -222,7 +222,7 @@ def test_hh_sample_is_accounted_for_row_by_row(hh_sample):
     records, report = read_preferences(hh_sample)
     assert report.read == 1812
     assert len(records) == report.accepted == 1802
-    assert report.reasons == {"repeated role": 7, "empty reply": 3}
+    assert report.reasons == {"repeated role": 7, "empty response": 3}
     assert len({r.line for r in records} | {r.line for r in report.rejected}) == 1812
     assert {r.subset for r in records} == {"harmless"}
 
@@ -232,7 +232,7 @@ def test_rejects_file_and_table(write, hh_rows, tmp_path):
     _, report = read_preferences(path)
     written = report.write_rejects(tmp_path / "out" / "rejects.jsonl")
     (row,) = [json.loads(line) for line in written.read_text().splitlines()]
-    assert (row["source"], row["line"], row["reason"]) == (path, 11, "empty reply")
+    assert (row["source"], row["line"], row["reason"]) == (path, 11, "empty response")
     assert row["row"]["rejected"] == hh("q", "b")
-    assert report.summary().startswith("10 of 11 rows accepted (format: hh); refused: 1 empty reply")
+    assert report.summary().startswith("10 of 11 rows accepted (format: hh); refused: 1 empty response")
     assert read_preferences(write("y.jsonl", hh_rows))[1].write_rejects(tmp_path / "none.jsonl") is None

@@ -101,7 +101,7 @@ def test_what_is_left_out_is_said_and_nothing_at_all_is_an_error():
     assert result.notes == [
         "1 of 4 responses of a are empty.",
         "1 of 4 responses of b are empty.",
-        "2 of 4 pairs have no verdict and are left out.",
+        "2 of 4 pairs have no verdict and are skipped.",
         "Asked in both orders, the judge contradicts itself in 2 of 2 pairs, which tie; 100 % of its votes are for the "
         "one shown first.",
     ]

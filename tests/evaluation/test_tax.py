@@ -75,7 +75,7 @@ def test_losses_are_those_of_transformers_document_by_document(models):
         assert total == pytest.approx(expected_nll(model, bos + ids, [True] * len(bos + ids)), rel=1e-4)
 
 
-def test_a_long_text_is_read_in_pieces_and_a_dialogue_by_its_replies(models):
+def test_a_long_text_is_read_in_pieces_and_a_dialogue_by_its_responses(models):
     model, tokenizer = load_causal_lm(models["base"]).eval(), load_tokenizer(models["base"])
     whole = text_sums(model, tokenizer, [TextRecord(text=TEXTS[3])], max_length=16)
     assert 40 < whole.weights[0] < 60

@@ -44,7 +44,7 @@ def hostile_pair() -> ScoredPair:
 
 
 def by_characters(requests):
-    return [len(reply) / 10 for _, reply in requests]
+    return [len(response) / 10 for _, response in requests]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_summary_has_the_headlines(report):
 
 
 def test_the_verdict_names_the_length_rule_that_beats_the_model():
-    """A coin on data whose chosen replies are short: it beats "longer wins" and loses to "shorter wins"."""
+    """A coin on data whose chosen responses are short: it beats "longer wins" and loses to "shorter wins"."""
     rng = random.Random(0)
     pairs = [
         dataclasses.replace(
@@ -107,15 +107,15 @@ def test_the_verdict_names_the_length_rule_that_beats_the_model():
     ]
     page = render_page(RewardReport.from_scores(pairs))
     assert (
-        "The model is not distinguishable from a coin, better than the rule “the longer reply wins”, "
-        "and worse than the rule “the shorter reply wins”."
+        "The model is not distinguishable from a coin, better than the rule “the longer response wins”, "
+        "and worse than the rule “the shorter response wins”."
     ) in page
 
 
 def test_without_a_scoring_function_there_are_no_probes():
     report = RewardReport.from_scores(make_pairs(4))
     assert report.probes == ()
-    assert "Degenerate replies" not in render_page(report)
+    assert "Degenerate responses" not in render_page(report)
 
 
 def test_the_page_loads_nothing_and_holds_no_raw_markup_from_the_data(report):

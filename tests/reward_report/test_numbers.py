@@ -23,7 +23,7 @@ from lit_rlhf.reward_report.pairs import PairColumns, ScoredPair
 
 
 def columns(differences, length_differences=None, *, prompts=None, subsets=None) -> PairColumns:
-    """Pairs with given differences; the rejected replies score 0 and have 1000 tokens."""
+    """Pairs with given differences; the rejected responses score 0 and have 1000 tokens."""
     gaps = torch.as_tensor(differences, dtype=torch.float64)
     lengths = torch.zeros_like(gaps) if length_differences is None else torch.as_tensor(length_differences).double()
     return PairColumns(
@@ -185,7 +185,7 @@ class TestLengthBias:
         inner_length = [n - m for n, m in zip(lengths, mean_length, strict=True)]
         expected = scipy.stats.pearsonr(inner_score, inner_length).statistic
         assert result.pearson_within == pytest.approx(expected)
-        assert sum(b.replies for b in result.bins) == 400
+        assert sum(b.responses for b in result.bins) == 400
 
     def test_what_only_depends_on_the_prompt_is_not_within_pairs(self):
         made = [
@@ -230,5 +230,5 @@ class TestPairColumns:
     @pytest.mark.parametrize(("side", "value"), [("chosen", math.nan), ("rejected", math.inf)])
     def test_names_the_pair_with_a_bad_score(self, side, value):
         bad = dataclasses.replace(pair(prompt="which one"), **{f"{side}_score": value})
-        with pytest.raises(ValueError, match=rf"the {side} reply to 'which one' has {value}"):
+        with pytest.raises(ValueError, match=rf"the {side} response to 'which one' has {value}"):
             PairColumns.from_pairs([pair(), bad])

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lit_rlhf.reward_report import ScoredPair
-from lit_rlhf.reward_report.probes import degenerate_replies, probe
+from lit_rlhf.reward_report.probes import degenerate_responses, probe
 
 
 def pair(prompt: str, chosen: str, source: object = None) -> ScoredPair:
@@ -25,14 +25,14 @@ PAIRS = [pair("a", "one two three"), pair("a", "four five"), pair("b", "six"), p
 
 
 def by_words(requests):
-    return [float(len(reply.split())) for _, reply in requests]
+    return [float(len(response.split())) for _, response in requests]
 
 
-def test_replies_of_each_kind():
-    assert degenerate_replies("empty", PAIRS) == dict.fromkeys(range(4), "")
-    assert degenerate_replies("repeated", PAIRS)[1] == "four five four five four five"
-    assert degenerate_replies("truncated", PAIRS) == {0: "one", 1: "four", 2: "s", 3: "seven eight"}
-    assert degenerate_replies("swapped prompt", PAIRS) == {
+def test_responses_of_each_kind():
+    assert degenerate_responses("empty", PAIRS) == dict.fromkeys(range(4), "")
+    assert degenerate_responses("repeated", PAIRS)[1] == "four five four five four five"
+    assert degenerate_responses("truncated", PAIRS) == {0: "one", 1: "four", 2: "s", 3: "seven eight"}
+    assert degenerate_responses("swapped prompt", PAIRS) == {
         0: "six",
         1: "six",
         2: "seven eight nine ten",
@@ -41,8 +41,8 @@ def test_replies_of_each_kind():
 
 
 def test_truncates_text_without_spaces():
-    assert degenerate_replies("truncated", [pair("a", "北京是首都")]) == {0: "北京"}
-    assert degenerate_replies("truncated", [pair("a", "x"), pair("b", "  ")]) == {}
+    assert degenerate_responses("truncated", [pair("a", "北京是首都")]) == {0: "北京"}
+    assert degenerate_responses("truncated", [pair("a", "x"), pair("b", "  ")]) == {}
 
 
 def test_a_word_counter_is_fooled_by_repetition_only():
@@ -54,7 +54,7 @@ def test_a_word_counter_is_fooled_by_repetition_only():
     assert results["empty"].mean_score == 0.0
     assert results["truncated"].change.mean == pytest.approx((1 - 3 + 1 - 2 + 1 - 1 + 2 - 4) / 4)
     assert results["swapped prompt"].fooled.mean == 0.25
-    assert all(p.replies == 4 for p in results.values())
+    assert all(p.responses == 4 for p in results.values())
 
 
 def test_a_constant_model_is_fooled_by_everything():
@@ -80,5 +80,5 @@ def test_a_kind_that_fits_no_pair_is_left_out():
 def test_wrong_count_and_not_finite_scores_are_refused():
     with pytest.raises(ValueError, match=r"one score a request; got 1 for 20"):
         probe(PAIRS, lambda _: [0.0])
-    with pytest.raises(ValueError, match=r"got nan for the reply ''"):
-        probe(PAIRS, lambda requests: [0.0 if reply else math.nan for _, reply in requests])
+    with pytest.raises(ValueError, match=r"got nan for the response ''"):
+        probe(PAIRS, lambda requests: [0.0 if response else math.nan for _, response in requests])

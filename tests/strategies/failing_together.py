@@ -53,7 +53,7 @@ class BrokenExport(PPOModule):
 class BrokenReport(RewardModelModule):
     """Cannot score the report's probes, which rank 0 does."""
 
-    def reply_scorer(self) -> Any:
+    def response_scorer(self) -> Any:
         fail(0, "no scorer")
 
 

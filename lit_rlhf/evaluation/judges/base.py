@@ -70,7 +70,7 @@ class Judge(ABC):
         """
 
     def judge(self, pairs: Sequence[Pair]) -> Sequence[Verdict | None]:
-        """A verdict on each pair; None for a pair that this judge leaves out."""
+        """A verdict on each pair; None for a pair that this judge skips."""
         return [self.compare(pair.prompt, pair.a, pair.b) for pair in pairs]
 
     def describe(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class HumanJudge(Judge):
     Args:
         sheets: Answered sheets (CSV), one or several.
         seed: Shuffles and blinds; the answered sheets must have been written with the same one.
-        allow_missing: Whether pairs that nobody judged are left out; else they are an error.
+        allow_missing: Whether pairs that nobody judged are skipped; else they are an error.
         name: Used in tables and messages.
 
     Attributes:

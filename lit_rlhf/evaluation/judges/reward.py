@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lit_rlhf.data.batching import pad_left, pad_right
-from lit_rlhf.data.template import check_template, encode_prompt, encode_reply
+from lit_rlhf.data.template import check_template, encode_prompt, encode_response
 from lit_rlhf.evaluation.answers import Answer, Pair
 from lit_rlhf.evaluation.judges.base import Judge, Verdict, by_margin, check_margin
 from lit_rlhf.models.loading.tokenizer import load_tokenizer
@@ -143,7 +143,7 @@ def _content(answer: Answer) -> tuple[str, str, bool]:
 
 
 def _response_ids(tokenizer: Any, answer: Answer, template: str | None) -> list[int]:
-    ids = encode_reply(tokenizer, answer.text, template=template)
+    ids = encode_response(tokenizer, answer.text, template=template)
     return ids if answer.ended or len(ids) == 1 else ids[:-1]  # a cut response has no EOS; one of nothing keeps it
 
 

@@ -73,7 +73,7 @@ def test_a_cut_response_has_no_eos(tokenizer_path):
 
 
 def test_a_reward_models_scores_are_those_of_its_training_layout(tmp_path):
-    """The judge encodes saved text; the scores are those of `ReplyScorer`, which `lit-rlhf score` uses."""
+    """The judge encodes saved text; the scores are those of `ResponseScorer`, which `lit-rlhf score` uses."""
     from transformers import AutoModelForCausalLM
 
     from lit_rlhf.commands.score import load_scorer

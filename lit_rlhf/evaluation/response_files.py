@@ -1,4 +1,4 @@
-"""What ``lit-rlhf score`` reads: preference pairs, dialogues that end in a reply, or the predictions of a policy."""
+"""What ``lit-rlhf score`` reads: preference pairs, dialogues that end in a response, or the predictions of a policy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """One reply to one prompt.
+class Response:
+    """One response to one prompt.
 
     Attributes:
         source: File or hub name.
         line: Its row, from 1.
         prompt: Turns, the last one the user's.
-        text: The reply; a prediction may be empty.
+        text: The response; a prediction may be empty.
         ended: False for a prediction that the length limit cut: it is scored without EOS, as in PPO.
     """
 
@@ -37,8 +37,8 @@ class Reply:
 
 def read_scorable(
     paths: Sequence[str], *, format: str | None = None, on_bad_row: OnBadRow = "skip"
-) -> tuple[list[PreferenceRecord] | list[Reply], RowReport]:
-    """Pairs where the first rows look like preferences, else replies.
+) -> tuple[list[PreferenceRecord] | list[Response], RowReport]:
+    """Pairs where the first rows look like preferences, else responses.
 
     Args:
         paths: Files, folders, globs or hub names, all of the same kind.
@@ -58,19 +58,19 @@ def read_scorable(
     if any(fmt.matches(value, "preference") for fmt in FORMATS if "preference" in fmt.kinds for value in values):
         return read_preferences(paths, format=format, on_bad_row=on_bad_row)
     dialogues, report = read_dialogues(paths, format=format, on_bad_row=on_bad_row)
-    replies = [
-        Reply(source=d.source, line=d.line, prompt=d.messages[:-1], text=d.messages[-1].content) for d in dialogues
+    responses = [
+        Response(source=d.source, line=d.line, prompt=d.messages[:-1], text=d.messages[-1].content) for d in dialogues
     ]
-    return replies, report
+    return responses, report
 
 
 def _is_prediction(row: Any) -> bool:
     return isinstance(row, Mapping) and isinstance(row.get("response"), str) and isinstance(row.get("record"), Mapping)
 
 
-def _read_predictions(paths: Sequence[str], on_bad_row: OnBadRow) -> tuple[list[Reply], RowReport]:
+def _read_predictions(paths: Sequence[str], on_bad_row: OnBadRow) -> tuple[list[Response], RowReport]:
     """A prediction's ``prompt`` is text in the policy's template; its turns are those of the raw ``record``."""
-    report, replies = RowReport(), []
+    report, responses = RowReport(), []
     for source in expand(paths):
         rows = list(read_rows(source, streaming=False))
         records = [row.value["record"] for row in rows[:FIRST_ROWS] if row.error is None and _is_prediction(row.value)]
@@ -80,15 +80,15 @@ def _read_predictions(paths: Sequence[str], on_bad_row: OnBadRow) -> tuple[list[
         for row in rows:
             count.read += 1
             try:
-                replies.append(_prediction(row, fmt))
+                responses.append(_prediction(row, fmt))
                 count.accepted += 1
             except RowError as error:
                 report.reject(row.source, row.line, error, row.value)
     report.enforce(on_bad_row)
-    return replies, report
+    return responses, report
 
 
-def _prediction(row: RawRow, fmt: RowFormat) -> Reply:
+def _prediction(row: RawRow, fmt: RowFormat) -> Response:
     if row.error is not None:
         raise row.error
     if not _is_prediction(row.value):
@@ -96,4 +96,4 @@ def _prediction(row: RawRow, fmt: RowFormat) -> Reply:
     record = fmt.read(row.value["record"], "prompt")
     assert isinstance(record, PromptRecord)
     ended = row.value.get("ended", True) is not False
-    return Reply(source=row.source, line=row.line, prompt=record.prompt, text=row.value["response"], ended=ended)
+    return Response(source=row.source, line=row.line, prompt=record.prompt, text=row.value["response"], ended=ended)
