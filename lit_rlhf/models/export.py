@@ -21,7 +21,7 @@ from lit_rlhf.data.template import chat_template
 from lit_rlhf.models.checkpoint import resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
 from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
-from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare_dtype, host_copy, merged
+from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare, host_copy, merged
 
 _HEAD = "head.weight"
 
@@ -51,7 +51,7 @@ def export_policy(
     with _written_whole(Path(out), overwrite=overwrite) as folder, quiet():
         whole.save_pretrained(folder, state_dict=host_copy(whole.state_dict(), dtype))
         _save_tokenizer(tokenizer, folder, template)
-        declare_dtype(folder, dtype)
+        declare(folder, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
     return Path(out)
 
 
