@@ -16,10 +16,11 @@ class CriticConfig:
 
     Attributes:
         init: `reward` (PPO-max: the reward model's trunk and head), `policy` (the SFT trunk under a fresh head), or a
-            folder or hub name of a sequence-classification model.
+            folder or hub name of a sequence-classification model. None: `reward` where the reward is a model, else
+            `policy`.
     """
 
-    init: str = "reward"
+    init: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
