@@ -24,7 +24,7 @@ class ModelConfig:
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None for transformers' own choice.
         gradient_checkpointing: Trade compute for activation memory in the trained models.
         trust_remote_code: Whether code from a model's folder may run. Off unless you set it.
-        pad_token: Token of the vocabulary to pad with, for tokenizers that have none.
+        pad_token: Special token of the vocabulary to pad with, in place of the tokenizer's own; where it has none, EOS.
         logits_gib: Most memory for logits at a time, in GiB: tokens x vocabulary x 8 bytes (with their gradient).
             Smaller means more passes over the output embedding; on a CPU the numbers stay the same up to the order in
             which the passes' gradients are summed. None: 1 on a CPU, 2 on an accelerator.

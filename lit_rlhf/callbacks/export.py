@@ -52,6 +52,7 @@ class ExportCallback(RolloutCallback):
             raise ValueError(f"`ExportCallback` needs `{type(pl_module).__name__}.export(path)`, which does not exist.")
         if self.best and self._best_path(trainer) is None:
             raise ValueError("`ExportCallback(best=True)` needs a `BestPolicy` among the trainer's callbacks.")
+        self._trained = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """There is something to train; :meth:`on_train_end` will come."""

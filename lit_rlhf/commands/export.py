@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--part", choices=sorted(PARTS), help="what to export (default: policy, else the reward model)")
     parser.add_argument("--source", help="folder the model was loaded from, if it has moved since")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the written weights")
-    parser.add_argument("--pad_token", help="as in the training config, for tokenizers without one")
+    parser.add_argument("--pad_token", help="as in the training config, in place of the tokenizer's own")
     args = parser.parse_args(argv)
     part = export_checkpoint(
         args.checkpoint, args.out, part=args.part, source=args.source, dtype=args.dtype, pad_token=args.pad_token
@@ -63,7 +63,7 @@ def export_checkpoint(
         part: `policy`, `critic` or `reward`; None for the policy, else the reward model.
         source: Where architecture and tokenizer are read from; None for what the checkpoint says.
         dtype: Of the written weights; None keeps them.
-        pad_token: For tokenizers that have none.
+        pad_token: In place of the tokenizer's own.
 
     Returns:
         The part that was written.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lit_rlhf.models.checkpoint import resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
 from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
-from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare_dtype, host_copy, merged
+from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare, host_copy, merged
 
 _HEAD = "head.weight"
 
@@ -47,7 +47,7 @@ def export_policy(
     with _written_whole(Path(out), overwrite=overwrite) as folder, quiet():
         whole.save_pretrained(folder, state_dict=host_copy(whole.state_dict(), dtype))
         tokenizer.save_pretrained(folder)
-        declare_dtype(folder, dtype)
+        declare(folder, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
     return Path(out)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.config import ModelConfig
-from lit_rlhf.data.template import encode_piece, encode_rendered
+from lit_rlhf.data.template import encode_piece, encode_rendered, response_end
 from lit_rlhf.models.frozen import FrozenModel, Placement
 from lit_rlhf.models.loading.checks import check_context, check_embeddings
 from lit_rlhf.models.loading.pretrained import as_dtype
@@ -26,10 +26,12 @@ CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 16384
 class ModelReward(Reward):
     """Score of a reward model at the last token of prompt + response.
 
-    With the policy's own tokenizer the very token ids are scored. With another one, prompt and response are encoded
-    again, each on its own as in training, with the policy's BOS and EOS in the prompt text exchanged for the reward
-    model's, and its EOS after a response that has ended. The prompt stays in the policy's template: both models must
-    have been trained with the same one. A response the length limit cut is scored without an EOS.
+    With the policy's own tokenizer the very token ids are scored; a finished response's last one becomes the end that
+    the reward model was trained to read (``response_end``), since a policy may stop at any of several. With another
+    tokenizer prompt and response are encoded again, each on its own as in training, with the policy's BOS and EOS in
+    the prompt text exchanged for the reward model's, and its end after a response that has ended. The prompt stays in
+    the policy's template: both models must have been trained with the same one. A response the length limit cut is
+    scored without an end.
 
     Args:
         path: Local folder or hub name of a sequence-classification model with one label, or of the MOSS-RLHF layout.
@@ -74,7 +76,7 @@ class ModelReward(Reward):
             ValueError: It is not a reward model (see ``load_scalar_model``), or its tokenizer cannot be used.
         """
         self._policy_tokenizer = tokenizer
-        self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
+        self._tokenizer = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
         scalar = load_scalar_model(
             self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code, check_on=device
@@ -90,7 +92,7 @@ class ModelReward(Reward):
         """
         if self._model is None:
             raise ValueError(f"Reward '{self.name}' has no model yet: call `setup` first.")
-        rows = id_rows(request.rollout) if self.shares_vocabulary else self._encoded_rows(request)
+        rows = self._own_rows(request) if self.shares_vocabulary else self._encoded_rows(request)
         check_context(self._model.model.config, max(map(len, rows)))
         # Not the device of `setup`: a LightningModule that loads its models early is still on the CPU then.
         device = request.rollout.input_ids.device
@@ -101,6 +103,11 @@ class ModelReward(Reward):
                 device=device,
             )  # fmt: skip
         return RewardOutput(scores=scores)
+
+    def _own_rows(self, request: RewardRequest) -> list[list[int]]:
+        end = response_end(self._tokenizer)
+        rows = zip(id_rows(request.rollout), request.ended, strict=True)
+        return [[*row[:-1], end] if ended else row for row, ended in rows]
 
     def _encoded_rows(self, request: RewardRequest) -> list[list[int]]:
         texts = zip(request.prompts, request.responses, request.ended, strict=True)
@@ -137,8 +144,8 @@ def translate_special(text: str, source: Any, target: Any) -> str:
 def encode_again(tokenizer: Any, prompt: str, response: str, *, ended: bool) -> list[int]:
     """Token ids of prompt + response as in training, encoded apart so that the boundary is exact.
 
-    One BOS in front where the tokenizer has one of its own, one EOS behind where the response has ended. Special tokens
+    One BOS in front where the tokenizer has one of its own, its end behind where the response has ended. Special tokens
     count in the prompt; written in the response they are read as plain text.
     """
     ids = encode_rendered(tokenizer, prompt) + encode_piece(tokenizer, response)
-    return [*ids, tokenizer.eos_token_id] if ended or not ids else ids
+    return [*ids, response_end(tokenizer)] if ended or not ids else ids
