@@ -15,7 +15,6 @@ from lit_rlhf.ppo.config import LossConfig, PTXConfig
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
 
 
-
 def with_tokenizer(world: Path, folder: Path, **special: Any) -> Path:
     """A copy of the world whose tokenizers have other special tokens."""
     shutil.copytree(world, folder)
