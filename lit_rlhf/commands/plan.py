@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 RESERVE_BYTES, RESERVE_SHARE = 2 * GIB, 0.05
 """Assumed, not measured: CUDA context and library workspaces, and the share an allocator loses to fragments."""
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
 
 
 def main(argv: Sequence[str]) -> None:

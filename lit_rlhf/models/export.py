@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.data.template import chat_template
 from lit_rlhf.models.checkpoint import resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
 from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
@@ -26,8 +27,9 @@ _HEAD = "head.weight"
 
 
 def export_policy(
-    model: nn.Module, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True
-) -> Path:
+    model: nn.Module, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True,
+    template: str | None = None,
+) -> Path:  # fmt: skip
     """Write a causal LM (an adapter is merged into a copy) and its tokenizer with the chat template.
 
     Args:
@@ -36,6 +38,8 @@ def export_policy(
         out: Folder to make.
         dtype: Of the saved weights; None keeps the model's.
         overwrite: Replace an earlier export at ``out``.
+        template: Named template of the training data; the folder's chat template renders it, or the tokenizer's own
+            with the BOS that training puts in front.
 
     Returns:
         ``out``.
@@ -46,14 +50,15 @@ def export_policy(
     whole = merged(model)
     with _written_whole(Path(out), overwrite=overwrite) as folder, quiet():
         whole.save_pretrained(folder, state_dict=host_copy(whole.state_dict(), dtype))
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder, template)
         declare(folder, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
     return Path(out)
 
 
 def export_scalar(
-    model: ScalarModel, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True
-) -> Path:
+    model: ScalarModel, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True,
+    template: str | None = None,
+) -> Path:  # fmt: skip
     """Write a reward model or critic that ``AutoModelForSequenceClassification`` loads, with its fingerprint.
 
     Args:
@@ -62,6 +67,8 @@ def export_scalar(
         out: Folder to make.
         dtype: Of the saved weights; None keeps the model's.
         overwrite: Replace an earlier export at ``out``.
+        template: Named template of the training data; the folder's chat template renders it, or the tokenizer's own
+            with the BOS that training puts in front.
 
     Returns:
         ``out``.
@@ -73,8 +80,19 @@ def export_scalar(
     own = next(model.trunk.parameters())
     with _written_whole(Path(out), overwrite=overwrite) as folder, quiet(), _in_eval(model):
         model.save_pretrained(folder, tokenizer, dtype=dtype)
+        _save_tokenizer(tokenizer, folder, template)
         write_fingerprint(folder, model, tokenizer, dtype=dtype or own.dtype, device=own.device)
     return Path(out)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path, template: str | None) -> None:
+    """Save it with a chat template that gives what the model was trained on; in memory it stays as it was."""
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = chat_template(tokenizer, template) or before
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = before
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class SFTModule(BaseModule):
     def export(self, path: str | Path) -> None:
         """Write the model and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
-            export_policy(self.policy, self.tokenizer, path)
+            export_policy(self.policy, self.tokenizer, path, template=self.template)
 
     def training_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
         """One global batch, one optimizer step."""

@@ -381,6 +381,9 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     with pytest.raises(ValueError, match=r"`memory` \(lots\)"):
         parse_size("lots")
+    for text in ("80", "80G"):  # 80 bytes?
+        with pytest.raises(ValueError, match=rf"`memory` \({text}\) must be a number with a unit"):
+            parse_size(text)
     assert "none.yaml" in refused("--config", str(tmp_path / "none.yaml"))
     config = ("--config", str(CONFIGS / "pocket" / "sft.yaml"))
     assert "Did you mean: policy" in refused(*config, "--model.polici", "a")
