@@ -46,6 +46,7 @@ class ExportCallback(RolloutCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse early what would fail after hours."""
+        self._trained = False
         if not callable(getattr(pl_module, "export", None)):
             raise ValueError(f"`ExportCallback` needs `{type(pl_module).__name__}.export(path)`, which does not exist.")
         if self.best and self._best_path(trainer) is None:

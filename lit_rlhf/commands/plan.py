@@ -165,8 +165,14 @@ def parse_size(text: str) -> int:
 
 
 def as_json(memory: Memory) -> dict[str, Any]:
-    """The parts in bytes, and their peak."""
-    return {"resident": memory.resident, "phases": memory.phases, "host": memory.host, "peak": memory.peak}
+    """The parts in bytes, their peak, and a checkpoint's size."""
+    return {
+        "resident": memory.resident,
+        "phases": memory.phases,
+        "host": memory.host,
+        "peak": memory.peak,
+        "checkpoint": memory.checkpoint,
+    }
 
 
 def table(memory: Memory, setup: TrainerSetup, *, needed: int, limit: int | None) -> str:
@@ -181,6 +187,7 @@ def table(memory: Memory, setup: TrainerSetup, *, needed: int, limit: int | None
     lines.append(f"  {'peak:':<44}{memory.peak / GIB:9.3f}")
     if needed != memory.peak:
         lines.append(f"  {'with a reserve for context and fragments:':<44}{needed / GIB:9.3f}")
+    lines.append(f"  {'a checkpoint on disk:':<44}{memory.checkpoint / GIB:9.3f}")
     if limit is not None:
         verdict = "fits" if needed <= limit else "DOES NOT FIT"
         lines.append(f"  {verdict}: {needed / GIB:.1f} of {limit / GIB:.1f} GiB")

@@ -18,7 +18,7 @@ import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 import lit_rlhf
@@ -30,7 +30,9 @@ from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
 from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
 from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
+from lit_rlhf.commands.csv_log import RunCSVLogger
 from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, modules_named_in_yaml
+from lit_rlhf.files import write_text
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
 from lit_rlhf.user_errors import UserError, message_for_user
@@ -49,12 +51,9 @@ class RunConfig(SaveConfigCallback):
         if self.already_saved or stage != "fit":
             return
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile
-            )
-            (folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+            text = self.parser.dump(self.config, skip_none=False)
+            write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+            write_text(Path(trainer.default_root_dir) / "versions.json", json.dumps(versions(), indent=1) + "\n")
         self.already_saved = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -101,7 +100,7 @@ class RLHFCLI(LightningCLI):
         run = Path(config.get("default_root_dir") or f"runs/{self._run_name()}")
         kwargs["default_root_dir"] = str(run)
         if config.get("logger") in (None, True):
-            kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), CSVLogger(run, name="csv")]
+            kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), RunCSVLogger(run)]
         trainer = super().instantiate_trainer(**kwargs)
         self._fill_callbacks(trainer, run)
         return trainer

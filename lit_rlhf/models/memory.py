@@ -70,9 +70,10 @@ class SizedModel(ModelUse):
 
     config: Any
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of a weight while it is frozen."""
+    def weight_bytes(self, setup: TrainerSetup) -> int:
+        """Bytes of a weight on the device."""
+        if self.trained or self.dtype is None:
+            return setup.trained
         return FP32 if self.dtype == "float32" else BF16
 
     @property
@@ -137,11 +138,13 @@ class Memory:
         resident: Parts that live all the time.
         phases: Parts of each phase.
         host: Parts in host memory, per rank.
+        checkpoint: Bytes of a checkpoint on disk, all ranks together.
     """
 
     resident: dict[str, int] = field(default_factory=dict)
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     host: dict[str, int] = field(default_factory=dict)
+    checkpoint: int = 0
 
     @property
     def peak(self) -> int:
@@ -157,7 +160,7 @@ def predict(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> 
         sizes: Rows and tokens of one rank.
         setup: Strategy and precision.
     """
-    memory = Memory()
+    memory = Memory(checkpoint=_checkpoint(models, setup))
     _weights(memory, models, setup)
     memory.phases["update"] = _update(models, sizes, setup)
     if sizes.generated_rows:
@@ -169,7 +172,7 @@ def predict(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> 
 
 def _weights(memory: Memory, models: list[SizedModel], setup: TrainerSetup) -> None:
     for model in models:
-        size = model.weight_bytes if not model.trained else setup.trained
+        size = model.weight_bytes(setup)
         place = memory.host if model.offloaded else memory.resident
         part = f"{model.role} weights"
         place[part] = place.get(part, 0) + model.parameters * size
@@ -184,6 +187,12 @@ def _weights(memory: Memory, models: list[SizedModel], setup: TrainerSetup) -> N
     elif setup.sharding == "zero":
         # Two reduction buckets (one fills while one travels) and one for gathering the updated weights.
         memory.resident["communication buckets"] = 3 * min(setup.bucket, trained) * setup.trained
+
+
+def _checkpoint(models: list[SizedModel], setup: TrainerSetup) -> int:
+    """Trained weights, AdamW's two moments, and ZeRO's fp32 masters; frozen models are in no checkpoint."""
+    trained = sum(m.parameters for m in models if m.trained)
+    return trained * (setup.trained + (3 if setup.sharding == "zero" else 2) * FP32)
 
 
 def _update(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
@@ -230,7 +239,7 @@ def _scoring(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) ->
     tokens = sizes.update_rows * sizes.update_width
     return {
         "offloaded weights, while in use": max(
-            (m.parameters * m.weight_bytes for m in models if m.offloaded), default=0
+            (m.parameters * m.weight_bytes(setup) for m in models if m.offloaded), default=0
         ),
         "forward pass": tokens * max(m.widest(setup.compute) for m in models),
         "logits": max((_logits(m, sizes, setup, 1) for m in models if m.causal), default=0),

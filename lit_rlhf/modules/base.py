@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
 from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.strategies.accumulation import (
     accumulate,
@@ -43,6 +44,7 @@ from lit_rlhf.strategies.accumulation import (
     lower_loss_scale,
 )
 from lit_rlhf.strategies.errors import require_training_state
+from lit_rlhf.strategies.precision import weight_dtype
 from lit_rlhf.user_errors import LitRLHFError
 
 STATE_KEY = "lit_rlhf"
@@ -174,11 +176,12 @@ class BaseModule(L.LightningModule, ABC):
     def configure_model(self) -> None:
         """Load the models once, in host memory, whatever device and dtype Lightning has made the default.
 
-        The strategy moves (and ZeRO casts) what is registered; frozen models move themselves. What fails on one rank
+        Weights are read in the dtype that the strategy keeps them in, where an option names no other. The strategy
+        moves what is registered; frozen models move themselves. What fails on one rank
         fails on all.
         """
         if not self._loaded:
-            with on_host():
+            with on_host(), loading_in(torch.float32 if self._trainer is None else weight_dtype(self.trainer)):
                 run_together(self.load_models)
             self._loaded = True
 

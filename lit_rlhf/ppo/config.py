@@ -30,12 +30,13 @@ class ReferenceConfig:
     Attributes:
         path: Folder or hub name; None for the policy's own.
         placement: `device`, or `cpu` to keep it in host memory between scoring phases.
-        dtype: Dtype of its weights.
+        dtype: Dtype of its weights; None for that of the policy's on the device: then it computes the same numbers, and
+            the KL before the first update is exactly 0.
     """
 
     path: str | None = None
     placement: Literal["device", "cpu"] = "device"
-    dtype: DType = "float32"
+    dtype: DType | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,10 +154,9 @@ class PPOModels:
         if self.reference is None:
             return None
         assert self.reference_path is not None
-        dtype = self.reference.dtype
-        model = load_causal_lm(self.reference_path, dtype=dtype, **load_options(self.model))
+        model = load_causal_lm(self.reference_path, dtype=self.reference.dtype, **load_options(self.model))
         check_same_vocabulary(policy, model, "reference")
-        return FrozenModel(model, placement=self.reference.placement, dtype=getattr(torch, dtype))
+        return FrozenModel(model, placement=self.reference.placement)
 
     def build_critic(self, policy: Any, *, device: torch.device | str = "cpu") -> nn.Module | None:
         """The trainable critic (detail 8) from the reward model, the policy, or a folder of its own; or None.

@@ -36,7 +36,7 @@ class ModelReward(Reward):
 
     Args:
         path: Local folder or hub name of a sequence-classification model with one label, or of the MOSS-RLHF layout.
-        dtype: Of its weights.
+        dtype: Of its weights; None for that of the policy's on the device (bf16 under DeepSpeed's bf16, else fp32).
         placement: ``"device"``, or ``"cpu"`` to bring it to the device for scoring only.
         max_batch_tokens: Most tokens, padding included, of one forward pass; None: 2048 on a CPU, where activations
             then stay in its caches, 16384 elsewhere.
@@ -51,7 +51,7 @@ class ModelReward(Reward):
         self,
         path: ModelLike,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
         placement: Placement = "device",
         max_batch_tokens: int | None = None,
         trust_remote_code: bool = False,
@@ -125,9 +125,12 @@ class ModelReward(Reward):
         place = self.placement
         return [ModelUse(role=role, path=self.path, causal=False, dtype=self.dtype, placement=place, loading=loading)]
 
+    def _dtype_name(self) -> str | None:
+        return self.dtype if self._model is None else str(self._model.dtype).removeprefix("torch.")
+
     def describe(self) -> dict[str, Any]:
         """Name, type, path and dtype."""
-        return {**super().describe(), "path": self.path, "dtype": self.dtype, "placement": self.placement}
+        return {**super().describe(), "path": self.path, "dtype": self._dtype_name(), "placement": self.placement}
 
 
 def id_rows(rollout: Rollout) -> list[list[int]]:
