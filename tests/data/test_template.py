@@ -163,7 +163,7 @@ CHATML = (
 class TestTheEndOfAResponse:
     """A chat template may end a turn with another token than EOS, as Gemma's and Llama 3's do."""
 
-    @pytest.fixture()
+    @pytest.fixture
     def chatml(self):
         tokenizer = make_tokenizer(CHATML)
         tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<turn_end>"]})
