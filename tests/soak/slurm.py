@@ -28,7 +28,7 @@ from tests.soak.kills import ROOT, Trial, checkpoints, environment, weights
 TOOLS = ("sbatch", "slurmctld", "munged")
 MOMENTS = ("start-up", "rollout", "update")
 PATIENCE = 240.0
-"""Seconds that any step may take. A requeued job waits until its old credentials expire: 5 s in tests/slurm/one-node,
+"""Seconds that any step may take. A requeued job waits until its old credentials expire: 40 s in tests/slurm/one-node,
 two minutes by default."""
 
 
