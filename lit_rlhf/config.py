@@ -17,6 +17,32 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:  # no
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """A LoRA adapter (Hu et al. 2021, arXiv 2106.09685) in place of training all weights; needs the extra `peft`.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale of the update, alpha / r (alpha / sqrt(r) with ``rslora``).
+        target_modules: Names of the layers to adapt, or `all-linear`; None for peft's choice for the architecture.
+        dropout: On the adapter's input. PPO needs 0: the update must see the distribution that sampled.
+        rslora: Rank-stabilized scale (Kalajdzievski 2023).
+        dora: Magnitude and direction apart (Liu et al. 2024).
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    target_modules: list[str] | str | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.r >= 1, "adapter.r", self.r, "must be at least 1")
+        require(self.alpha > 0, "adapter.alpha", self.alpha, "must be positive")
+        require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """How models are loaded.
 
@@ -25,12 +51,15 @@ class ModelConfig:
         gradient_checkpointing: Trade compute for activation memory in the trained models.
         trust_remote_code: Whether code from a model's folder may run. Off unless you set it.
         pad_token: Token of the vocabulary to pad with, for tokenizers that have none.
+        adapter: Train a LoRA adapter and keep the model's own weights frozen; None trains all of them. Models of one
+            run that come from one folder then share its weights.
     """
 
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
     pad_token: str | None = None
+    adapter: AdapterConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
