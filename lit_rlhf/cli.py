@@ -1,14 +1,21 @@
-"""The console entry point. `--help` and `--version` are answered from text, before anything heavy is imported."""
+"""The console entry point. `--help` and `--version` are answered from text, before anything heavy is imported.
+
+A command is a file in ``commands/`` with ``main(argv: Sequence[str]) -> None``. It raises
+:class:`~lit_rlhf.user_errors.UserError` for what the user can mend and ``SystemExit(1)`` where its answer is no; what
+becomes of an error is decided here, once.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
-from lit_rlhf.user_errors import fail, for_users
+from lit_rlhf.signals import listening
+from lit_rlhf.user_errors import UserError, fail, message_for_user
 
 USAGE = """\
 usage: lit-rlhf COMMAND [OPTIONS]
@@ -16,13 +23,18 @@ usage: lit-rlhf COMMAND [OPTIONS]
 Train and evaluate (configs are Lightning's; every option can be overridden on the command line):
   fit, validate, test, predict   --config FILE [--config FILE ...] [--KEY VALUE ...]
                                  [--ckpt_path last] [--print_config]
+The pocket world:
+  pocket run [--runs DIR]        the whole job on a small world: data, SFT, reward model, PPO, results
+  pocket make OUT                its data and base model as files
 Data:
-  pocket make OUT                write the embedded pocket world as files
   data check FILES               say what is wrong with which row, before training
 Results:
   report RUN_DIR [RUN_DIR ...]   one self-contained HTML page of a run
-  compare SFT_RUN RUN [...]      win/tie/lose and gold scores of evaluated policies
-  score --model RM FILE          score the replies in a file
+  compare SFT=RUN PPO=RUN [...] --judge JUDGE
+                                 who wins: a score, a reward, a chat model or people decide
+  tax BASE SFT PPO [...] --text FILES [--tasks TASKS]
+                                 what alignment costs on held-out text and tasks
+  score --model RM FILE          score the responses in a file
 Models:
   export CKPT OUT                a checkpoint as a Hugging Face folder
   plan --config FILE             memory a device, without loading weights
@@ -31,26 +43,36 @@ Options:
   -h, --help      this text; `lit-rlhf COMMAND --help` for a command's own options
   --version       the version
   LIT_RLHF_DEBUG=1 in the environment prints tracebacks of errors that are otherwise one line
+
+Exit codes:
+  0    done
+  1    the answer is no (data check: no usable row, or refused ones with --on-bad-row error; plan: does not fit),
+       a stage of `pocket run` failed, or the program has a fault and shows its traceback
+  2    something given cannot be used; one line says what
+  130  interrupted with Ctrl-C
 """
 
 TRAINING = ("fit", "validate", "test", "predict")
 
 COMMANDS = {
-    "pocket": ("make", "lit_rlhf.pocket.make"),
-    "data": ("check", "lit_rlhf.commands.data_check"),
-    "report": (None, "lit_rlhf.commands.report"),
-    "compare": (None, "lit_rlhf.commands.compare"),
-    "score": (None, "lit_rlhf.commands.score"),
-    "export": (None, "lit_rlhf.commands.export"),
-    "plan": (None, "lit_rlhf.commands.plan"),
+    "pocket run": "lit_rlhf.commands.pocket_run",
+    "pocket make": "lit_rlhf.commands.pocket_make",
+    "data check": "lit_rlhf.commands.data_check",
+    "report": "lit_rlhf.commands.report",
+    "compare": "lit_rlhf.commands.compare",
+    "tax": "lit_rlhf.commands.tax",
+    "score": "lit_rlhf.commands.score",
+    "export": "lit_rlhf.commands.export",
+    "plan": "lit_rlhf.commands.plan",
 }
+"""The module of each verb."""
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Run the command line ``args`` (default: the process's own).
 
     Raises:
-        SystemExit: 2 for what the user can mend, with one line on stderr.
+        SystemExit: With the exit codes of :data:`USAGE`; 2 comes with one line on stderr.
     """
     words = sys.argv[1:] if args is None else list(args)
     if not words or words[0] in ("-h", "--help"):
@@ -65,36 +87,36 @@ def main(args: list[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     try:
-        _command(words)
-    except KeyboardInterrupt:
-        print("lit-rlhf: interrupted", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None
+        with listening() if words[0] == "fit" else nullcontext():  # from before anything heavy is imported
+            command, argv = _find(words)
+            command(argv)
+    except KeyboardInterrupt as stopped:
+        fail(str(stopped) or "interrupted", code=130)
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's orderly end after Ctrl-C is silent
-            fail("interrupted; `--ckpt_path last` goes on from the last checkpoint")
+            fail("interrupted; `--ckpt_path last` resumes from the last checkpoint", code=130)
         raise
     except Exception as error:
-        told = None if os.environ.get("LIT_RLHF_DEBUG") else for_users(error)
-        if told is None:
+        message = None if os.environ.get("LIT_RLHF_DEBUG") else message_for_user(error)
+        if message is None:
             raise
-        fail(str(told))
+        fail(message)
 
 
-def _command(words: list[str]) -> None:
+def _find(words: list[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]:
+    """The ``main`` of the command that ``words`` begin with, and its arguments.
+
+    Raises:
+        UserError: There is no such command.
+    """
     # DeepSpeed warns of a missing GPU whenever transformers looks for it.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    name, rest = words[0], words[1:]
-    if name in TRAINING:
-        from lit_rlhf.commands.training import run
-
-        run(words)
-        return
-    if name not in COMMANDS:
-        fail(f"unknown command {name!r}; the commands are {', '.join([*TRAINING, *COMMANDS])}")
-    verb, module = COMMANDS[name]
-    if verb is not None:
-        if rest[:1] != [verb]:
-            fail(f"{name!r} has one verb: lit-rlhf {name} {verb} ...")
-        rest = rest[1:]
-    command: Callable[[list[str]], None] = import_module(module).main
-    command(rest)
+    if words[0] in TRAINING:
+        return import_module("lit_rlhf.commands.training").main, words
+    for length in (1, 2):
+        if (name := " ".join(words[:length])) in COMMANDS:
+            return import_module(COMMANDS[name]).main, words[length:]
+    below = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if below:
+        raise UserError(f"{words[0]!r} needs a verb: {', '.join(f'lit-rlhf {name}' for name in below)}.")
+    raise UserError(f"unknown command {words[0]!r}; the commands are {', '.join([*TRAINING, *COMMANDS])}.")

@@ -53,6 +53,9 @@ class ModelConfig:
         pad_token: Token of the vocabulary to pad with, for tokenizers that have none.
         adapter: Train a LoRA adapter and keep the model's own weights frozen; None trains all of them. Models of one
             run that come from one folder then share its weights.
+        logits_gib: Most memory for logits at a time, in GiB: tokens x vocabulary x 8 bytes (with their gradient).
+            Smaller means more passes over the output embedding; on a CPU the numbers stay the same up to the order in
+            which the passes' gradients are summed. None: 1 on a CPU, 2 on an accelerator.
     """
 
     attn_implementation: str | None = None
@@ -60,6 +63,10 @@ class ModelConfig:
     trust_remote_code: bool = False
     pad_token: str | None = None
     adapter: AdapterConfig | None = None
+    logits_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.logits_gib is None or self.logits_gib > 0, "logits_gib", self.logits_gib, "must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

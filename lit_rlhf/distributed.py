@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lit_rlhf.signals import Interrupted
+
 ResultT = TypeVar("ResultT")
 
 
@@ -64,7 +66,7 @@ def run_together(call: Callable[[], ResultT]) -> ResultT:
     not communicate itself.
 
     Raises:
-        Exception: The rank's own error; RuntimeError naming rank and error on the ranks whose own call succeeded.
+        Exception: See :func:`raise_together`.
     """
     if not is_distributed():
         return call()
@@ -74,10 +76,22 @@ def run_together(call: Callable[[], ResultT]) -> ResultT:
         result = call()
     except Exception as error:
         failure = error
+    raise_together(failure)
+    return result  # type: ignore[no-any-return]
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise ``failure``, this rank's own, or say which other rank has one; nothing where none has. A collective.
+
+    Raises:
+        Exception: The rank's own error; RuntimeError naming rank and error on the ranks that have none, or
+            ``Interrupted`` on all of them where a signal asked one of them to stop.
+    """
     told = all_gather_object(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
+    if any(problem is not None and problem.startswith(Interrupted.__name__) for problem in told):
+        raise Interrupted
     others = [f"rank {number}: {problem}" for number, problem in enumerate(told) if problem is not None]
     if others:
         raise RuntimeError(f"Another process failed, so this one stops as well; {others[0]}")
-    return result  # type: ignore[no-any-return]

@@ -37,7 +37,9 @@ class Columns:
         """The rows ``index`` (int64, 1-D) of every column, in that order."""
         picks = index.tolist()
         tuples = {k: tuple(v[i] for i in picks) for k, v in self.as_dict().items() if isinstance(v, tuple)}
-        taken = self._with_tensors(lambda tensor: tensor[index.to(tensor.device)])
+        devices = {column.device for column in self.as_dict().values() if isinstance(column, Tensor)}
+        index_on = {device: index.to(device) for device in devices}  # one copy, not one a column
+        taken = self._with_tensors(lambda tensor: tensor[index_on.get(tensor.device, index)])
         return dataclasses.replace(taken, **tuples)
 
     def as_dict(self) -> dict[str, Any]:
@@ -173,7 +175,7 @@ class Experience(ScoredRollout):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceBatch(Columns):
-    """Preference pairs, each reply a whole right-padded row of prompt + reply + EOS.
+    """Preference pairs, each response a whole right-padded row of prompt + response + EOS.
 
     Attributes:
         chosen_ids: ``(B, Lc)`` int64.
@@ -201,7 +203,7 @@ class TextBatch(Columns):
     Attributes:
         input_ids: ``(B, L)`` int64.
         attention_mask: ``(B, L)`` bool.
-        loss_mask: True at the tokens that are learned (the replies; for plain text every token but the first),
+        loss_mask: True at the tokens that are learned (the responses; for plain text every token but the first),
             ``(B, L)`` bool.
         records: The raw rows, length B.
     """

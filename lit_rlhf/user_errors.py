@@ -1,41 +1,92 @@
-"""Errors that the user can mend: which ones they are, and how the command line ends with one of them."""
+"""Errors whose message is written for the user: which ones they are, and how the command line ends with one.
+
+Three kinds of errors end a command in one line instead of a traceback:
+
+1. :class:`LitRLHFError` and its subclasses, and Lightning's ``MisconfigurationException``: the class says it.
+2. Errors of the operating system about a path or a disk (not found, no permission, no space, ...).
+3. A ``ValueError`` that a ``raise`` statement of this package raised. One of the interpreter's own (``int("x")``, a
+   failed unpacking, ``max([])``), or of another library, may be a slip of the program and keeps its traceback.
+"""
 
 from __future__ import annotations
 
+import dis
+import errno
 import sys
-import traceback
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
+
+PACKAGE = Path(__file__).resolve().parent
+_OF_THE_SYSTEM = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG}
 
 
-def for_users(error: BaseException | None) -> BaseException | None:
-    """The first error of the chain of causes that is about something the user gave; jsonargparse wraps such errors."""
-    while error is not None and not _is_for_users(error):
-        error = error.__cause__ or error.__context__
-    return error
+class LitRLHFError(Exception):
+    """Base of the errors this library raises on purpose: the message says what is wrong and what to do."""
+
+
+class UserError(LitRLHFError, ValueError):
+    """Something the user gave (an option, a file, a config) cannot be used."""
+
+
+def message_for_user(error: BaseException | None) -> str | None:
+    """The message of the first error in the chain of causes that is written for the user; None if there is none.
+
+    Other libraries wrap such errors (jsonargparse on parsing, Lightning on tearing down), hence the chain.
+    """
+    while error is not None:
+        if _is_for_users(error):
+            return _message(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
 
 
 def _is_for_users(error: BaseException) -> bool:
-    """Whether the error was raised on purpose, by this package or by Lightning, about something the user gave."""
-    if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError):
+    if isinstance(error, LitRLHFError | _lightnings()):
         return True
-    if type(error).__name__ == "MisconfigurationException":
-        return True
-    if not isinstance(error, ValueError):
-        return type(error).__name__ in ("NonFiniteError", "CheckpointError")
-    return _raised_in(error.__traceback__, Path(__file__).parent)
+    if isinstance(error, OSError):
+        return isinstance(error, _OF_THE_SYSTEM) or error.errno in _OF_THE_DISK
+    return isinstance(error, ValueError) and _raised_here(error.__traceback__)
 
 
-def _raised_in(trace: TracebackType | None, folder: Path) -> bool:
-    frames = traceback.extract_tb(trace)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(folder)
+def _lightnings() -> type[BaseException]:
+    """``MisconfigurationException`` where Lightning has been imported; without it no error can be of that class."""
+    module = sys.modules.get("lightning.fabric.utilities.exceptions")
+    found: type[BaseException] = getattr(module, "MisconfigurationException", LitRLHFError)
+    return found
 
 
-def fail(message: str) -> None:
-    """End with one readable line on stderr and exit code 2.
+def _raised_here(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame is this package's and stands at a ``raise`` statement.
+
+    C functions have no frames: without the second condition every ``int(text)`` of the package would count.
+    """
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    raises = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raises and Path(code.co_filename).resolve().is_relative_to(PACKAGE)
+
+
+def _message(error: BaseException) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    place = "" if error.filename is None else f": '{error.filename}'"
+    return f"{error.strerror}{place}."
+
+
+def fail(message: str, *, code: int = 2) -> NoReturn:
+    """End with one readable line on stderr.
+
+    Args:
+        message: Told on one line, whatever line breaks it has.
+        code: The exit code.
 
     Raises:
         SystemExit: Always.
     """
     print("lit-rlhf: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
-    raise SystemExit(2)
+    raise SystemExit(code)

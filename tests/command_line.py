@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -30,15 +30,31 @@ def run(*words: str) -> None:
         torch.set_rng_state(torch_state)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line on stderr with which `lit-rlhf WORDS` ends, exit code 2."""
+class Ended(NamedTuple):
+    """How a command ended: what a shell sees."""
+
+    code: int | str
+    out: str
+    err: str
+
+
+def ended(capsys: pytest.CaptureFixture[str], *words: str) -> Ended:
+    """`lit-rlhf WORDS` through the entry point of the console script, to its end."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
+    code: int | str | None = 0
+    try:
         run(*words)
-    error = capsys.readouterr().err
-    lines = error.splitlines()
-    assert ended.value.code == 2, error
-    assert len(lines) == 1, error
+    except SystemExit as stopped:
+        code = stopped.code
+    return Ended(code or 0, *capsys.readouterr())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
+    """The one line on stderr with which `lit-rlhf WORDS` ends."""
+    found = ended(capsys, *words)
+    lines = found.err.splitlines()
+    assert found.code == code, found.err
+    assert len(lines) == 1, found.err
     assert lines[0].startswith("lit-rlhf: ")
     return lines[0]
 

@@ -12,6 +12,15 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU the tests of one are skipped, and counted; ``CHECK_GPU_DEVICE=cpu`` runs them on the CPU."""
+    if torch.cuda.is_available() or os.environ.get("CHECK_GPU_DEVICE") == "cpu":
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

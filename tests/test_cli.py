@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.command_line import files_under, ppo_config, refused, run, write_config
+from tests.command_line import ended, files_under, ppo_config, refused, run, write_config
 
 HEAVY = ("torch", "lightning", "transformers", "datasets", "deepspeed", "numpy", "rich", "jsonargparse")
 
@@ -72,7 +72,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def load(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lit_rlhf.models.loading._load", load)
+    monkeypatch.setattr("lit_rlhf.models.loading.pretrained.check_weights_are_plain", load)
     empty = tmp_path / "cwd"
     empty.mkdir()
     monkeypatch.chdir(empty)
@@ -83,8 +83,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ("words", "told"),
     [
         (["fitt"], ["'fitt'", "fit", "validate", "export"]),
-        (["pocket", "mak"], ["pocket make"]),
-        (["pocket"], ["pocket make"]),
+        (["pocket", "mak"], ["pocket make", "pocket run"]),
+        (["pocket"], ["pocket make", "pocket run"]),
         (["data", "validate"], ["data check"]),
     ],
     ids=" ".join,
@@ -145,6 +145,17 @@ def test_bad_config_file_is_one_line(edit, told, capsys, no_model, world) -> Non
         (["--data.rollout_batch_size", "many"], ["rollout_batch_size", "many"]),
         (["--model.loss.average", "token"], ["average", "token", "responses"]),
         (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
+        # The beginning of a name is not the name, wherever in the tree it stands.
+        (["--trainer.max_epoch", "3"], ["max_epoch ", "max_epochs"]),
+        (["--trainer.max_epoch=3"], ["max_epoch=", "max_epochs"]),
+        (["--seed", "3"], ["--seed ", "Did you mean: seed_everything?"]),
+        (["--ckpt", "last"], ["--ckpt ", "Did you mean: ckpt_path?"]),
+        (["--conf", "other.yaml"], ["--conf ", "config"]),
+        (["--model.critic.ini", "reward"], ["critic.ini", "init"]),
+        (["--model.sampling.top_", "0.9"], ["top_", "top_p"]),
+        (["--model.reward.pat", "x"], ["pat", "path"]),
+        (["--data.rollout_batch", "8"], ["rollout_batch", "rollout_batch_size"]),
+        (["--train.max_epochs", "3"], ["Did you mean: trainer?"]),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else None,
 )
@@ -170,6 +181,30 @@ def test_a_config_that_is_no_yaml_is_one_line(capsys, no_model) -> None:
     assert "bad.yaml" in refused(capsys, "fit", "--config", str(no_model / "bad.yaml"))
 
 
+@pytest.mark.parametrize("how", ["--config FILE", "--config=FILE", "-c FILE", "-cFILE", "environment"])
+def test_a_key_that_stands_twice_in_a_config_is_refused_however_the_file_is_given(
+    how, capsys, no_model, world, monkeypatch
+) -> None:
+    path = no_model / "twice.yaml"
+    text = yaml.safe_dump(ppo_config(world, no_model / "run"))
+    path.write_text(text.replace("  max_epochs: 2\n", "  max_epochs: 2\n  max_epochs: 3\n"))
+    words = how.replace("FILE", str(path)).split()
+    if how == "environment":
+        monkeypatch.setenv("LIT_RLHF_FIT__CONFIG", str(path))
+        words = []
+    line = refused(capsys, "fit", *words)
+    assert "twice.yaml, line " in line
+    assert "'max_epochs' stands twice" in line
+
+
+def test_a_key_of_a_later_config_is_no_repetition(capsys, no_model, world) -> None:
+    first = write_config(no_model / "first.yaml", ppo_config(world, no_model / "run"))
+    second = write_config(no_model / "second.yaml", {"trainer": {"max_epochs": 5}})
+    found = ended(capsys, "fit", "--config", first, "--config", second, "--print_config")
+    assert found.code == 0
+    assert yaml.safe_load(found.out)["trainer"]["max_epochs"] == 5
+
+
 def test_errors_of_the_program_itself_keep_their_traceback(monkeypatch, world, tmp_path) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise KeyError("a slip of ours")
@@ -184,10 +219,9 @@ def test_errors_of_the_program_itself_keep_their_traceback(monkeypatch, world, t
 
 def test_print_config_shows_every_key(capsys, no_model, world) -> None:
     config = write_config(no_model / "config.yaml", ppo_config(world, no_model / "run"))
-    with pytest.raises(SystemExit) as ended:
-        run("fit", "--config", config, "--model.sampling.top_p", "0.5", "--print_config")
-    assert ended.value.code in (0, None)
-    shown = yaml.safe_load(capsys.readouterr().out)
+    found = ended(capsys, "fit", "--config", config, "--model.sampling.top_p", "0.5", "--print_config")
+    assert found.code == 0
+    shown = yaml.safe_load(found.out)
     args = shown["model"]["init_args"]
     assert args["sampling"]["top_p"] == 0.5
     assert args["sampling"]["max_response_length"] == 6
@@ -278,4 +312,5 @@ def test_interrupt_is_one_line(monkeypatch, capsys, tmp_path, world) -> None:
 
     monkeypatch.setattr("lit_rlhf.datamodules.rollout.RolloutDataModule.setup", stop)
     config = write_config(tmp_path / "config.yaml", ppo_config(world, tmp_path / "run"))
-    assert "interrupted" in refused(capsys, "fit", "--config", config)
+    line = refused(capsys, "fit", "--config", config, code=130)
+    assert "interrupted; `--ckpt_path last` resumes" in line

@@ -21,16 +21,20 @@ from lit_rlhf.callbacks import (
     RewardDistributionMonitor,
 )
 from lit_rlhf.config import ScheduleConfig
+from lit_rlhf.evaluation.judges import ScoreJudge
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PTXConfig
 from lit_rlhf.ppo.kl_controller import AdaptiveKL
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.types import RewardOutput
-from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_world
+from tests.callbacks.stand_in import made_up
+from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_opponent, write_world
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+MONITORS = (KLMonitor, PerplexityMonitor, ResponseLengthMonitor, RepetitionMonitor)
 STEPS = 4  # two minibatches, two passes
 
 
@@ -86,8 +90,9 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch:
         loss=LossConfig(entropy_coef=0.01, target_kl=1e-9, whiten_advantages=True, advantage_clip=0.5),
         schedule=ScheduleConfig(kind="constant", warmup=4, min_ratio=0.1),
         eval_rewards={"gold": ModelReward(str(world / "reward"))},
+        opponent=Opponent(answers=str(write_opponent(world)), judge=ScoreJudge("gold", tie_margin=0.0)),
     )
-    monitors = [KLMonitor(), PerplexityMonitor(), ResponseLengthMonitor(), RepetitionMonitor()]
+    monitors = [monitor() for monitor in MONITORS]
     others = [RewardDistributionMonitor(), CollapseDetector(), CriticWarmup(iterations=0)]
     trainer = make_trainer(tmp_path_factory.mktemp("run"), callbacks=[*monitors, *others, watch], max_epochs=3)
     ptx = PTXConfig(files=[str(world / "texts.jsonl")])
@@ -108,6 +113,16 @@ def test_names_in_the_source_of_the_other_modules_are_documented(file: str, sect
     names |= {f"val/{name}" for name in re.findall(r'f"\{stage\}/(\w+)"', source)}
     assert len(names) >= 5
     assert not names - documented(section)
+
+
+def test_names_of_each_monitor_in_somebody_elses_trainer_are_documented() -> None:
+    listed = dict(re.findall(r"^\* `(\w+)`: ((?:`rollout/[^`]+`[,\s]*)+)", PAGE, flags=re.M))
+    for monitor in (*MONITORS, RewardDistributionMonitor):
+        names = set(re.findall(r"`([^`]+)`", listed.pop(monitor.__name__)))
+        measured = monitor().measure(made_up())
+        assert all(matches(name, names) for name in measured), monitor
+        assert all(any(matches(logged, {name}) for logged in measured) for name in names), monitor
+    assert not listed
 
 
 def mean(values: list[float]) -> float:
@@ -151,24 +166,13 @@ def test_rollout_metrics_term_by_term(run: Watch) -> None:
             "rollout/eos_rate": mean([float(x) for x in experience.ended]),
             "rollout/cut_rate": mean([float(not x) for x in experience.ended]),
             "rollout/tokens": sum(lengths),
-            "monitor/length/p90": float(torch.tensor(lengths).quantile(0.9)),
+            "rollout/response_length_p90": float(torch.tensor(lengths).quantile(0.9)),
         }
         for name, column in (("value", "old_values"), ("return", "returns"), ("advantage", "advantages")):
             values = tokens(getattr(experience, column), mask)
             expected |= {f"rollout/{name}": mean(values), f"rollout/{name}_std": std(values)}
         for name, value in expected.items():
             assert logged[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
-        for name, ours in (
-            ("monitor/kl/k1", "rollout/kl"),
-            ("monitor/kl/sequence", "rollout/kl_sequence"),
-            ("monitor/perplexity/policy", "rollout/perplexity"),
-            ("monitor/perplexity/reference", "rollout/ref_perplexity"),
-            ("monitor/length/mean", "rollout/response_length"),
-            ("monitor/length/cut", "rollout/cut_rate"),
-            ("monitor/reward_distribution/mean", "rollout/score"),
-            ("monitor/reward_distribution/std", "rollout/score_std"),
-        ):
-            assert logged[name] == pytest.approx(logged[ours], rel=1e-4, abs=1e-5), name
 
 
 def test_first_update_term_by_term(run: Watch) -> None:

@@ -1,26 +1,34 @@
-"""Imports go down only, and heavy libraries stay in their rooms (docs/architecture.md)."""
+"""Rooms and stairs (docs/architecture.md): imports go down, never round, and heavy libraries stay in their rooms."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_rlhf"
 FLOORS = (
-    ("types", "config", "distributed", "randomness", "user_errors", "functional"),
+    ("types", "config", "jsonl", "randomness", "signals", "user_errors", "functional"),
+    ("distributed",),
     ("data", "strategies"),
     ("models",),
     ("rewards", "rollout", "pocket", "ppo", "callbacks"),
     ("evaluation",),
+    ("reward_report",),
     ("reports",),
     ("modules", "datamodules"),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
+"""From the bottom up. A room imports itself and what is on lower floors: nothing above, and no neighbor."""
 LIGHTNING = ("modules", "datamodules", "callbacks", "strategies", "commands")
+LARGEST_SHARE = 0.15
+"""Of the package's lines, that one room may hold."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -29,18 +37,22 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names a file imports, anywhere in it: a lazy import is an import."""
-    found = set()
+def statements(path: Path) -> list[tuple[str, str | None]]:
+    """Module and name of every import, anywhere in a file: a lazy one counts, and so does one for type checkers."""
+    found: list[tuple[str, str | None]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             assert node.module is not None
-            # `from lit_rlhf import data` imports a room as much as `from lit_rlhf.data import hh`.
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            found += [(node.module, alias.name) for alias in node.names]
     return found
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names: `from lit_rlhf import data` imports a room as much as `from lit_rlhf.data import hh`."""
+    return {name for module, part in statements(path) for name in (module, f"{module}.{part}" if part else module)}
 
 
 def rooms_imported(path: Path) -> set[str]:
@@ -48,8 +60,34 @@ def rooms_imported(path: Path) -> set[str]:
     return {parts[1] for parts in names if parts[0] == "lit_rlhf" and len(parts) > 1 and parts[1] in FLOOR}
 
 
+def not_below(room: str, imported: set[str]) -> list[str]:
+    return sorted(other for other in imported - {room} if FLOOR[other] >= FLOOR[room])
+
+
 def libraries_imported(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
+
+
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """Which file imports which, by dotted names; `from p import name` means the file `name` if p has one, else p."""
+    files = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in package.rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for own, path in files.items():
+        named = (f"{module}.{part}" if f"{module}.{part}" in files else module for module, part in statements(path))
+        graph[own] = {name for name in named if name in files and name != own}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Files that import each other in a circle, or none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def test_every_room_is_on_a_floor() -> None:
@@ -57,12 +95,19 @@ def test_every_room_is_on_a_floor() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_down_only(path: Path) -> None:
-    own = FLOOR.get(room_of(path))
-    if own is None:  # the package's own __init__ names the modules it loads on first use
+def test_imports_go_down(path: Path) -> None:
+    room = room_of(path)
+    if room not in FLOOR:  # the package's own __init__ names the modules it loads on first use
         return
-    upward = {room for room in rooms_imported(path) if FLOOR[room] > own}
-    assert not upward, f"{path.relative_to(PACKAGE)} ({room_of(path)}) imports upward: {sorted(upward)}"
+    wrong = not_below(room, rooms_imported(path))
+    assert not wrong, f"{path.relative_to(PACKAGE)} imports {wrong}, not below {room}"
+
+
+@pytest.mark.parametrize("folder", ["lit_rlhf", "bin/benchmarks"])
+def test_no_files_import_each_other_in_a_circle(folder: str) -> None:
+    graph = import_graph(PACKAGE.parent / folder)
+    assert any(graph.values())
+    assert circle(graph) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -84,8 +129,71 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not names & {"torch", "lightning", "transformers", "datasets", "deepspeed"}
 
 
+def test_no_room_outgrows_the_house() -> None:
+    lines = Counter({room: 0 for room in FLOOR})
+    for path in FILES:
+        lines[room_of(path)] += len(path.read_text(encoding="utf-8").splitlines())
+    room, largest = lines.most_common(1)[0]
+    assert largest < LARGEST_SHARE * lines.total(), f"{room}/ holds {largest} of {lines.total()} lines"
+
+
+def test_the_architecture_page_draws_these_floors() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawing = re.search(r"## Rooms and stairs.*?```\n(.*?)```", page, re.DOTALL)
+    assert drawing is not None
+    rows = [re.findall(r"(\w+)(?:\.py|/)", line.split("   ")[0]) for line in drawing.group(1).splitlines()]
+    assert [set(row) for row in rows[::-1]] == [set(floor) for floor in _joined(FLOORS)]
+
+
+def _joined(floors: tuple[tuple[str, ...], ...]) -> list[tuple[str, ...]]:
+    """The page has the two single files of the top on one line."""
+    return [*floors[:-2], floors[-2] + floors[-1]]
+
+
+# ---------------------------------------------------------------- the walkers themselves
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
 def test_the_walker_sees_lazy_and_room_imports(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from lit_rlhf import modules\n    import lightning as L\n")
     assert rooms_imported(file) == {"modules"}
     assert "lightning" in libraries_imported(file)
+
+
+def test_neighbors_and_upper_rooms_are_not_below() -> None:
+    assert not_below("modules", {"modules", "ppo", "data", "types"}) == []
+    assert not_below("modules", {"datamodules", "commands", "reports"}) == ["commands", "datamodules"]
+    assert not_below("data", {"models", "config"}) == ["models"]
+
+
+@pytest.mark.parametrize(
+    ("back", "closed"),
+    [
+        ("from p.a import f", True),
+        ("import p.a", True),
+        ("def g():\n    from p import a", True),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.a import f", True),
+        ("from p.room import f", True),
+        ("import q.a", False),
+        ("", False),
+    ],
+)
+def test_a_circle_of_files_is_found(tmp_path: Path, back: str, closed: bool) -> None:
+    files = {"a.py": "from p.room.b import g", "room/__init__.py": "from p.room.b import g", "room/b.py": back}
+    found = circle(import_graph(write(tmp_path / "p", {"__init__.py": "", **files})))
+    assert bool(found) == closed
+    assert not closed or "p.room.b" in found
+
+
+def test_a_package_that_gathers_its_files_is_no_circle(tmp_path: Path) -> None:
+    files = {"__init__.py": "", "room/__init__.py": "from p.room.b import g", "room/b.py": "from p.room import c"}
+    graph = import_graph(write(tmp_path / "p", {**files, "room/c.py": ""}))
+    assert graph["p.room.b"] == {"p.room.c"}
+    assert circle(graph) == []

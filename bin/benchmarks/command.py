@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.calls import call, spread
 from benchmarks.shapes import PRESETS
 
 MICRO_BATCH_TOKENS = 768
@@ -38,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     overhead = commands.add_parser("overhead", parents=[shared], help="share of Python in a PPO iteration")
     zero = commands.add_parser("zero", parents=[shared], help="two ZeRO-2 ranks against one, one thread each")
     commands.add_parser("kernels", parents=[shared], help="products, attention and draws")
+    memory = commands.add_parser("memory", help="peak memory that `lit-rlhf plan` predicts, and what runs take")
+    memory.add_argument("--out", type=Path, default=Path("runs/memory"), help="scratch folder, emptied first")
     for command in (ppo, rm, scaling, overhead, zero):
         command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
     for command in (ppo, scaling, overhead, zero):
@@ -66,6 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its JSON."""
     arguments = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(arguments)
+    if options.command == "memory":
+        from benchmarks.memory import run as run_memory
+
+        print(json.dumps(run_memory(options)))
+        return
     alone = options.threads == 1 and options.command != "zero"  # a rank's waiting for the other one counts
     options.clock = options.clock or ("cpu" if alone else "wall")
     if (options.peer is None) != (options.peer_dir is None):
@@ -133,16 +139,6 @@ def without_peer(arguments: list[str]) -> list[str]:
     return kept
 
 
-def call(command: list[str], threads: int) -> dict[str, Any]:
-    """Run a command; the JSON object in the last line it prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
-
-
 def compare(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     """Interleaved rounds of both; how many times cheaper ours is, by phase, as min/median/max over the rounds."""
     bench = Path(__file__).resolve().parent.parent / "bench"
@@ -176,9 +172,3 @@ def costs(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[st
         "token": (1 / ours["tokens_per_s"], 1 / theirs["real_tokens_per_s"]),
         "memory": memory,
     }
-
-
-def spread(values: list[float], digits: int = 2) -> dict[str, float]:
-    """Smallest, middle and largest."""
-    numbers = {"min": min(values), "median": statistics.median(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in numbers.items()}

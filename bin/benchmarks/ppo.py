@@ -26,7 +26,6 @@ from benchmarks.shapes import (
 )
 from lit_rlhf.datamodules.prompts import EncodedPrompt
 from lit_rlhf.datamodules.rollout import RolloutDataModule
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig
 from lit_rlhf.rewards.model import ModelReward
@@ -42,14 +41,13 @@ class TimedPPO(PPOModule):
     eos_rate: float
     rollouts: list[Rollout]
 
-    def configure_model(self) -> None:
+    def load_models(self) -> None:
         """Load the models, then set the end-of-text rate of policy and reference."""
-        if self.policy is not None:
+        super().load_models()
+        if self.policy is None or self.reference is None:
             return
-        super().configure_model()
         for model in (self.policy, self.reference.model):
             set_eos_rate(model, self.eos_rate)
-            tune_for_cpu(model)
             model.requires_grad_(model is self.policy)
 
     def collect(self, *args: Any, **kwargs: Any) -> Any:
@@ -68,7 +66,7 @@ class TimedPPO(PPOModule):
 
 
 class Iterations(L.Callback):
-    """One row of seconds an iteration."""
+    """One row of seconds per iteration."""
 
     def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int) -> None:
         self.clock, self.memory, self.warmup = clock, memory, warmup

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from benchmarks.session import fit, heading
 from benchmarks.shapes import PRESETS, Clock, MemoryPeak, llama_config, make_tokenizer, read_rows
@@ -30,7 +31,7 @@ class Step:
 
 
 class Steps(L.Callback):
-    """Seconds, pairs and real tokens (prompt counted for both replies, as the peer does) of each step."""
+    """Seconds, pairs and real tokens (prompt counted for both responses, as the peer does) of each step."""
 
     def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int) -> None:
         self.clock, self.memory, self.warmup = clock, memory, warmup
@@ -45,7 +46,7 @@ class Steps(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Mapping[str, Any] | None,
+        outputs: Tensor | Mapping[str, Any] | None,
         batch: DeviceBatch[PreferenceBatch],
         batch_idx: int,
     ) -> None:

@@ -50,7 +50,7 @@ def attention_share(options: argparse.Namespace, batch: int, length: int) -> flo
         ppo.run(sized(options, batch, length, warmup=0, iterations=1))
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages() if "::" in event.key}
     attention = sum(time for name, time in times.items() if "scaled_dot_product" in name)
-    return round(attention / sum(times.values()), 3)
+    return float(round(attention / sum(times.values()), 3))
 
 
 def exponents(by_size: dict[int, dict[str, float]]) -> dict[str, float]:

@@ -6,14 +6,14 @@ import argparse
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 
 from benchmarks.shapes import MemoryPeak, resident_mib, versions
 
-PRECISIONS = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
 
 
 def fit(

@@ -15,12 +15,12 @@ import resource
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-PAD, BOS, EOS, UNK = range(4)
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+PAD, BOS, EOS = range(3)
+SPECIAL = ("<pad>", "<s>", "</s>")
 
 # hidden size, layers, heads, intermediate size, vocabulary
 PRESETS = {
@@ -31,7 +31,7 @@ PRESETS = {
 }
 
 STUB = (2, 1, 1, 2, 260)
-"""Next to no arithmetic, in the smallest byte-level vocabulary: what is left is the price of Python."""
+"""Next to no arithmetic, in about the smallest byte-level vocabulary: what is left is the price of Python."""
 
 
 def llama_config(preset: str, positions: int, *, stubbed: bool = False) -> Any:
@@ -60,12 +60,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
 
 
-def make_tokenizer(vocabulary: int, texts: Iterator[str]) -> Any:
-    """A byte-level BPE of at most ``vocabulary`` tokens, trained on ``texts``."""
+def make_tokenizer(vocabulary: int, texts: Iterable[str], **options: Any) -> Any:
+    """A byte-level BPE of at most ``vocabulary`` tokens, trained on ``texts``; ``options`` are of its class."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
+    inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -75,8 +75,8 @@ def make_tokenizer(vocabulary: int, texts: Iterator[str]) -> Any:
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    names = ("pad_token", "bos_token", "eos_token", "unk_token")
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
+    names = ("pad_token", "bos_token", "eos_token")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)), **options)
 
 
 def prompt_ids(tokenizer: Any, options: argparse.Namespace, count: int) -> list[list[int]]:

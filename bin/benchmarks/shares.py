@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import call, spread
+from benchmarks.calls import call, spread
 from benchmarks.shapes import versions
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -47,7 +47,7 @@ def zero(options: argparse.Namespace) -> dict[str, Any]:
 
 def ppo(options: argparse.Namespace, *extra: str) -> dict[str, Any]:
     """`bin/bench ppo` with the same options, in a process of its own."""
-    names = (
+    names = [
         "preset",
         "threads",
         "precision",
@@ -57,7 +57,7 @@ def ppo(options: argparse.Namespace, *extra: str) -> dict[str, Any]:
         "data",
         "prompt_len",
         "ppo_epochs",
-    )
-    names += ("mini_batches", "iterations", "warmup", "prompts", "prompt_dist", "response_len", "eos_rate")
+    ]
+    names += ["mini_batches", "iterations", "warmup", "prompts", "prompt_dist", "response_len", "eos_rate"]
     given = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     return call([sys.executable, str(BENCH), "ppo", *given, *extra], options.threads)

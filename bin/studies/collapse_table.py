@@ -16,19 +16,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lit_rlhf.callbacks.collapse_rule import CollapseRule, Flag, RuleConfig
-from lit_rlhf.commands.compare import read_responses, win_rates
+from lit_rlhf.callbacks.collapse_rule import METRICS, CollapseRule, Flag, RuleConfig
+from lit_rlhf.evaluation.answers import Answer, read_answers
+from lit_rlhf.evaluation.comparison import Grouping, against_baseline
+from lit_rlhf.evaluation.judges import Judge, ScoreJudge
 from lit_rlhf.reports.run_data import RunData, load_run, name_runs
-
-SIGNALS: dict[str, tuple[str, ...]] = {
-    "kl": ("rollout/kl", "monitor/kl/k1"),
-    "length": ("rollout/response_length", "monitor/length/mean"),
-    "perplexity": ("rollout/perplexity", "monitor/perplexity/policy"),
-    "tail": ("monitor/reward_distribution/upper_tail",),
-    "distinct": ("monitor/repetition/distinct_4",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +66,18 @@ def replay(series: Mapping[str, Sequence[tuple[int, float]]], config: RuleConfig
     Raises:
         ValueError: If no KL was logged.
     """
-    found = {signal: next((series[n] for n in names if series.get(n)), []) for signal, names in SIGNALS.items()}
-    if not found["kl"]:
-        raise ValueError(f"The run logged none of {list(SIGNALS['kl'])}; a collapse cannot be told without.")
+    if not series.get(METRICS["kl"]):
+        raise ValueError(f"The run did not log {METRICS['kl']!r}; a collapse cannot be told without.")
     at: dict[int, dict[str, float]] = {}
-    for signal, points in found.items():
-        for iteration, value in points:
+    for signal, metric in METRICS.items():
+        for iteration, value in series.get(metric, []):
             at.setdefault(iteration, {})[signal] = value
     rule = CollapseRule(config)
     flags = (rule.update(iteration, values) for iteration, values in sorted(at.items()) if "kl" in values)
     return next((flag for flag in flags if flag is not None), None)
 
 
-def judged(run: RunData, baseline: Sequence[Mapping[str, Any]], *, judge: str) -> list[tuple[int, float]]:
+def judged(run: RunData, baseline: Sequence[Answer], *, judge: Judge) -> list[tuple[int, float]]:
     """``(iterations done, win rate)`` of every saved validation of a run.
 
     A rollout of iteration i is sampled by the policy that i iterations have made, so both count alike.
@@ -97,7 +89,8 @@ def judged(run: RunData, baseline: Sequence[Mapping[str, Any]], *, judge: str) -
     for path in sorted((run.path / "evaluations").glob("val-step*.jsonl")):
         step = int(re.findall(r"step(\d+)", path.name)[-1])
         done = sum(start < step for _, start in run.starts)
-        points.append((done, win_rates(read_responses(path), baseline, judge=judge)["all"].rate))
+        policy = against_baseline(run.name, read_answers(path), baseline, judge, grouping=Grouping())
+        points.append((done, policy.win_rates["all"].rate))
     if not points:
         raise ValueError(f"`RUN_DIR` ({run.path}) has no evaluations/val-step*.jsonl.")
     return sorted(points)
@@ -144,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="runs of one seed: the baseline, one whose collapse must be flagged in time, one that must not be flagged",
     )
     parser.add_argument("--judge", default="gold", help="score that decides (default: gold)")
+    parser.add_argument("--tie-margin", type=float, default=0.08, help="scores that differ by less tie (default: 0.08)")
     parser.add_argument("--threshold", type=float, default=defaults.threshold)
     parser.add_argument("--patience", type=int, default=defaults.patience)
     parser.add_argument("--smoothing", type=int, default=defaults.smoothing)
@@ -165,12 +159,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = [Path(path) for _, *pair in args.group for path in pair if path != "-"]
     names = dict(zip(paths, name_runs(paths), strict=True))
     verdicts = []
+    judge = ScoreJudge(args.judge, tie_margin=args.tie_margin)
     for sft, *pair in args.group:
-        baseline = read_responses(sft)
+        baseline = read_answers(sft)
         for path, stable in zip(pair, (False, True), strict=True):
             if path != "-":
                 run = load_run(path, name=names[Path(path)])
-                rates = judged(run, baseline, judge=args.judge)
+                rates = judged(run, baseline, judge=judge)
                 verdicts.append(judge_run(run, rates, stable=stable, config=config))
     table = to_markdown(verdicts)
     sys.stdout.write(table + "\n")

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_rlhf.commands.score import load_scorer
-from lit_rlhf.data.records import Message
+from lit_rlhf.data.records import read_messages
+from lit_rlhf.evaluation.judges.base import by_margin
 from lit_rlhf.evaluation.win_rate import WinRate, win_rates_by
 from lit_rlhf.pocket.make import held_out_prompts
 from lit_rlhf.pocket.responses import FLAWS, answer_and_flawed
-from lit_rlhf.pocket.world import LIST, Prompt
+from lit_rlhf.pocket.world import LIST, Prompt, Split
 
 # Versions of every question, drawn with a seed of their own: the same for every reward model.
 VERSIONS = 4
@@ -38,27 +39,24 @@ def main() -> None:
         print(f"| {path.as_posix()} | {' | '.join(cells)} |", flush=True)
 
 
-def accuracies(path: Path, split: str) -> dict[str, WinRate]:
+def accuracies(path: Path, split: Split) -> dict[str, WinRate]:
     """Share of pairs whose right answer scores higher, by flaw."""
     scorer = load_scorer(str(path))
     cases = list(questions(split))
     rows = []
     for prompt, _, right, flawed in cases:
-        messages = tuple(Message(role=m["role"], content=m["content"]) for m in prompt.messages)
-        rows += scorer.encode_pair(messages, right, flawed)[0]
+        rows += scorer.encode_pair(read_messages(prompt.messages, name="messages"), right, flawed)[0]
     scores = scorer.score_ids(rows)
     return dict(
         win_rates_by(
             [flaw for _, flaw, _, _ in cases],
-            scores[::2],
-            [[score] for score in scores[1::2]],
+            [[by_margin(a, b, tie_margin=0.0)] for a, b in zip(scores[::2], scores[1::2], strict=True)],
             clusters=[(prompt.family, prompt.argument) for prompt, *_ in cases],
-            tie_margin=0.0,
         )
     )
 
 
-def questions(split: str) -> Iterator[tuple[Prompt, str, str, str]]:
+def questions(split: Split) -> Iterator[tuple[Prompt, str, str, str]]:
     """(question, flaw, right answer, flawed answer) for the answerable held-out questions."""
     rng = random.Random(f"pocket/facts/{split}")
     for prompt in held_out_prompts(split):

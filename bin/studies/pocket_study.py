@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lit_rlhf.commands.pocket_pipeline import BASELINE_SAMPLES, Pipeline
+from lit_rlhf.commands.processes import wait_for
 
-from pocket_pipeline import BASELINE_SAMPLES, Pipeline
-
+TIE_MARGIN = 0.08  # as configs/pocket/compare.yaml
 ARMS = {"ppo_max": "PPO-max", "ppo_vanilla": "vanilla PPO"}
 
 
@@ -82,20 +82,24 @@ class Study(Pipeline):
         config = str(self.runs / "configs" / "ppo_max.yaml")
         words = ["validate", "--config", config, *self.seeds(), "--trainer.logger", "false"]
         words += ["--data.eval_samples", str(BASELINE_SAMPLES), "--trainer.default_root_dir", str(root)]
-        self.command(*words, log=self.runs / "test-sft.log").check()
+        wait_for([self.command(*words, log=self.runs / "test-sft.log")])
 
     def curves(self) -> dict[str, list[dict[str, Any]]]:
         """Of each arm, one point an evaluation: iteration, win rates with intervals, and means."""
-        from lit_rlhf.commands.compare import evaluate_policy, read_responses
+        from lit_rlhf.evaluation.answers import read_answers
+        from lit_rlhf.evaluation.comparison import Grouping, against_baseline
+        from lit_rlhf.evaluation.judges import ScoreJudge
 
-        baseline = read_responses(self.runs / "test" / "sft")
+        gold = ScoreJudge("gold", tie_margin=TIE_MARGIN)
+        grouping = Grouping(cluster_by=("family", "argument"), split_by="kind")
+        baseline = read_answers(self.runs / "test" / "sft")
         out = {}
         for arm in ARMS:
             points = []
             for path in sorted((self.runs / arm / "evaluations").glob("val-step*.jsonl")):
                 found = re.search(r"step(\d+)", path.name)
                 assert found is not None
-                policy = evaluate_policy(arm, read_responses(path), baseline, judge="gold")
+                policy = against_baseline(arm, read_answers(path), baseline, gold, grouping=grouping)
                 points.append({"iteration": int(found[1]) // 2, **policy.to_dict()})
             out[arm] = points
         return out
@@ -133,11 +137,11 @@ def plot(results: dict[int, dict[str, list[dict[str, Any]]]], out: Path) -> None
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    panels = {
+    panels: dict[str, Callable[[dict[str, Any]], float]] = {
         "gold win rate over SFT, %": lambda p: 100 * p["win_rates"]["all"]["rate"],
         "reward-model score": lambda p: p["score"],
         "response length, tokens": lambda p: p["response_length"],
-        "KL to the reference, nats a token": lambda p: p["kl"],
+        "KL to the reference, nats per token": lambda p: p["kl"],
     }
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     for ax, (title, value) in zip(axes, panels.items(), strict=True):

@@ -12,12 +12,12 @@ from torch import Tensor
 class BestPolicy(ModelCheckpoint):
     """Keeps the checkpoints with the highest held-out score subject to a bound on the held-out KL.
 
-    A learned score goes on rising while the policy leaves the reference, where the score means nothing (Fig. 4); the
+    A learned score keeps rising while the policy leaves the reference, where the score means nothing (Fig. 4); the
     bound says where to stop believing it. Without a candidate under the bound nothing is saved by this callback.
 
     Args:
         score_name: Metric to maximize, logged in validation.
-        kl_name: Metric that is bounded, logged in validation, nats a token.
+        kl_name: Metric that is bounded, logged in validation, nats per token.
         kl_bound: Largest ``kl_name`` of a candidate.
         save_top_k: Checkpoints to keep.
         dirpath: Folder; default: where Lightning puts checkpoints.
@@ -48,6 +48,11 @@ class BestPolicy(ModelCheckpoint):
         )
         self.kl_name = kl_name
         self.kl_bound = kl_bound
+
+    @property
+    def state_key(self) -> str:
+        """Of its own for each score and bound."""
+        return self._generate_state_key(score_name=self.monitor, kl_name=self.kl_name, kl_bound=self.kl_bound)
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Whether ``current`` is among the best, and its policy within the bound; the same answer on all ranks."""

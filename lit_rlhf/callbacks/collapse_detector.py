@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_rlhf.callbacks.collapse_rule import DIRECTIONS, CollapseRule, Flag, RuleConfig
-from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
+from lit_rlhf.callbacks.collapse_rule import DIRECTIONS, METRICS, CollapseRule, Flag, RuleConfig
+from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, iteration_of, known_metrics
 from lit_rlhf.callbacks.kl_monitor import KLMonitor
 from lit_rlhf.callbacks.length_monitor import ResponseLengthMonitor
 from lit_rlhf.callbacks.monitor import RolloutMonitor
@@ -21,18 +20,21 @@ from lit_rlhf.callbacks.repetition_monitor import RepetitionMonitor
 from lit_rlhf.callbacks.reward_distribution import RewardDistributionMonitor
 from lit_rlhf.callbacks.rollback import checkpoint_before, restore
 from lit_rlhf.distributed import any_rank
+from lit_rlhf.jsonl import append_rows
 
 FILENAME = "collapse.jsonl"
 ACTIONS = ("warn", "stop", "raise_kl", "rollback")
 
 
-class CollapseDetector(L.Callback):
+class CollapseDetector(RolloutCallback):
     """Applies the joint rule of :mod:`~lit_rlhf.callbacks.collapse_rule` to every rollout and acts when it holds.
 
-    Measures the signals itself, over all ranks, so it needs none of the monitors. A module that never calls
-    :func:`~lit_rlhf.callbacks.hooks.emit_rollout` is served through ``metric_names``: logged metrics, read at each
-    epoch's end. Every flag is a warning, a line in ``collapse.jsonl`` of the run directory and the metric
-    ``monitor/collapse/flagged``; ``monitor/collapse/index`` and ``forecast`` are logged each rollout. State resumes.
+    Takes the signals from the module's ``rollout_metrics`` and measures, over all ranks, those that are not there; it
+    needs none of the monitors. A module that never calls :func:`~lit_rlhf.callbacks.hooks.emit_rollout` is served
+    through ``metric_names``: logged metrics, read at each epoch's end. Every flag is a warning, a line in
+    ``collapse.jsonl`` of the run directory and the metric ``monitor/collapse/flagged``; ``monitor/collapse/index`` and
+    ``forecast`` are logged each rollout. State resumes. Several detectors with different rules or actions may share a
+    trainer; the metrics are then those of the last one.
 
     Actions:
         * ``warn``: nothing more.
@@ -81,13 +83,18 @@ class CollapseDetector(L.Callback):
         self._steps: dict[int, int] = {}
         self._pending: dict[str, float] = {}
         self._rollback_to: Path | None = None
-        self._monitors: dict[str, tuple[RolloutMonitor, str]] = {
-            "kl": (KLMonitor(), "k1"),
-            "length": (ResponseLengthMonitor(), "mean"),
-            "perplexity": (PerplexityMonitor(), "policy"),
-            "tail": (RewardDistributionMonitor(), "upper_tail"),
-            "distinct": (RepetitionMonitor(orders=(4,)), "distinct_4"),
+        self._monitors: dict[str, RolloutMonitor] = {
+            "kl": KLMonitor(),
+            "length": ResponseLengthMonitor(),
+            "perplexity": PerplexityMonitor(),
+            "tail": RewardDistributionMonitor(),
+            "distinct": RepetitionMonitor(orders=(4,)),
         }
+
+    @property
+    def state_key(self) -> str:
+        """Of its own for each rule, action and set of metrics."""
+        return self._generate_state_key(action=self.action, rule=self.rule.config, metric_names=self.metric_names)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse early an action that could not be taken."""
@@ -131,10 +138,14 @@ class CollapseDetector(L.Callback):
 
     def measure(self, pl_module: L.LightningModule, experience: ExperienceLike) -> dict[str, float]:
         """The five signals of a rollout, over all ranks (a collective)."""
-        values = {}
-        for name, (monitor, key) in self._monitors.items():
-            monitor.place(pl_module.device)
-            values[name] = monitor.measure(experience)[key]
+        known = known_metrics(pl_module)
+        if METRICS["kl"] not in known and experience.ref_logprobs is None:
+            raise ValueError(f"`CollapseDetector` needs `ref_logprobs` or the module's own {METRICS['kl']!r}.")
+        values = {signal: float(known[metric]) for signal, metric in METRICS.items() if metric in known}
+        for signal, monitor in self._monitors.items():
+            if signal not in values:
+                monitor.place(pl_module.device)
+                values[signal] = monitor.measure(experience)[METRICS[signal]]
         # Scores that are all equal have no tail: that is no fault, unlike a NaN in a log-probability.
         return {name: x for name, x in values.items() if name not in ("tail", "distinct") or math.isfinite(x)}
 
@@ -143,7 +154,7 @@ class CollapseDetector(L.Callback):
         return {"rule": self.rule.state_dict(), "flags": self.flags, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was."""
+        """Resume where the checkpoint was."""
         self.rule.load_state_dict(state_dict["rule"])
         self.flags, self._steps = state_dict["flags"], state_dict["steps"]
 
@@ -164,27 +175,23 @@ class CollapseDetector(L.Callback):
             self._act(trainer, pl_module, flag)
 
     def _act(self, trainer: L.Trainer, pl_module: L.LightningModule, flag: Flag) -> None:
-        did = {
-            "warn": self._warn,
-            "stop": self._stop,
-            "raise_kl": lambda *_: self._raise_kl(pl_module),
-            "rollback": self._plan_rollback,
-        }[self.action](trainer, flag)
+        stop, did = self._react(trainer, pl_module, flag)
+        trainer.should_stop = trainer.should_stop or stop
         event = {"step": trainer.global_step, "action": self.action, "did": did, **flag.as_dict()}
         self.flags.append(event)
         rank_zero_warn(f"Collapse flagged at iteration {flag.iteration}: {flag.describe()}. {did}")
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / FILENAME
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(event)) + "\n")
+            append_rows(Path(trainer.default_root_dir) / FILENAME, [_finite(event)])
 
-    def _warn(self, trainer: L.Trainer, flag: Flag) -> str:
-        return "Told, nothing else."
-
-    def _stop(self, trainer: L.Trainer, flag: Flag) -> str:
-        trainer.should_stop = True
-        return "Stopped training."
+    def _react(self, trainer: L.Trainer, pl_module: L.LightningModule, flag: Flag) -> tuple[bool, str]:
+        """Take the action; whether training must stop, and what was done, for people."""
+        if self.action == "stop":
+            return True, "Stopped training."
+        if self.action == "raise_kl":
+            return False, self._raise_kl(pl_module)
+        if self.action == "rollback":
+            return self._plan_rollback(trainer, flag)
+        return False, "Only warned."
 
     def _raise_kl(self, pl_module: L.LightningModule) -> str:
         if self.kl_factor == 1:
@@ -194,13 +201,14 @@ class CollapseDetector(L.Callback):
         controller.raise_by(self.kl_factor)
         return f"Raised kl_coef from {before:.4g} to {controller.value:.4g}."
 
-    def _plan_rollback(self, trainer: L.Trainer, flag: Flag) -> str:
+    def _plan_rollback(self, trainer: L.Trainer, flag: Flag) -> tuple[bool, str]:
         spoiled = [(self._steps[e["since"]], e["step"]) for e in self.flags]
         found = checkpoint_before(trainer, self._steps[flag.since], folder=self.checkpoint_dir, spoiled=spoiled)
         if found is None:
-            return f"No checkpoint from before iteration {flag.since} to roll back to. " + self._stop(trainer, flag)
+            return True, f"No checkpoint from before iteration {flag.since} to roll back to. Stopped training."
+        # Not now: the rest of this epoch would train the old weights on the new experience.
         self._rollback_to = found
-        return f"Rolls back to {found.name} at the end of the epoch, kl_coef times {self.kl_factor:g}."
+        return False, f"Rolls back to {found.name} at the end of the epoch, kl_coef times {self.kl_factor:g}."
 
     def _flush(self, pl_module: L.LightningModule) -> None:
         if self._pending:

@@ -5,7 +5,7 @@ smoothed value is from the run's own baseline in its bad direction, and the fact
 
     index = (KL - baseline KL) x length ratio x perplexity ratio x tail ratio x repetition ratio
 
-in nats a token. A factor counts only when its deviation is significant against the baseline's robust scale; otherwise
+in nats per token. A factor counts only when its deviation is significant against the baseline's robust scale; otherwise
 it is 1. A lone KL rise (a policy that moved and is fine) or a lone length rise (a reward for completeness) stays small;
 KL and length *up together* do not.
 """
@@ -22,7 +22,15 @@ from typing import Any
 # Signals and their bad direction. `distinct` is distinct-4: it falls when responses repeat.
 DIRECTIONS: dict[str, int] = {"kl": 1, "length": 1, "perplexity": -1, "tail": 1, "distinct": -1}
 ANCHOR = "kl"
-# Least robust scale: of the KL in nats a token, for its baseline is near zero; of the others a share of the baseline.
+# The metric that each signal is.
+METRICS: dict[str, str] = {
+    "kl": "rollout/kl",
+    "length": "rollout/response_length",
+    "perplexity": "rollout/perplexity",
+    "tail": "rollout/score_upper_tail",
+    "distinct": "rollout/distinct_4",
+}
+# Least robust scale: of the KL in nats per token, for its baseline is near zero; of the others a share of the baseline.
 # Keeps a constant or lucky baseline from making every ripple significant. The tail is a ratio of a few scores: noisy.
 FLOORS: dict[str, float] = {"kl": 0.005, "length": 0.05, "perplexity": 0.05, "tail": 0.25, "distinct": 0.05}
 _NORMAL = 1.4826  # MAD of a normal distribution times this is its standard deviation
@@ -36,7 +44,7 @@ class Reading:
         value: Median of the last few values.
         baseline: Median of the baseline.
         deviation: Distance in the bad direction, in robust scales of the baseline.
-        factor: What it multiplies the index by; for KL, nats a token above the baseline.
+        factor: What it multiplies the index by; for KL, nats per token above the baseline.
         since: First iteration of the unbroken run in which it was significant; -1 when it is not.
     """
 
@@ -54,7 +62,7 @@ class Flag:
     Attributes:
         iteration: Where it was raised.
         since: Where the rule began to hold: the onset.
-        index: The joint index, nats a token; infinity for a flag raised by non-finite values.
+        index: The joint index, nats per token; infinity for a flag raised by non-finite values.
         forecast: The index ``horizon`` iterations ahead, which the rule judged; with ``horizon`` 0 the index.
         fired: The significant signals, KL first.
         readings: Every signal's reading.
@@ -84,7 +92,7 @@ class RuleConfig:
     """The constants.
 
     Attributes:
-        threshold: Index above which the rule holds, nats a token.
+        threshold: Index above which the rule holds, nats per token.
         baseline_iterations: First iterations that make the baseline.
         smoothing: Iterations whose median stands for a signal now; more than 1 costs as many iterations of warning.
         tail_smoothing: The same for the upper tail, a ratio of a few scores that jumps from one rollout to the next.
@@ -123,7 +131,7 @@ class RuleConfig:
 
 
 class CollapseRule:
-    """Feed it one mapping of signals an iteration; it answers with a :class:`Flag` or None.
+    """Feed it one mapping of signals per iteration; it answers with a :class:`Flag` or None.
 
     Signals are those of ``DIRECTIONS``; ``kl`` is needed, any other may be absent.
 
@@ -132,7 +140,7 @@ class CollapseRule:
         baseline: Values to take for the baseline instead of the first iterations', e.g. measured on the SFT model.
 
     Attributes:
-        index: The joint index after the last ``update``, nats a token.
+        index: The joint index after the last ``update``, nats per token.
         forecast: The index ``horizon`` iterations ahead, what the rule judges.
 
     Raises:
@@ -159,7 +167,7 @@ class CollapseRule:
 
         Args:
             iteration: Its number; only compared and reported.
-            values: Signal values. A non-finite one is left out; ``patience`` of them in a row are a flag.
+            values: Signal values. A non-finite one is skipped; ``patience`` of them in a row are a flag.
 
         Returns:
             The flag raised by this iteration, if any.
@@ -197,7 +205,7 @@ class CollapseRule:
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where the state was taken."""
+        """Resume where the state was taken."""
         for name, value in state_dict.items():
             setattr(self, name, copy.deepcopy(value))
 

@@ -9,15 +9,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
-from lit_rlhf.callbacks.hooks import ExperienceLike
+from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback
 from lit_rlhf.distributed import any_rank
 
 
-class CriticWarmup(L.Callback):
+class CriticWarmup(RolloutCallback):
     """Holds the policy still for the first iterations, bit for bit, while the critic learns on its responses.
 
     The paper recommends a pre-trained critic *instead* of a learning-rate warm-up (Fig. 5 detail 8, Fig. 8). The module
-    goes on computing its whole loss; only the learning rate of one parameter group is zero, and only for the
+    still computes its whole loss; only the learning rate of one parameter group is zero, and only for the
     duration of the optimizer's own ``step()``. So the optimizer's moments are warm when the policy is let go, DDP and
     ZeRO-2 see the same graph in every step, and no scheduler ever reads the zero, recursive ones included. (A
     learning-rate logger therefore shows the nominal rate; ``monitor/critic_warmup/active`` shows the gate.) AdamW's
@@ -64,6 +64,11 @@ class CriticWarmup(L.Callback):
         self._handles: list[RemovableHandle] = []
         self._held: list[tuple[dict[str, Any], Any]] = []
 
+    @property
+    def state_key(self) -> str:
+        """Of its own for each parameter group; a resumed run may have other thresholds."""
+        return self._generate_state_key(group=self.group)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gate the optimizers' ``step``."""
         optimizers = [_innermost(optimizer) for optimizer in trainer.optimizers]
@@ -104,7 +109,7 @@ class CriticWarmup(L.Callback):
         return {"active": self.active, "rollouts": self._rollouts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was."""
+        """Resume where the checkpoint was."""
         self.active, self._rollouts = state_dict["active"], state_dict["rollouts"]
 
     def _hold(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -9,9 +9,11 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
+from lit_rlhf.callbacks.hooks import RolloutCallback
+from lit_rlhf.distributed import run_together
 
 
-class ExportCallback(L.Callback):
+class ExportCallback(RolloutCallback):
     """Calls ``pl_module.export(path)`` at the end of ``fit`` (``final``) and for every new best policy (``best``).
 
     Best is what a :class:`~lit_rlhf.callbacks.best_policy.BestPolicy` of the same trainer says; the weights are
@@ -37,12 +39,21 @@ class ExportCallback(L.Callback):
         self.best = best
         self._exported = ""
 
+    @property
+    def state_key(self) -> str:
+        """Of its own for each folder."""
+        return self._generate_state_key(dirpath=self.dirpath)
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse early what would fail after hours."""
         if not callable(getattr(pl_module, "export", None)):
             raise ValueError(f"`ExportCallback` needs `{type(pl_module).__name__}.export(path)`, which does not exist.")
         if self.best and self._best_path(trainer) is None:
             raise ValueError("`ExportCallback(best=True)` needs a `BestPolicy` among the trainer's callbacks.")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """There is something to train; :meth:`on_train_end` will come."""
+        self._trained = True
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Export a best policy that the last validation found; checkpoint callbacks run after all others."""
@@ -52,6 +63,11 @@ class ExportCallback(L.Callback):
         """Export what there is."""
         self._export_best(trainer, pl_module)
         if self.final:
+            self._export(trainer, pl_module, "final")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export for a run that was killed after its last update: resumed, it trains nothing and ends at once."""
+        if self.final and not self._trained:
             self._export(trainer, pl_module, "final")
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,7 +86,8 @@ class ExportCallback(L.Callback):
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
         path = Path(self.dirpath or Path(trainer.default_root_dir) / "export") / name
-        pl_module.export(path)  # type: ignore[operator]
+        # All wait for rank 0, and a disk that is full ends all of them.
+        run_together(lambda: pl_module.export(path))  # type: ignore[operator]
         rank_zero_info(f"Exported to {path}.")
 
     @staticmethod

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
 from torchmetrics import Metric
 
 from lit_rlhf.callbacks.hooks import ExperienceLike
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseMean
+from lit_rlhf.functional.kl import k1, k3
+from lit_rlhf.functional.masking import keep
 
 
 class KLMonitor(RolloutMonitor):
-    r"""KL divergence of the policy from the reference, on the policy's own responses, in nats.
+    """KL divergence of the policy from the reference, on the policy's own responses, in nats.
 
-    With :math:`d = \log\pi(y_i) - \log\pi_{ref}(y_i)` per token:
+    With ``d = log π(y) − log π_ref(y)`` per token, and the estimators of :mod:`~lit_rlhf.functional.kl`:
 
-    * ``monitor/kl/k1``: mean of :math:`d` a token; unbiased, may be negative on a batch.
-    * ``monitor/kl/k3``: mean of :math:`e^{-d} - 1 + d` a token; never negative, less noisy near zero.
-    * ``monitor/kl/sequence``: mean over responses of :math:`\sum_i d_i`, the distance the policy has *travelled*.
+    * ``rollout/kl``: mean of k1 per token; unbiased, may be negative on a batch.
+    * ``rollout/kl_k3``: mean of k3 per token; never negative, less noisy near zero.
+    * ``rollout/kl_sequence``: mean over responses of Σ d, the distance the policy has *travelled*.
 
-    Source: paper section 5.2 and App. B.2; k1 and k3 after Schulman, "Approximating KL divergence".
+    Logs nothing where there is no reference. Source: paper section 5.2 and App. B.2.
     """
-
-    name = "kl"
 
     def build_metrics(self) -> Mapping[str, Metric]:
         """Three means."""
-        return {"k1": ResponseMean(), "k3": ResponseMean(), "sequence": ResponseMean()}
+        return {name: ResponseMean() for name in ("rollout/kl", "rollout/kl_k3", "rollout/kl_sequence")}
 
-    def update(self, metrics: Mapping[str, Metric], experience: ExperienceLike) -> None:
-        """Add the rows of ``experience``."""
+    def inputs(self, experience: ExperienceLike) -> Mapping[str, tuple[Tensor, ...]]:
+        """Both estimators at every token, and their sum over each response."""
+        if experience.ref_logprobs is None:
+            return {}
         mask = experience.response_mask
-        drift = (experience.old_logprobs - experience.ref_logprobs).double().masked_fill(~mask, 0.0)
-        metrics["k1"].update(drift, mask)
-        metrics["k3"].update((-drift).expm1() + drift, mask)
-        metrics["sequence"].update(drift.sum(1))
+        logprobs, ref_logprobs = keep(experience.old_logprobs, mask), keep(experience.ref_logprobs, mask)
+        drift = k1(logprobs, ref_logprobs)
+        return {
+            "rollout/kl": (drift, mask),
+            "rollout/kl_k3": (k3(logprobs, ref_logprobs), mask),
+            "rollout/kl_sequence": (drift.double().sum(1),),
+        }

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
 from torchmetrics import Metric
 
 from lit_rlhf.callbacks.hooks import ExperienceLike
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseMean, ResponseValues
 
+CUT = "rollout/cut_rate"
+
 
 class ResponseLengthMonitor(RolloutMonitor):
-    """Tokens a response, the end-of-sequence token counted.
+    """Tokens per response, the end-of-sequence token counted.
 
-    * ``monitor/length/mean``, ``monitor/length/p90``: mean and 90th percentile over the responses of all ranks.
-    * ``monitor/length/cut``: share of responses that the length limit cut; only if the experience has ``ended``.
+    * ``rollout/response_length``, ``rollout/response_length_p90``: mean and 90th percentile over all responses.
+    * ``rollout/cut_rate``: share of responses that the length limit cut; only if the experience has ``ended``.
     """
-
-    name = "length"
 
     def build_metrics(self) -> Mapping[str, Metric]:
         """All lengths, and the share that was cut."""
-        return {"lengths": ResponseValues(), "cut": ResponseMean()}
+        return {"lengths": ResponseValues(), CUT: ResponseMean()}
 
-    def update(self, metrics: Mapping[str, Metric], experience: ExperienceLike) -> None:
-        """Add the rows of ``experience``."""
-        metrics["lengths"].update(experience.response_mask.sum(1))
-        ended = getattr(experience, "ended", None)
-        if ended is not None:
-            metrics["cut"].update((~ended).double())
+    def inputs(self, experience: ExperienceLike) -> Mapping[str, tuple[Tensor, ...]]:
+        """Lengths, and who was cut."""
+        lengths = {"lengths": (experience.response_mask.sum(1),)}
+        ended: Tensor | None = getattr(experience, "ended", None)
+        return lengths if ended is None else {**lengths, CUT: (~ended,)}
 
-    def measure(self, experience: ExperienceLike) -> dict[str, float]:
-        """Mean, 90th percentile, share cut."""
-        self.update(self._metrics, experience)
-        lengths, cut = self._metrics["lengths"].compute(), float(self._metrics["cut"].compute())
-        for metric in self._metrics.values():
-            metric.reset()
-        values = {"mean": float(lengths.double().mean()), "p90": float(lengths.quantile(0.9))}
-        return values if cut != cut else {**values, "cut": cut}
+    def derive(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean and 90th percentile of the lengths; the share as it is."""
+        lengths = values["lengths"].double().cpu()  # one copy, then no further wait for the device
+        mean, p90 = float(lengths.mean()), float(lengths.quantile(0.9))
+        named = {"rollout/response_length": mean, "rollout/response_length_p90": p90}
+        return {**named, CUT: float(values[CUT])} if CUT in values else named

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lit_rlhf.distributed import all_gather_object
+from lit_rlhf.distributed import all_gather_object, run_together
+from lit_rlhf.jsonl import write_rows
 
 
 class JSONLWriter(BasePredictionWriter):
@@ -31,12 +31,15 @@ class JSONLWriter(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Gather and write."""
+        """Gather and write; nothing where a module's ``check_predictions`` says that a rank failed."""
+        check = getattr(pl_module, "check_predictions", None)
+        if callable(check):
+            check()
         own = [row for batch in predictions for row in batch if isinstance(row, dict)]
         rows = [row for part in all_gather_object(own) for row in part]
         rows.sort(key=lambda row: (row.get("sample", 0), row.get("row", 0)))
-        if trainer.is_global_zero and rows:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            self.path.write_text("".join(lines), encoding="utf-8")
-            print(f"{len(rows)} predictions: {self.path}")  # noqa: T201
+        run_together(lambda: self._write(rows) if trainer.is_global_zero and rows else None)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        write_rows(self.path, rows)
+        print(f"{len(rows)} predictions: {self.path}")  # noqa: T201

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -13,20 +12,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-# What is shown, and the logged names it is read from, first found first.
-MONITORS: dict[str, tuple[str, ...]] = {
-    "score": ("rollout/score", "monitor/reward_distribution/mean"),
-    "kl": ("rollout/kl", "monitor/kl/k1"),
-    "ppl": ("rollout/perplexity", "monitor/perplexity/policy"),
-    "length": ("rollout/response_length", "monitor/length/mean"),
+from lit_rlhf.callbacks.hooks import RolloutCallback
+
+# What is shown, and the logged name it is read from: the module's, or a monitor's where the module does not log it.
+MONITORS = {
+    "score": "rollout/score",
+    "kl": "rollout/kl",
+    "ppl": "rollout/perplexity",
+    "length": "rollout/response_length",
 }
 SPEED = "time/tokens_per_second"
 
 
-class RLHFProgressBar(ProgressBar):
-    """One live line on a terminal, one plain line an epoch elsewhere: no log spam.
+class RLHFProgressBar(RolloutCallback, ProgressBar):
+    """One live line on a terminal, one plain line per epoch elsewhere: no log spam.
 
-    Shows stage, phase (``rollout``, ``scoring``, ``update``, ``validation``), epoch and step, time left, tokens a
+    Shows stage, phase (``rollout``, ``scoring``, ``update``, ``validation``), epoch and step, time left, tokens per
     second and the four monitors of the paper: score, KL, perplexity, length. Metrics that the module logs with
     ``prog_bar=True`` follow, so it serves supervised stages as well. The phase comes from
     :func:`~lit_rlhf.callbacks.hooks.emit_phase`.
@@ -123,13 +124,11 @@ class RLHFProgressBar(ProgressBar):
     def facts(self, trainer: L.Trainer) -> str:
         """The monitors, the speed, the time left, and what the module wants shown."""
         metrics = trainer.callback_metrics
-        shown = {label: _first(metrics, names) for label, names in MONITORS.items()}
-        words = [f"{label} {value:.4g}" for label, value in shown.items() if value is not None]
-        known = {name for names in MONITORS.values() for name in names}
+        words = [f"{label} {float(metrics[name]):.4g}" for label, name in MONITORS.items() if name in metrics]
         words += [
             f"{name} {value:.4g}"
             for name, value in trainer.progress_bar_metrics.items()
-            if name not in known and isinstance(value, float | int)
+            if name not in MONITORS.values() and isinstance(value, float | int)
         ]
         if SPEED in metrics:
             words.append(f"{float(metrics[SPEED]):.0f} tok/s")
@@ -170,10 +169,6 @@ def _console() -> Console:
 def _total_steps(trainer: L.Trainer) -> int | None:
     total = trainer.estimated_stepping_batches if trainer.max_steps < 0 else trainer.max_steps
     return int(total) if 0 < total < float("inf") else None
-
-
-def _first(metrics: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
-    return next((float(metrics[name]) for name in names if name in metrics), None)
 
 
 def _clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
 from torchmetrics import Metric
 
 from lit_rlhf.callbacks.hooks import ExperienceLike
@@ -14,9 +15,9 @@ from lit_rlhf.callbacks.response_metrics import DistinctNgrams, PrefixShare
 class RepetitionMonitor(RolloutMonitor):
     """Distinct-n and the most frequent opening, over the rollout of all ranks.
 
-    * ``monitor/repetition/distinct_<n>``: distinct n-grams over all n-grams. It depends on the number of tokens, so
+    * ``rollout/distinct_<n>``: distinct n-grams over all n-grams. It depends on the number of tokens, so
       compare it within a run.
-    * ``monitor/repetition/prefix_share``: share of responses that begin with the same ``prefix_length`` tokens.
+    * ``rollout/prefix_share``: share of responses that begin with the same ``prefix_length`` tokens.
 
     Args:
         orders: The n of distinct-n.
@@ -26,8 +27,6 @@ class RepetitionMonitor(RolloutMonitor):
         ValueError: If an order or the prefix length is under 1, or an order comes twice.
     """
 
-    name = "repetition"
-
     def __init__(self, orders: Sequence[int] = (1, 2, 4), prefix_length: int = 4) -> None:
         if len(set(orders)) != len(orders):
             raise ValueError(f"`orders` ({list(orders)}) must not name an order twice.")
@@ -36,11 +35,10 @@ class RepetitionMonitor(RolloutMonitor):
         super().__init__()
 
     def build_metrics(self) -> Mapping[str, Metric]:
-        """One metric an order, and the prefix share."""
-        distinct: dict[str, Metric] = {f"distinct_{n}": DistinctNgrams(n) for n in self.orders}
-        return {**distinct, "prefix_share": PrefixShare(self.prefix_length)}
+        """One metric per order, and the prefix share."""
+        distinct: dict[str, Metric] = {f"rollout/distinct_{n}": DistinctNgrams(n) for n in self.orders}
+        return {**distinct, "rollout/prefix_share": PrefixShare(self.prefix_length)}
 
-    def update(self, metrics: Mapping[str, Metric], experience: ExperienceLike) -> None:
-        """Add the rows of ``experience``."""
-        for metric in metrics.values():
-            metric.update(experience.response_ids, experience.response_mask)
+    def inputs(self, experience: ExperienceLike) -> Mapping[str, tuple[Tensor, ...]]:
+        """The responses, to each of them."""
+        return {name: (experience.response_ids, experience.response_mask) for name in self._metrics}

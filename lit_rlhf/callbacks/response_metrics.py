@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-# Odd multiplier of a polynomial hash modulo 2^64 (Knuth's MMIX constant): int64 products wrap, which is what we want.
-_HASH_MULTIPLIER = 6364136223846793005
+from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes
 
 
 class ResponseMean(Metric):
     """Mean of a quantity over the True positions of a mask, over all rows and all ranks.
 
     State is a float64 sum and count, so that neither the split over ranks nor the order of rows is seen in fp32.
+    (torchmetrics' ``MeanMetric`` sums in fp32, and weighs by a product, which lets garbage outside the mask through.)
     """
 
     full_state_update = False
@@ -38,7 +38,7 @@ class ResponseMean(Metric):
 
 
 class ResponseValues(Metric):
-    """All values of all ranks, concatenated: for quantiles and moments of one number a response."""
+    """All values of all ranks, concatenated: for quantiles and moments of one number per response."""
 
     full_state_update = False
     values: list[Tensor]
@@ -82,10 +82,7 @@ class DistinctNgrams(Metric):
 
     def update(self, ids: Tensor, mask: Tensor) -> None:
         """Add responses: ``ids (B, T)`` int64 with ``mask (B, T)`` bool, True first."""
-        if ids.size(1) < self.order:
-            return
-        windows, whole = ids.unfold(1, self.order, 1), mask.unfold(1, self.order, 1).all(-1)
-        grams = _hashed(windows)[whole]
+        grams = ngram_hashes(ids, mask, self.order)
         self.hashes.append(torch.unique(grams).to(self.device))
         self.count += grams.numel()
 
@@ -117,9 +114,7 @@ class PrefixShare(Metric):
 
     def update(self, ids: Tensor, mask: Tensor) -> None:
         """Add responses: ``ids (B, T)`` int64 with ``mask (B, T)`` bool, True first."""
-        head = ids[:, : self.length].masked_fill(~mask[:, : self.length], -1)
-        padded = torch.nn.functional.pad(head, (0, self.length - head.size(1)), value=-1)
-        self.prefixes.append(_hashed(padded).to(self.device))
+        self.prefixes.append(prefix_hashes(ids, mask, self.length).to(self.device))
 
     def compute(self) -> Tensor:
         """The share, float64 scalar; NaN when there are no responses."""
@@ -128,15 +123,6 @@ class PrefixShare(Metric):
             return torch.tensor(float("nan"), device=self.device)
         counts: Tensor = torch.unique(prefixes, return_counts=True)[1]
         return counts.max().double() / prefixes.numel()
-
-
-def _hashed(windows: Tensor) -> Tensor:
-    """Polynomial hash of the last dimension of int64 ``windows``."""
-    value = torch.zeros_like(windows[..., 0])
-    for k in range(windows.size(-1)):
-        value = (value + windows[..., k] + 1) * _HASH_MULTIPLIER + (k + 1)
-        value = value ^ (value >> 29)  # low bits of a product alone never see high bits; mix them down
-    return value
 
 
 def _joined(parts: list[Tensor] | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,8 +1,7 @@
-"""The shape of the score distribution, and its histogram a rollout."""
+"""The shape of the score distribution, and its histogram per rollout."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,46 +15,18 @@ from torchmetrics import Metric
 from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseValues
+from lit_rlhf.functional.diagnostics import shape_statistics
+from lit_rlhf.jsonl import append_rows
 
 FILENAME = "reward_histograms.jsonl"
-
-
-def shape_statistics(scores: Tensor) -> dict[str, float]:
-    r"""Moments and tail of a sample, all free of location, and all but ``std`` free of scale.
-
-    * ``skew`` :math:`m_3 / m_2^{3/2}` and ``kurtosis`` :math:`m_4 / m_2^2 - 3`, of central moments with divisor N.
-    * ``upper_tail`` :math:`(U_{5\%} - M) / (M - L_{50\%})`, where U and L are the means of the top 5 % and of the lower
-      half and M is the median (after Hogg 1972): how far the best responses lie above the middle, in units of how far
-      the lower half lies below. About 2.6 for a normal distribution of any mean and width, larger with a long upper
-      tail: the number for Appendix A's "long tail after collapse".
-
-    Args:
-        scores: ``(N,)`` float, N >= 1.
-
-    Returns:
-        ``mean, std, skew, kurtosis, upper_tail``; the last three are NaN where all scores are equal.
-    """
-    ordered = scores.double().sort().values
-    mean, median = ordered.mean(), ordered.quantile(0.5)
-    centered = ordered - mean
-    variance = centered.square().mean()
-    top = max(1, round(0.05 * len(ordered)))
-    above, below = ordered[-top:].mean() - median, median - ordered[: max(1, len(ordered) // 2)].mean()
-    values = {
-        "mean": mean,
-        "std": variance.sqrt(),
-        "skew": centered.pow(3).mean() / variance.pow(1.5),
-        "kurtosis": centered.pow(4).mean() / variance.square() - 3.0,
-        "upper_tail": above / below,
-    }
-    return {key: float(value) if value.isfinite() else math.nan for key, value in values.items()}
 
 
 class RewardDistributionMonitor(RolloutMonitor):
     """Logs the shape of the raw scores, and writes their histogram for every rollout.
 
-    * ``monitor/reward_distribution/{mean,std,skew,kurtosis,upper_tail}``: see :func:`shape_statistics`.
-    * ``reward_histograms.jsonl`` in the run directory: one line a rollout with ``iteration, step, start, width,
+    * ``rollout/score`` (the mean) and ``rollout/score_{std,skew,kurtosis,upper_tail}``: see
+      :func:`~lit_rlhf.functional.diagnostics.shape_statistics`.
+    * ``reward_histograms.jsonl`` in the run directory: one line per rollout with ``iteration, step, start, width,
       counts`` and the statistics. Bin k holds scores in ``[start + k width, start + (k + 1) width)``; every ``start``
       is a multiple of ``width``, and ``width`` only ever doubles, so histograms of different rollouts nest.
     * A TensorBoard histogram, where such a logger is attached.
@@ -67,8 +38,6 @@ class RewardDistributionMonitor(RolloutMonitor):
         ValueError: If ``max_bins`` is under 2.
     """
 
-    name = "reward_distribution"
-
     def __init__(self, max_bins: int = 120) -> None:
         if max_bins < 2:
             raise ValueError(f"`max_bins` ({max_bins}) must be at least 2.")
@@ -76,21 +45,26 @@ class RewardDistributionMonitor(RolloutMonitor):
         self.max_bins = max_bins
         self._width = 0.0
         self._scores = torch.zeros(0)
+        self._shape: dict[str, float] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Of its own for each grid."""
+        return self._generate_state_key(max_bins=self.max_bins)
 
     def build_metrics(self) -> Mapping[str, Metric]:
         """All scores of all ranks."""
         return {"scores": ResponseValues()}
 
-    def update(self, metrics: Mapping[str, Metric], experience: ExperienceLike) -> None:
-        """Add the rows of ``experience``."""
-        metrics["scores"].update(experience.scores)
+    def inputs(self, experience: ExperienceLike) -> Mapping[str, tuple[Tensor, ...]]:
+        """The scores."""
+        return {"scores": (experience.scores,)}
 
-    def measure(self, experience: ExperienceLike) -> dict[str, float]:
-        """The statistics of the scores of all ranks."""
-        self.update(self._metrics, experience)
-        self._scores = self._metrics["scores"].compute().cpu()
-        self._metrics["scores"].reset()
-        return shape_statistics(self._scores)
+    def derive(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """The statistics of the scores of all ranks, which are kept for the histogram."""
+        self._scores = values["scores"].cpu()
+        self._shape = shape_statistics(self._scores)
+        return {"rollout/score" if key == "mean" else f"rollout/score_{key}": x for key, x in self._shape.items()}
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
         """Measure, and write the histogram on rank zero."""
@@ -99,21 +73,18 @@ class RewardDistributionMonitor(RolloutMonitor):
         if not trainer.is_global_zero:
             return
         where = {"iteration": iteration_of(trainer, pl_module), "step": trainer.global_step}
-        shape = {k.rsplit("/", 1)[1]: v if math.isfinite(v) else None for k, v in self._pending.items()}
-        path = Path(trainer.default_root_dir) / FILENAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**where, **histogram, **shape}) + "\n")
+        shape = {key: value if math.isfinite(value) else None for key, value in self._shape.items()}
+        append_rows(Path(trainer.default_root_dir) / FILENAME, [{**where, **histogram, **shape}])
         for logger in trainer.loggers:
             add = getattr(getattr(logger, "experiment", None), "add_histogram", None)
             if add is not None:
-                add("monitor/reward_distribution", self._scores.numpy(), trainer.global_step)
+                add("rollout/score", self._scores.numpy(), trainer.global_step)
 
     def histogram(self, scores: Tensor) -> dict[str, Any]:
         """Counts on a grid that all rollouts share.
 
         Args:
-            scores: ``(N,)`` float; non-finite ones are left out.
+            scores: ``(N,)`` float; non-finite ones are skipped.
 
         Returns:
             ``start`` and ``width`` (float) and ``counts`` (list of int); empty counts where no score is finite.
@@ -136,5 +107,5 @@ class RewardDistributionMonitor(RolloutMonitor):
         return {"width": self._width}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same grid."""
+        """Resume the same grid."""
         self._width = state_dict["width"]

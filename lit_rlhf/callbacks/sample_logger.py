@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
+from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, iteration_of
+from lit_rlhf.functional.kl import k1
+from lit_rlhf.jsonl import append_rows
 
 FILENAME = "samples.jsonl"
 
 
-class SampleLogger(L.Callback):
+class SampleLogger(RolloutCallback):
     """Writes responses with score and KL to ``samples.jsonl`` and, where such a logger is attached, TensorBoard text.
 
     *Fixed* samples are the first ``fixed`` rows of each validation
@@ -23,13 +24,15 @@ class SampleLogger(L.Callback):
     training being the SFT model's. *Random* samples are drawn from the training rollout by ``(seed, iteration)``. Both
     come from rank zero's rows.
 
-    One line a response: ``iteration, step, kind ("fixed" | "random"), index, prompt, response, score, kl`` (mean a
-    token, nats), ``kl_sequence, ended, tokens`` (texts) and ``columns``: one list a column of
-    ``logprob, ref_logprob, kl``, and for random samples ``advantage, value, reward`` where the experience has them.
+    One line per response: ``iteration, step, kind ("fixed" | "random"), index, prompt, response, score, kl`` (mean per
+    token, nats; null without a reference), ``kl_sequence, ended, tokens`` (texts) and ``columns``: one list per column
+    of ``logprob, ref_logprob, kl``, and for random samples ``advantage, value, reward`` where the experience has them.
+
+    Loggers with different arguments may share a trainer; they write into one file.
 
     Args:
         fixed: Held-out prompts to follow.
-        random: Responses of the training rollout, a time.
+        random: Responses of the training rollout, each time.
         every_n_iterations: Rollouts between two random draws.
         seed: Seed of the draw.
 
@@ -48,6 +51,13 @@ class SampleLogger(L.Callback):
         self.seed = seed
         self._rollouts = 0
         self._validated = 0
+
+    @property
+    def state_key(self) -> str:
+        """Of its own for each set of arguments."""
+        return self._generate_state_key(
+            fixed=self.fixed, random=self.random, every_n_iterations=self.every_n_iterations, seed=self.seed
+        )
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike) -> None:
         """Draw random rows and write them."""
@@ -78,14 +88,11 @@ class SampleLogger(L.Callback):
         return {"rollouts": self._rollouts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same draws."""
+        """Resume the same draws."""
         self._rollouts = state_dict["rollouts"]
 
     def _write(self, trainer: L.Trainer, samples: list[dict[str, Any]]) -> None:
-        path = Path(trainer.default_root_dir) / FILENAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        append_rows(Path(trainer.default_root_dir) / FILENAME, samples)
         for logger in trainer.loggers:
             add = getattr(getattr(logger, "experiment", None), "add_text", None)
             if add is None:
@@ -100,13 +107,15 @@ def _sample(
     """One response as primitives; ``row`` is its place in ``experience``, ``index`` its name."""
     mask = experience.response_mask[row]
     ids = experience.response_ids[row][mask].tolist()
-    drift = experience.old_logprobs[row] - experience.ref_logprobs[row]
-    columns = {"logprob": experience.old_logprobs[row], "ref_logprob": experience.ref_logprobs[row], "kl": drift}
+    columns = {"logprob": experience.old_logprobs[row]}
+    if experience.ref_logprobs is not None:
+        columns["ref_logprob"] = experience.ref_logprobs[row]
+        columns["kl"] = k1(columns["logprob"], columns["ref_logprob"])
     for name, source in (("advantage", "advantages"), ("value", "old_values"), ("reward", "rewards")):
         column = getattr(experience, source, None)
         if column is not None and kind == "random":  # nothing is learned from held-out responses
             columns[name] = column[row]
-    kept = {name: _floats(column[mask]) for name, column in columns.items()}
+    drift = columns["kl"][mask] if "kl" in columns else None
     ended = getattr(experience, "ended", None)
     return {
         "iteration": iteration_of(trainer, pl_module),
@@ -116,11 +125,11 @@ def _sample(
         "prompt": _prompt(pl_module, experience, row),
         "response": _decode(pl_module, ids),
         "score": float(experience.scores[row]),
-        "kl": float(drift[mask].mean()) if ids else 0.0,
-        "kl_sequence": float(drift[mask].sum()),
+        "kl": None if drift is None else float(drift.sum()) / max(1, len(ids)),
+        "kl_sequence": None if drift is None else float(drift.sum()),
         "ended": None if ended is None else bool(ended[row]),
         "tokens": [_decode(pl_module, [token], skip_special_tokens=False) for token in ids],
-        "columns": kept,
+        "columns": {name: _floats(column[mask]) for name, column in columns.items()},
     }
 
 
@@ -144,7 +153,8 @@ def _floats(column: Tensor) -> list[float]:
 
 
 def _markdown(sample: dict[str, Any]) -> str:
-    facts = f"score {sample['score']:.3f}, KL {sample['kl']:.4f} a token, {len(sample['tokens'])} tokens"
+    kl = "" if sample["kl"] is None else f"KL {sample['kl']:.4f} per token, "
+    facts = f"score {sample['score']:.3f}, {kl}{len(sample['tokens'])} tokens"
     # Indented blocks: TensorBoard renders markdown, and a response must not be able to.
     blocks = ["    " + sample[key].replace("\n", "\n    ") for key in ("prompt", "response")]
     return f"**{facts}**\n\nPrompt\n\n{blocks[0]}\n\nResponse\n\n{blocks[1]}"

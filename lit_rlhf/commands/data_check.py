@@ -7,11 +7,11 @@ given and in characters otherwise, and trains nothing.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.data.formats import AnyRecord, Kind, UnknownFormatError
 from lit_rlhf.data.loading import FORMATS, collect
 from lit_rlhf.data.records import DialogueRecord, Message, PreferenceRecord, PromptRecord, RowError
@@ -138,7 +138,7 @@ def _texts(record: AnyRecord) -> dict[str, str]:
     if isinstance(record, PromptRecord):
         return {"prompt": _join(record.prompt)}
     if isinstance(record, DialogueRecord):
-        return {"prompt": _join(record.messages[:-1]), "reply": record.messages[-1].content}
+        return {"prompt": _join(record.messages[:-1]), "response": record.messages[-1].content}
     return {"text": record.text}
 
 
@@ -169,41 +169,43 @@ def _console() -> Console:
     return Console()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> None:
     """The command line of ``lit-rlhf data check``.
 
-    Returns:
-        0; 1 where rows were refused and ``--on-bad-row error`` was given; 2 after an error, told in one line.
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: The data cannot be read, or an option cannot be used.
+        SystemExit: 1 where no row can be used, or rows were refused and ``--on-bad-row error`` was given.
     """
     args = _parser().parse_args(argv)
-    try:
-        tokenizer = _load_tokenizer(args.tokenizer)
-        report = check_files(
-            args.files,
-            tokenizer,
-            kind=cast("Kind | None", args.kind),
-            format=args.format,
-            template=args.template,
-            max_length=args.max_length,
-            rejects_dir=args.rejects,
-            streaming=args.streaming,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"lit-rlhf data check: {error}\n")
-        return 2
-    return 1 if report.rejected and args.on_bad_row == "error" else 0
+    report = check_files(
+        args.files,
+        _load_tokenizer(args.tokenizer),
+        kind=cast("Kind | None", args.kind),
+        format=args.format,
+        template=args.template,
+        max_length=args.max_length,
+        rejects_dir=args.rejects,
+        streaming=args.streaming,
+    )
+    if not report.accepted or (report.rejected and args.on_bad_row == "error"):
+        raise SystemExit(1)
 
 
 def _load_tokenizer(path: str | None) -> Any:
     if path is None:
         return None
-    from lit_rlhf.models.loading import load_tokenizer
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     return load_tokenizer(path)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lit-rlhf data check", description=check_files.__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = CommandParser(
+        "data check",
+        "Read, validate and measure data; print the table of rows and the histograms of lengths.",
+        epilog="Exit code 1 where no row can be used, or where rows were refused and --on-bad-row error was given.",
+    )
     parser.add_argument("files", nargs="+", help="files, folders, globs or hub names (owner/name[:split])")
     parser.add_argument("--tokenizer", help="folder or hub name; lengths are then in tokens")
     parser.add_argument("--kind", choices=get_args(Kind), help="what the data is for (default: what fits best)")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.models.checkpoint import load_pickle
 from lit_rlhf.models.export import (
     causal_lm_from_state,
@@ -17,15 +17,22 @@ from lit_rlhf.models.export import (
     extract_submodule_state,
     scalar_model_from_state,
 )
-from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
 STATE_KEY = "lit_rlhf"
 PARTS = {"policy": "policy", "critic": "critic", "reward": "reward_model"}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Export and say where."""
-    parser = argparse.ArgumentParser(prog="lit-rlhf export", description=__doc__)
+def main(argv: Sequence[str]) -> None:
+    """Export and say where.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or its source has moved.
+        ValueError: It is not a checkpoint of this library, or has no such part.
+    """
+    parser = CommandParser(
+        "export", "A checkpoint, file or ZeRO folder, as a Hugging Face folder; one process, no GPU."
+    )
     parser.add_argument("checkpoint", type=Path, help=".ckpt file, or the folder of a ZeRO checkpoint")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--part", choices=sorted(PARTS), help="what to export (default: policy, else the reward model)")
@@ -87,8 +94,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        CheckpointError: It is a ZeRO checkpoint of which a shard asks for code, or is damaged.
-        ValueError: It was not written by this library, asks for code, or is damaged.
+        CheckpointError: It is a ZeRO checkpoint of which a shard would execute code, or is damaged.
+        ValueError: It was not written by this library, would execute code, or is damaged.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")

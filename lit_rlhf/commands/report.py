@@ -6,20 +6,20 @@ Nothing here imports torch, so the command answers quickly.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.reports.run_page import write_report
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """The command line.
 
     Raises:
-        ValueError: If a directory is not a run.
+        ValueError: As :func:`lit_rlhf.reports.run_page.write_report`.
     """
-    parser = argparse.ArgumentParser(prog="lit-rlhf report", description="One HTML page from run directories.")
+    parser = CommandParser("report", "One HTML page from run directories.")
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="run directory; several are overlaid")
     parser.add_argument("--out", default="report.html", help="the HTML file (default: %(default)s)")
     parser.add_argument("--title", default="", help="heading (default: the runs' names)")

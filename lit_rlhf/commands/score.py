@@ -1,4 +1,4 @@
-"""``lit-rlhf score --model RM FILE``: a reward model's scores of every reply in a file."""
+"""``lit-rlhf score --model RM FILE``: a reward model's scores of every response in a file."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from typing import Any, TypeVar, cast
 from rich.console import Console
 from rich.progress import track
 
+from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.data.records import PreferenceRecord, RowError
 from lit_rlhf.data.report import RowReport
-from lit_rlhf.evaluation.replies import Reply, read_scorable
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.evaluation.reward_report.pairs import ScoredPair
+from lit_rlhf.evaluation.response_files import Response, read_scorable
+from lit_rlhf.jsonl import write_rows
 from lit_rlhf.reports.reward_page import write_reward_report
+from lit_rlhf.reward_report.pairs import ScoredPair
+from lit_rlhf.reward_report.response_scorer import ResponseScorer
 
 _CHUNK = 512  # rows between two ticks of the progress bar
 ItemT = TypeVar("ItemT")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command.
+    """The command line of ``lit-rlhf score``.
 
     Raises:
         FileNotFoundError: The data or the model does not exist.
         ValueError: The data, the model or an option cannot be used.
     """
-    options = _parser().parse_args(list(argv))
+    options = _parser().parse_args(argv)
     items, report = read_scorable(options.files, format=options.format, on_bad_row=options.on_bad_row)
     are_pairs = isinstance(items[0], PreferenceRecord)
     if options.report is not None and not are_pairs:
-        raise ValueError("`--report` needs preference pairs; the file holds single replies.")
+        raise ValueError("`--report` needs preference pairs; the file holds single responses.")
     scorer = load_scorer(
         options.model,
         template=options.template,
@@ -50,9 +52,9 @@ def main(argv: Sequence[str]) -> None:
         rows = [_pair_row(record, pair) for record, pair in pairs]
         summary = _pairs_summary([pair for _, pair in pairs], options, scorer)
     else:
-        scores = score_replies(cast("list[Reply]", items), scorer, report, console=console)
-        rows = [{"source": reply.source, "line": reply.line, "score": score} for reply, score in scores]
-        summary = f"mean score {sum(row['score'] for row in rows) / len(rows):+.4f}" if rows else "no reply"
+        scores = score_responses(cast("list[Response]", items), scorer, report, console=console)
+        rows = [{"source": response.source, "line": response.line, "score": score} for response, score in scores]
+        summary = f"mean score {sum(row['score'] for row in rows) / len(rows):+.4f}" if rows else "no response"
     report.enforce(options.on_bad_row)
     _write(rows, options.out)
     console.print(f"{report.summary()}\n{summary}", markup=False, highlight=False, soft_wrap=True)
@@ -67,12 +69,12 @@ def load_scorer(
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
-) -> ReplyScorer:
+) -> ResponseScorer:
     """A reward model with its tokenizer, ready to score.
 
     Args:
         path: Local folder or hub name.
-        template: See :class:`~lit_rlhf.evaluation.reply_scorer.ReplyScorer`.
+        template: See :class:`~lit_rlhf.reward_report.response_scorer.ResponseScorer`.
         max_length: Most tokens of a row; None takes the model's context.
         max_batch_tokens: Most tokens of one forward pass.
         dtype: Of the weights.
@@ -85,15 +87,19 @@ def load_scorer(
     """
     import torch
 
-    from lit_rlhf.models.loading import check_context, load_scalar_model, load_tokenizer
+    from lit_rlhf.models.cpu import tune
+    from lit_rlhf.models.loading.checks import check_context
+    from lit_rlhf.models.loading.scalar import load_scalar_model
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path, needs_pad=False, trust_remote_code=trust_remote_code)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_scalar_model(path, head="load", dtype=dtype, trust_remote_code=trust_remote_code).to(place).eval()
+    tune(model, place)
     if max_length is None:
         max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
     check_context(model.config, max_length)
-    return ReplyScorer(
+    return ResponseScorer(
         model,
         tokenizer,
         template=template,
@@ -104,7 +110,7 @@ def load_scorer(
 
 
 def score_pairs(
-    records: Sequence[PreferenceRecord], scorer: ReplyScorer, report: RowReport, *, console: Console | None = None
+    records: Sequence[PreferenceRecord], scorer: ResponseScorer, report: RowReport, *, console: Console | None = None
 ) -> list[tuple[PreferenceRecord, ScoredPair]]:
     """Both scores of every pair that fits; one that does not is withdrawn from ``report``."""
     scored = []
@@ -124,37 +130,37 @@ def score_pairs(
     return scored
 
 
-def score_replies(
-    replies: Sequence[Reply], scorer: ReplyScorer, report: RowReport, *, console: Console | None = None
-) -> list[tuple[Reply, float]]:
-    """The score of every reply that fits; one that does not is rejected in ``report``."""
-    scored: list[tuple[Reply, float]] = []
-    for chunk in _chunks(replies, console):
+def score_responses(
+    responses: Sequence[Response], scorer: ResponseScorer, report: RowReport, *, console: Console | None = None
+) -> list[tuple[Response, float]]:
+    """The score of every response that fits; one that does not is rejected in ``report``."""
+    scored: list[tuple[Response, float]] = []
+    for chunk in _chunks(responses, console):
         kept, rows = [], []
-        for reply in chunk:
+        for response in chunk:
             try:
-                ids, dropped = scorer.encode(reply.prompt, reply.text, ended=reply.ended)
+                ids, dropped = scorer.encode(response.prompt, response.text, ended=response.ended)
             except RowError as error:
-                report.source(reply.source).accepted -= 1
-                report.reject(reply.source, reply.line, error)
+                report.source(response.source).accepted -= 1
+                report.reject(response.source, response.line, error)
                 continue
-            report.source(reply.source).dropped_turns += dropped
-            report.source(reply.source).shortened += dropped > 0
-            kept.append(reply)
+            report.source(response.source).dropped_turns += dropped
+            report.source(response.source).shortened += dropped > 0
+            kept.append(response)
             rows.append(ids)
         scored += zip(kept, scorer.score_ids(rows), strict=True)
     return scored
 
 
-def _scored_pair(record: PreferenceRecord, scorer: ReplyScorer, chosen: float, rejected: float) -> ScoredPair:
+def _scored_pair(record: PreferenceRecord, scorer: ResponseScorer, chosen: float, rejected: float) -> ScoredPair:
     return ScoredPair(
         prompt="\n\n".join(f"{turn.role}: {turn.content}" for turn in record.prompt),
         chosen=record.chosen,
         rejected=record.rejected,
         chosen_score=chosen,
         rejected_score=rejected,
-        chosen_length=scorer.reply_length(record.chosen),
-        rejected_length=scorer.reply_length(record.rejected),
+        chosen_length=scorer.response_length(record.chosen),
+        rejected_length=scorer.response_length(record.rejected),
         subset=record.subset or "all",
         prompt_source=record.prompt,
         cluster=next(turn.content for turn in record.prompt if turn.role == "user"),  # HH: pairs at several depths
@@ -166,15 +172,15 @@ def _pair_row(record: PreferenceRecord, pair: ScoredPair) -> dict[str, Any]:
     return {"source": record.source, "line": record.line, "subset": record.subset, **scores}
 
 
-def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, scorer: ReplyScorer) -> str:
-    from lit_rlhf.evaluation.reward_report import RewardReport
+def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, scorer: ResponseScorer) -> str:
+    from lit_rlhf.reward_report import RewardReport
 
     if not pairs:
         return "no pair"
     score_fn = scorer if options.report is not None else None
     result = RewardReport.from_scores(pairs, score_fn=score_fn, model=options.model, data=", ".join(options.files))
     rate, rule = result.accuracy.rate, result.length_bias.longer_wins.rate
-    text = f"accuracy {rate.mean:.3f} [{rate.low:.3f}, {rate.high:.3f}]; the longer reply wins {rule.mean:.3f}"
+    text = f"accuracy {rate.mean:.3f} [{rate.low:.3f}, {rate.high:.3f}]; the longer response wins {rule.mean:.3f}"
     if options.report is not None:
         text += f"\nreport: {write_reward_report(result, options.report)[1]}"
     return text
@@ -188,19 +194,17 @@ def _chunks(items: Sequence[ItemT], console: Console | None) -> Iterator[Sequenc
 
 
 def _write(rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
     if out is None:
-        sys.stdout.write(lines)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(lines, encoding="utf-8")
+        sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        write_rows(out, rows)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf score",
-        description="Score the replies in preference files, dialogues or predictions with a reward model. Writes one "
-        "JSON line a row: chosen_score, rejected_score and difference of a pair, or score of a single reply.",
+    parser = CommandParser(
+        "score",
+        "Score the responses in preference files, dialogues or predictions with a reward model. Writes one JSON line\n"
+        "per row: chosen_score, rejected_score and difference of a pair, or score of a single response.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders, globs or hub names")
     parser.add_argument("--model", required=True, help="folder or hub name of the reward model")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
-import pkgutil
-import re
+import os
+import threading
 import warnings
-from functools import cache
-from importlib import import_module
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
-import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -23,87 +18,15 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.export import ExportCallback
+from lit_rlhf.callbacks.heartbeat import Heartbeat
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
+from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
+from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
+from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, modules_named_in_yaml
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
-from lit_rlhf.user_errors import fail
-
-NAMED_IN_YAML = (
-    "lit_rlhf.modules",
-    "lit_rlhf.datamodules",
-    "lit_rlhf.rewards",
-    "lit_rlhf.callbacks",
-    "lit_rlhf.strategies",
-    "lit_rlhf.rollout",
-    "lit_rlhf.ppo",
-)
-"""Imported first, so that YAML can say `class_path: PPOModule` without the module path."""
-
-
-class OneLineParser(LightningArgumentParser):
-    """jsonargparse without the forty lines of usage around an error."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with the error's own line and, for a misspelt key, what is allowed."""
-        fail(readable(message))
-        raise AssertionError  # pragma: no cover
-
-
-def readable(message: str) -> str:
-    """The innermost cause of a jsonargparse message on one line, with a suggestion for a misspelt key."""
-    text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -")).rstrip(".")
-    found = _UNKNOWN_KEY.search(text)
-    if found is None:
-        return text
-    parts = next(group for group in found.groups() if group).split(".")
-    for part in reversed(parts):  # the last part may be right and the one before it misspelt
-        near = [name for name in difflib.get_close_matches(part, known_keys(), n=3) if name != part]
-        if near and part not in known_keys():
-            return f"{text}. Did you mean: {', '.join(near)}?"
-    return f"{text}. `lit-rlhf fit --print_config` with your config shows every key that is allowed."
-
-
-_UNKNOWN_KEY = re.compile(
-    r"(?:Option|option|Key) ['\"]([\w.]+)['\"] is not (?:accepted|expected)"
-    r"|does not accept .*?option '([\w.]+)'"
-    r"|[Uu]nrecognized arguments: --([\w.]+)"
-)
-
-
-@cache
-def known_keys() -> list[str]:
-    """Every key that a config may hold: of the trainer, and of this library's modules, data modules and groups."""
-    known = set(TOP_LEVEL) | set(inspect.signature(L.Trainer).parameters)
-    for name in NAMED_IN_YAML:
-        for found in pkgutil.iter_modules(import_module(name).__path__):
-            module = import_module(f"{name}.{found.name}")
-            classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
-            for kind in classes:
-                known |= set(inspect.signature(kind.__init__).parameters)
-    return sorted(known - {"self", "args", "kwargs"})
-
-
-TOP_LEVEL: tuple[str, ...] = (
-    *("trainer", "model", "data", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only"),
-    *("verbose", "return_predictions"),
-)
-
-
-def check_top_level(args: list[str]) -> None:
-    """Refuse unknown top-level keys of config files; jsonargparse lets one with an empty mapping pass."""
-    words = [word for arg in args for word in arg.split("=", 1)]
-    for flag, path in pairwise(words):
-        if flag not in ("-c", "--config") or not Path(path).is_file():
-            continue
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            fail(f"{path} is not YAML: {error}")
-        for key in content if isinstance(content, dict) else []:
-            if key not in TOP_LEVEL:
-                near = difflib.get_close_matches(str(key), TOP_LEVEL, n=1) or TOP_LEVEL
-                fail(f"{path}: Key '{key}' is not accepted. Did you mean: {', '.join(near)}?")
+from lit_rlhf.user_errors import UserError, message_for_user
 
 
 class RunConfig(SaveConfigCallback):
@@ -127,9 +50,14 @@ class RLHFCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The parser with one-line errors."""
-        parser = OneLineParser(**kwargs)
+        parser = OneLineParser(**{"prog": "lit-rlhf", **kwargs})
         parser.add_argument("-c", "--config", action="config", help="YAML file; later ones override earlier ones")
         return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Called for the parsers that configs are read by: they know what may stand at the top of one."""
+        if isinstance(parser, OneLineParser):
+            parser.top_level = TOP_LEVEL
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Fill in what the config leaves open."""
@@ -164,16 +92,40 @@ class RLHFCLI(LightningCLI):
             run = Path(self.trainer.default_root_dir)
             found = latest_checkpoint(run / "checkpoints", run)  # SLURM's own checkpoint lies in the run directory
             if found is None and subcommand != "fit":
-                fail(f"`ckpt_path: last`: there is no checkpoint in '{run}'. Leave it out to use the model as it is.")
+                raise UserError(
+                    f"`ckpt_path: last`: there is no checkpoint in '{run}'. Leave it out to use the model as it is."
+                )
             kwargs["ckpt_path"] = None if found is None else str(found)
         elif path and _is_local_path(path) and not Path(path).exists():
-            fail(f"`ckpt_path`: there is no checkpoint at '{path}'.")
+            raise UserError(f"`ckpt_path`: there is no checkpoint at '{path}'.")
         return kwargs
 
     def _fill_callbacks(self, trainer: L.Trainer, run: Path) -> None:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run / "checkpoints")
+
+
+class BuiltCLI(RLHFCLI):
+    """Module and data module as a run would have them; no trainer is made and nothing runs.
+
+    Attributes:
+        model: The LightningModule.
+        datamodule: The LightningDataModule.
+        trainer_config: The trainer's options, as the config has them.
+    """
+
+    def instantiate_classes(self) -> None:
+        """All but what belongs to the trainer: a strategy or a logger may need a machine that this one is not."""
+        self.config = self.config.clone()
+        self.trainer_config = self.config[self.subcommand].pop("trainer")
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
 
 
 def _is_local_path(path: str) -> bool:
@@ -189,9 +141,10 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
         (JSONLWriter, lambda: JSONLWriter(run / "predictions.jsonl")),
     ]
     if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
-        kinds.insert(0, (ModelCheckpoint, lambda: _checkpoints(run / "checkpoints")))
+        kinds.insert(0, (ModelCheckpoint, lambda: RunCheckpoint(str(run / "checkpoints"))))
     if config.get("enable_progress_bar") is not False:
         kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
+    kinds += [(StopOnSignal, lambda: StopOnSignal()), (Heartbeat, lambda: Heartbeat())]
     for kind, make in kinds:
         # BestPolicy keeps the best by score; what a run resumes from is a checkpoint of its own.
         if not any(isinstance(callback, kind) and not isinstance(callback, BestPolicy) for callback in given):
@@ -199,43 +152,57 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
     return defaults
 
 
-def _checkpoints(folder: Path) -> ModelCheckpoint:
-    # Without version numbers: a resumed run would leave `last.ckpt` as it is and write `last-v1.ckpt`.
-    # At every epoch's end, also in epochs without validation: by default Lightning would wait for the next one.
-    return ModelCheckpoint(folder, save_last="link", enable_version_counter=False, save_on_train_epoch_end=True)
-
-
 def _brings_own_checkpoints(config: dict[str, Any]) -> bool:
     strategy = config.get("strategy")
     return isinstance(strategy, DeepSpeedStrategy) or (isinstance(strategy, str) and "deepspeed" in strategy)
 
 
-def run(args: list[str]) -> RLHFCLI:
-    """Parse ``args`` and run the subcommand they start with."""
+def main(argv: Sequence[str]) -> None:
+    """Run the subcommand (`fit`, `validate`, `test` or `predict`) that ``argv`` starts with.
+
+    Raises:
+        UserError: An option, a config or a path cannot be used.
+        SystemExit: 2, where the parser finds what cannot be used.
+    """
+    command_line(argv)
+
+
+def command_line(argv: Sequence[str], *, run: bool = True) -> RLHFCLI:
+    """Parse ``argv``, make trainer, module and data, and run the subcommand.
+
+    Args:
+        argv: The command line; with ``run`` it starts with the subcommand, without it has none.
+        run: Whether there is a subcommand to run. Without, ``.model``, ``.datamodule`` and ``.trainer`` are made and
+            nothing is loaded.
+    """
+    return RLHFCLI(**_options(argv), seed_everything_default=0, run=run)
+
+
+def build(argv: Sequence[str]) -> BuiltCLI:
+    """Parse ``argv`` as a run would, make module and data alone, and seed nothing."""
+    return BuiltCLI(**_options(argv), seed_everything_default=False)
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
     quiet()
     register_strategies()
-    for name in NAMED_IN_YAML:
-        package = import_module(name)
-        for found in pkgutil.iter_modules(package.__path__):
-            import_module(f"{name}.{found.name}")
-    check_top_level(args)
-    return RLHFCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
+    modules_named_in_yaml()
+    return {
+        "model_class": L.LightningModule,
+        "datamodule_class": L.LightningDataModule,
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "save_config_callback": RunConfig,
+        "save_config_kwargs": {"overwrite": True},
+        "trainer_defaults": {
             "log_every_n_steps": 1,
             "logger": True,
             "use_distributed_sampler": False,
             "enable_model_summary": False,
         },
-        seed_everything_default=0,
-        parser_kwargs={"default_env": True, "env_prefix": "LIT_RLHF"},
-        args=args,
-    )
+        "parser_kwargs": {"default_env": True, "env_prefix": "LIT_RLHF"},
+        "args": list(argv),
+    }
 
 
 def quiet() -> None:
@@ -250,10 +217,16 @@ def quiet() -> None:
         ".*LightningCLI's args parameter is intended.*",
     ):
         warnings.filterwarnings("ignore", text)
+    if "SLURM_JOB_ID" not in os.environ:  # installed, not used
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    threading.excepthook = _thread_error
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
 
 
-__all__ = ["RLHFCLI", "run"]
+def _thread_error(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread and raises its error again in the main one, where it is told in one line."""
+    if failed.exc_value is None or message_for_user(failed.exc_value) is None:
+        threading.__excepthook__(failed)

@@ -72,7 +72,7 @@ def plan_steps(
 ) -> int:
     """A number of batches an epoch that any seed can be held to: what 97 % of the budget gives.
 
-    Lightning asks the length of a loader once a fit; were it to change with the epoch, rows would be left out.
+    Lightning asks the length of a loader once a fit; were it to change with the epoch, rows would be skipped.
     """
     budget = max_tokens if shuffle_seed is None else max(1, int(0.97 * max_tokens))
     batches = token_budget_batches(
@@ -160,6 +160,20 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, num_parts: int | None
     return parts
 
 
+def token_packs(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row indices, longest row first, cut so that rows x longest row stays within ``max_tokens``.
+
+    As many rows a pack as fit, for passes that keep nothing: where activations are kept, :func:`micro_batches` cuts
+    them evenly. A row longer than the budget is alone. Deterministic: equal lengths keep their order.
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Budget, padding included.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return _fill(order, lengths, max_tokens, 1, len(order))
+
+
 def pad_right(
     rows: Sequence[Sequence[int] | Tensor], pad_value: int, *, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -215,6 +229,7 @@ def _bucketed_order(lengths: Sequence[int], bucket_rows: int, seed: int | None) 
 
 
 def _fill(order: Sequence[int], lengths: Sequence[int], budget: int, min_rows: int, max_rows: int) -> list[list[int]]:
+    """Rows in ``order``, cut where the next one would break the budget or ``max_rows``: every packer above is this."""
     batches: list[list[int]] = []
     longest = 0
     for row in order:

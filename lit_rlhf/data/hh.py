@@ -1,6 +1,6 @@
 r"""HH-RLHF transcripts: JSONL of ``{"chosen": "\n\nHuman: ...\n\nAssistant: ...", "rejected": ...}``.
 
-Source: Anthropic's HH-RLHF as published. For imitation `chosen` alone is enough; for prompts the last reply of
+Source: Anthropic's HH-RLHF as published. For imitation `chosen` alone is enough; for prompts the last response of
 `chosen` is cut off.
 """
 
@@ -57,7 +57,7 @@ class HHFormat(RowFormat):
         return kind != "preference" or isinstance(row.get("rejected"), str)
 
     def preference(self, row: Any) -> PreferenceRecord:
-        """Both transcripts, which must agree up to the last reply."""
+        """Both transcripts, which must agree up to the last response."""
         margin = read_number(row.get("margin"), name="margin")
         return preference(parse_transcript(row["chosen"]), parse_transcript(row["rejected"]), raw=row, margin=margin)
 
@@ -66,7 +66,7 @@ class HHFormat(RowFormat):
         return DialogueRecord(messages=check_turns(parse_transcript(row["chosen"]), ends_with="assistant"), raw=row)
 
     def prompt(self, row: Any) -> PromptRecord:
-        """The chosen transcript without its last reply (which may be empty: only the prompt is used)."""
+        """The chosen transcript without its last response (which may be empty: only the prompt is used)."""
         turns = parse_transcript(row["chosen"])
         if turns[-1].role == "assistant":
             turns = turns[:-1]

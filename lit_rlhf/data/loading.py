@@ -70,13 +70,6 @@ def read_dialogues(
     return cast("tuple[list[DialogueRecord], RowReport]", _read(paths, "dialogue", format, on_bad_row, streaming))
 
 
-def read_texts(
-    paths: str | Sequence[str], *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
-) -> tuple[list[TextRecord], RowReport]:
-    """Plain texts; arguments, returns and errors as :func:`read_preferences`."""
-    return cast("tuple[list[TextRecord], RowReport]", _read(paths, "text", format, on_bad_row, streaming))
-
-
 def read_sft(
     paths: str | Sequence[str], *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
 ) -> tuple[list[DialogueRecord | TextRecord], RowReport]:

@@ -1,6 +1,6 @@
 """MOSS-RLHF files: JSON lists of dialogues as lists of turns.
 
-Preference rows are ``{"chosen": [turn, ...], "rejected": [turn, ...]}``, the last turn the reply; prompt rows are
+Preference rows are ``{"chosen": [turn, ...], "rejected": [turn, ...]}``, the last turn the response; prompt rows are
 lists of turns, the last one the human's; SFT rows are lists of turns that start with the human's. Turns may carry
 their speaker ("Human:", "<|MOSS|>", ...); where they do not, speakers alternate. The strength labels published with
 the cleaned HH-RLHF ("mean preference difference") become the margin. Source: MOSS-RLHF release; Wang et al. 2024
@@ -50,7 +50,7 @@ def read_turns(turns: list[Any], *, last: Role) -> list[Message]:
         return [Message(role, turn.strip()) for role, turn in zip(roles, turns, strict=True)]
     if len(named) == len(turns):
         return [Message(role, text) for role, text in split if role is not None]
-    if len(named) == len(turns) - 1 and split[-1][0] is None:  # the reply of a prefixed context has no prefix
+    if len(named) == len(turns) - 1 and split[-1][0] is None:  # the response of a prefixed context has no prefix
         return [Message(role or last, text) for role, text in split]
     raise RowError(Reason.WRONG_TYPES, f"only {len(named)} of {len(turns)} turns name their speaker")
 
@@ -94,7 +94,7 @@ class MossFormat(RowFormat):
         return DialogueRecord(messages=messages, raw=_as_mapping(row))
 
     def prompt(self, row: Any) -> PromptRecord:
-        """The bare turns, or those of `chosen` without the reply."""
+        """The bare turns, or those of `chosen` without the response."""
         turns = row["chosen"][:-1] if isinstance(row, dict) else row
         messages = check_turns(read_turns(turns, last="user"), ends_with="user")
         return PromptRecord(prompt=messages, raw=_as_mapping(row))

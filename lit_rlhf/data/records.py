@@ -23,9 +23,9 @@ class Reason(str, Enum):
     NOT_JSON = "not JSON"
     WRONG_TYPES = "wrong types"
     EMPTY_PROMPT = "empty prompt"
-    EMPTY_REPLY = "empty reply"
+    EMPTY_RESPONSE = "empty response"
     EMPTY_TURN = "empty turn"
-    EQUAL_REPLIES = "equal replies"
+    EQUAL_RESPONSES = "equal responses"
     DIFFERING_PROMPTS = "differing prompts"
     REPEATED_ROLE = "repeated role"
     STARTS_WITH_ASSISTANT = "starts with an assistant turn"
@@ -73,12 +73,12 @@ class Located:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRecord(Located):
-    """A prompt and two replies, the first preferred.
+    """A prompt and two responses, the first preferred.
 
     Attributes:
         prompt: Turns, oldest first, the last one the user's.
-        chosen: The preferred reply.
-        rejected: The other reply.
+        chosen: The preferred response.
+        rejected: The other response.
         margin: How much better `chosen` is, where the data says so (its sign is kept: negative means the labelers'
             models disagree with the human), else None.
         subset: "helpful", "harmless" or whatever the data names; None where unknown.
@@ -117,7 +117,7 @@ def check_turns(messages: Sequence[Message], *, ends_with: Literal["user", "assi
     """The turns, if they form a dialogue: system turns first, then user and assistant in turn.
 
     Raises:
-        RowError: Empty prompt, an empty turn or reply, a repeated role, or the wrong speaker at either end.
+        RowError: Empty prompt, an empty turn or response, a repeated role, or the wrong speaker at either end.
     """
     body = [m for m in messages if m.role != "system"]
     if any(m.role == "system" for m in messages[len(messages) - len(body) :]):
@@ -143,7 +143,7 @@ def _check_order(body: Sequence[Message], ends_with: Role) -> None:
 
 def _empty_reason(body: Sequence[Message], turn: int, ends_with: Role) -> Reason:
     if turn == len(body):
-        return Reason.EMPTY_REPLY if ends_with == "assistant" else Reason.EMPTY_PROMPT
+        return Reason.EMPTY_RESPONSE if ends_with == "assistant" else Reason.EMPTY_PROMPT
     return Reason.EMPTY_PROMPT if turn == len(body) - 1 and ends_with == "assistant" else Reason.EMPTY_TURN
 
 
@@ -157,14 +157,14 @@ def preference(
     """A record from two whole dialogues that share all but the last turn.
 
     Raises:
-        RowError: A dialogue is malformed, the prompts differ, or the replies are equal.
+        RowError: A dialogue is malformed, the prompts differ, or the responses are equal.
     """
     better = check_turns(chosen, ends_with="assistant")
     worse = check_turns(rejected, ends_with="assistant")
     if better[:-1] != worse[:-1]:
-        raise RowError(Reason.DIFFERING_PROMPTS, "the turns before the last reply are not the same")
+        raise RowError(Reason.DIFFERING_PROMPTS, "the turns before the last response are not the same")
     if better[-1] == worse[-1]:
-        raise RowError(Reason.EQUAL_REPLIES)
+        raise RowError(Reason.EQUAL_RESPONSES)
     return PreferenceRecord(
         prompt=better[:-1],
         chosen=better[-1].content,

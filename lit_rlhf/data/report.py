@@ -5,13 +5,13 @@ The rule is ``accepted + rejected == read``, per source; :meth:`RowReport.check`
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_rlhf.data.records import Located, Reason, RowError
+from lit_rlhf.jsonl import write_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -143,9 +143,9 @@ class RowReport:
         if not self.rejected:
             return None
         out = Path(path)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8") as file:
-            for r in self.rejected:
-                row = {"source": r.source, "line": r.line, "reason": r.reason.value, "detail": r.detail, "row": r.value}
-                file.write(json.dumps(row, default=str) + "\n")  # ASCII: the row may hold what is not UTF-8
+        rows = (
+            {"source": r.source, "line": r.line, "reason": r.reason.value, "detail": r.detail, "row": r.value}
+            for r in self.rejected
+        )
+        write_rows(out, rows, default=str)
         return out

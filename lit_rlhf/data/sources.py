@@ -29,7 +29,8 @@ class RawRow:
     Attributes:
         source: File path or hub name as given.
         line: Line of a JSONL file, element of a JSON list, row of a split; from 1.
-        value: The decoded JSON value; the undecodable text where ``error`` is set.
+        value: The JSON value (from the hub: times as ISO 8601, other values that JSON has not as text), so that it can
+            be written to files and checkpoints; the undecodable text where ``error`` is set.
         error: Why the row could not be decoded.
     """
 
@@ -85,7 +86,8 @@ def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
         streaming: For hub names: read rows as they arrive instead of downloading the whole split first.
 
     Raises:
-        ValueError: The file as a whole cannot be read (broken gzip or JSON list), the hub name cannot be loaded.
+        ValueError: The file as a whole cannot be read (broken gzip or JSON list, cut while it is read), or the hub name
+            cannot be loaded.
     """
     if not Path(source).is_file():
         for line, row in enumerate(read_hub(source, streaming=streaming), start=1):
@@ -103,10 +105,14 @@ def _read_file(source: str) -> Iterator[RawRow]:
     opener: Any = gzip.open if source.endswith(".gz") else open
     plain_json = source.removesuffix(".gz").endswith(".json")
     with opener(source, "rb") as file:
+        size = Path(source).stat().st_size
         if plain_json:
             yield from _read_json(source, file.read())
         else:
             yield from _read_lines(source, file)
+        # A gzip file knows its end.
+        if not source.endswith(".gz") and file.tell() < size:
+            raise ValueError(f"{source}: was cut while it was read, after {file.tell()} of {size} bytes.")
 
 
 def _read_json(source: str, data: bytes) -> Iterator[RawRow]:
@@ -150,9 +156,21 @@ def _decode(source: str, line: int, data: bytes) -> RawRow:
 
 
 def _checked(source: str, line: int, value: Any) -> RawRow:
-    """The row, refused if any string in it cannot be encoded: a tokenizer would fail on it much later."""
+    """The row in JSON's values, refused if any string in it cannot be encoded: a tokenizer would fail on it much later.
+
+    A hub's dates and other objects become the text that JSON can say of them: a checkpoint in the middle of an
+    iteration holds the rows, and is read back without building objects.
+    """
+    foreign: list[object] = []
+
+    def plain(x: object) -> str:
+        foreign.append(x)
+        return str(x.isoformat() if hasattr(x, "isoformat") else x)
+
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        text = json.dumps(value, ensure_ascii=False, default=plain)
+        text.encode("utf-8")
+        value = json.loads(text) if foreign else value
     except UnicodeEncodeError:
         return RawRow(source, line, repr(value)[:200], RowError(Reason.NOT_UTF8, "a lone surrogate or a raw byte"))
     except (ValueError, RecursionError, TypeError) as error:

@@ -1,9 +1,9 @@
-r"""From dialogues to token ids, with exact boundaries between prompt and reply.
+r"""From dialogues to token ids, with exact boundaries between prompt and response.
 
-Every piece of text (a turn with its speaker, a reply) is tokenized on its own and the ids are concatenated, so that
-the prompt's ids are a prefix of prompt + reply by construction, whatever the tokenizer would merge across the seam.
+Every piece of text (a turn with its speaker, a response) is tokenized on its own and the ids are concatenated, so that
+the prompt's ids are a prefix of prompt + response by construction, whatever the tokenizer would merge across the seam.
 A prompt starts with exactly one BOS where the tokenizer has a BOS of its own (not the EOS), and ends with the
-assistant's prefix; a reply ends with EOS.
+assistant's prefix; a response ends with EOS.
 
 Templates: the tokenizer's chat template where it has one and none is named; else ``hh``
 ("\n\nHuman: ...\n\nAssistant: ..."), ``moss-en`` and ``moss-zh`` (turns joined by EOS, as in the MOSS-RLHF release).
@@ -27,14 +27,14 @@ class NamedTemplate:
 
     Attributes:
         user: What comes before a user's text.
-        assistant: What comes before a reply.
-        reply_start: White space between that and the reply; it belongs to the reply's first token.
+        assistant: What comes before a response.
+        response_start: White space between that and the response; it belongs to the response's first token.
         separator: "eos" when turns are joined by the EOS token.
     """
 
     user: str
     assistant: str
-    reply_start: str
+    response_start: str
     separator: str = ""
 
 
@@ -55,7 +55,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Ids of the shared prompt and of both replies with EOS."""
+    """Ids of the shared prompt and of both responses with EOS."""
 
     prompt: list[int]
     chosen: list[int]
@@ -65,7 +65,7 @@ class EncodedPair:
 
 @dataclass(frozen=True)
 class EncodedDialogue:
-    """Ids of a whole dialogue with EOS after every reply; ``learned`` marks the replies' tokens."""
+    """Ids of a whole dialogue with EOS after every response; ``learned`` marks the responses' tokens."""
 
     ids: list[int]
     learned: list[bool]
@@ -84,7 +84,7 @@ def check_template(tokenizer: Any, template: str | None) -> None:
     if template is None and not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"The tokenizer has no chat template: name one with `template=` ({names}).")
     if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no EOS token, which every reply must end with.")
+        raise ValueError("The tokenizer has no EOS token, which every response must end with.")
 
 
 def encode_prompt(
@@ -125,15 +125,15 @@ def fit_prompt(
 
 
 def drop_oldest(messages: Sequence[Message]) -> list[Message]:
-    """The turns without the oldest user turn and its reply; empty when no earlier turn is left to drop."""
+    """The turns without the oldest user turn and its response; empty when no earlier turn is left to drop."""
     system = [m for m in messages if m.role == "system"]
     rest = [m for m in messages if m.role != "system"][2:]
     return system + rest if rest else []
 
 
-def encode_reply(tokenizer: Any, text: str, *, template: str | None = None) -> list[int]:
-    """Token ids of a reply, EOS at the end; special tokens written in the text are read as plain text."""
-    start = TEMPLATES[template].reply_start if template is not None else ""
+def encode_response(tokenizer: Any, text: str, *, template: str | None = None) -> list[int]:
+    """Token ids of a response, EOS at the end; special tokens written in the text are read as plain text."""
+    start = TEMPLATES[template].response_start if template is not None else ""
     return [*encode_piece(tokenizer, start + text), tokenizer.eos_token_id]
 
 
@@ -143,13 +143,13 @@ def encode_pair(
     """Token ids of a pair; old turns of the prompt are dropped until the longer row fits.
 
     Raises:
-        RowError: A reply leaves no room for the last turn, or both replies have the same ids.
+        RowError: A response leaves no room for the last turn, or both responses have the same ids.
         ValueError: See :func:`check_template`.
     """
-    chosen = encode_reply(tokenizer, record.chosen, template=template)
-    rejected = encode_reply(tokenizer, record.rejected, template=template)
+    chosen = encode_response(tokenizer, record.chosen, template=template)
+    rejected = encode_response(tokenizer, record.rejected, template=template)
     if chosen == rejected:  # e.g. differing only in characters that the vocabulary does not have
-        raise RowError(Reason.EQUAL_REPLIES, "the same token ids")
+        raise RowError(Reason.EQUAL_RESPONSES, "the same token ids")
     room = None if max_length is None else max(max_length - max(len(chosen), len(rejected)), 0)
     prompt = fit_prompt(tokenizer, record.prompt, template=template, max_length=room)
     return EncodedPair(prompt.ids, chosen, rejected, prompt.dropped_turns)
@@ -160,11 +160,11 @@ def encode_dialogue(
 ) -> EncodedDialogue:
     """Token ids of a dialogue for imitation, its oldest exchanges dropped until it fits.
 
-    With a named template every reply is learned. A chat template is free to render old turns differently, so with
-    one only the last reply is learned and the turns before it are the prompt.
+    With a named template every response is learned. A chat template is free to render old turns differently, so with
+    one only the last response is learned and the turns before it are the prompt.
 
     Raises:
-        RowError: The last exchange alone is too long (a reply is never cut: it would lose its EOS).
+        RowError: The last exchange alone is too long (a response is never cut: it would lose its EOS).
         ValueError: See :func:`check_template`.
     """
     check_template(tokenizer, template)
@@ -188,6 +188,14 @@ def encode_text(tokenizer: Any, text: str, *, max_length: int) -> list[list[int]
     return [start + ids[i : i + size] for i in range(0, len(ids), size)]
 
 
+def encode_rendered(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a prompt that is already in its layout: special tokens written in it count, and one BOS is in front."""
+    ids, bos = _encode(tokenizer, text, plain=False), _bos(tokenizer)
+    while bos and ids[:1] == bos:
+        ids = ids[1:]
+    return bos + ids
+
+
 def encode_piece(tokenizer: Any, text: str) -> list[int]:
     """Ids of ``text`` as it reads in the middle of a row.
 
@@ -204,13 +212,13 @@ def encode_piece(tokenizer: Any, text: str) -> list[int]:
 def _dialogue_ids(tokenizer: Any, messages: Sequence[Message], template: str | None) -> tuple[list[int], list[bool]]:
     if template is None:
         prompt = _prompt_ids(tokenizer, messages[:-1], None)
-        reply = encode_reply(tokenizer, messages[-1].content)
-        return prompt + reply, [False] * len(prompt) + [True] * len(reply)
+        response = encode_response(tokenizer, messages[-1].content)
+        return prompt + response, [False] * len(prompt) + [True] * len(response)
     ids = _bos(tokenizer)
     learned = [False] * len(ids)
-    for piece, is_reply in _named_pieces(tokenizer, messages, TEMPLATES[template]):
+    for piece, is_response in _named_pieces(tokenizer, messages, TEMPLATES[template]):
         ids += piece
-        learned += [is_reply] * len(piece)
+        learned += [is_response] * len(piece)
     return ids, learned
 
 
@@ -223,13 +231,13 @@ def _prompt_ids(tokenizer: Any, messages: Sequence[Message], template: str | Non
 
 
 def _named_pieces(tokenizer: Any, messages: Sequence[Message], layout: NamedTemplate) -> list[tuple[list[int], bool]]:
-    """Ids of every turn, and whether they are a reply. Replies inside the context look like generated ones."""
+    """Ids of every turn, and whether they are a response. Responses inside the context look like generated ones."""
     eos = [tokenizer.eos_token_id]
     pieces: list[tuple[list[int], bool]] = []
     for message in messages:
         if message.role == "assistant":
             pieces.append((_prefix_ids(tokenizer, layout.assistant), False))
-            pieces.append((encode_piece(tokenizer, layout.reply_start + message.content) + eos, True))
+            pieces.append((encode_piece(tokenizer, layout.response_start + message.content) + eos, True))
         else:
             start = _prefix_ids(tokenizer, layout.user) if not layout.user.endswith(" ") else []
             text = message.content if start else layout.user + message.content
@@ -260,11 +268,7 @@ def _chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja raises its own types, e.g. for a system turn the template does not know
         raise RowError(Reason.WRONG_TYPES, f"the chat template refuses the turns: {error}") from error
-    ids = _encode(tokenizer, text, plain=False)
-    bos = _bos(tokenizer)
-    while bos and ids[:1] == bos:
-        ids = ids[1:]
-    return bos + ids
+    return encode_rendered(tokenizer, text)
 
 
 def _bos(tokenizer: Any) -> list[int]:

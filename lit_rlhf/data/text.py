@@ -26,5 +26,5 @@ class TextFormat(RowFormat):
             RowError: Nothing but white space.
         """
         if not row["text"].strip():
-            raise RowError(Reason.EMPTY_REPLY, "`text` is empty")
+            raise RowError(Reason.EMPTY_RESPONSE, "`text` is empty")
         return TextRecord(text=row["text"], raw=row)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,7 @@ from lit_rlhf import distributed
 from lit_rlhf.data.batching import fixed_size_batches, partition_rows, plan_steps, token_budget_batches
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template
-from lit_rlhf.datamodules.loader import StatefulLoader
+from lit_rlhf.datamodules.loader import StatefulLoader, batch_under_way
 from lit_rlhf.types import DeviceBatch
 
 log = logging.getLogger(__name__)
@@ -218,17 +218,12 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
             )
         rows = self.rows[split]
         lengths = [self.length(row) for row in rows]
-        epoch: Callable[[], int] | None = None
-        if shuffle and self.trainer is not None:
-            trainer = self.trainer
-
-            def epoch() -> int:
-                return trainer.current_epoch
-
+        trainer = self.trainer if shuffle else None
         return StatefulLoader(
             lambda epoch: self._plan(rows, lengths, self.seed + 2 * epoch if shuffle else None),
             lambda plan: DeviceBatch(self.collate([rows[i] for i in plan.rows]), plan.info),
-            epoch=epoch,
+            epoch=None if trainer is None else lambda: trainer.current_epoch,
+            under_way=None if trainer is None else lambda: batch_under_way(trainer),
         )
 
     def _plan(self, rows: Sequence[RowT], lengths: Sequence[int], seed: int | None) -> list[BatchPlan]:
@@ -273,7 +268,7 @@ def load_module_tokenizer(data: L.LightningDataModule, path: str | None) -> Any:
     Raises:
         ValueError: No path, and no module to ask.
     """
-    from lit_rlhf.models.loading import load_tokenizer
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
     module = None if data.trainer is None else data.trainer.lightning_module
     options = getattr(module, "model_config", None)

@@ -8,7 +8,9 @@ nothing until the first batch is asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import lightning as L
 
 BatchT = TypeVar("BatchT")
 PlanT = TypeVar("PlanT")
@@ -22,6 +24,8 @@ class StatefulLoader(Generic[PlanT, BatchT]):
             on every rank.
         collate: One item of the plan to the batch.
         epoch: Where the epoch number comes from (the trainer's); None counts the passes over the loader.
+        under_way: Whether the step on the batch handed out last is still to be done: after a resume it is done again.
+            None: a batch handed out is a batch used.
     """
 
     def __init__(
@@ -30,10 +34,12 @@ class StatefulLoader(Generic[PlanT, BatchT]):
         collate: Callable[[PlanT], BatchT],
         *,
         epoch: Callable[[], int] | None = None,
+        under_way: Callable[[], bool] | None = None,
     ) -> None:
         self._plan = plan
         self._collate = collate
         self._trainer_epoch = epoch
+        self._under_way = under_way
         self._epoch = 0
         self._pos = 0
         self._resumed = False
@@ -52,7 +58,7 @@ class StatefulLoader(Generic[PlanT, BatchT]):
         self._resumed = False
         batches = self._batches(epoch)
         for pos in range(start, len(batches)):
-            self._epoch, self._pos = epoch, pos + 1  # before the yield: a batch handed out is a batch used
+            self._epoch, self._pos = epoch, pos + 1
             yield self._collate(batches[pos])
 
     def _next_epoch(self) -> int:
@@ -66,12 +72,24 @@ class StatefulLoader(Generic[PlanT, BatchT]):
         return self._planned[1]
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and how many of its batches were handed out; a finished epoch is the next one's start."""
-        if self._pos and self._pos >= len(self._batches(self._epoch)):
+        """The epoch and how many of its batches were used; a finished epoch is the next one's start."""
+        pos = self._pos
+        if self._under_way is not None and not self._resumed:
+            pos -= int(self._under_way())
+        if pos and pos >= len(self._batches(self._epoch)):
             return {"epoch": self._epoch + 1, "pos": 0}
-        return {"epoch": self._epoch, "pos": self._pos}
+        return {"epoch": self._epoch, "pos": pos}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._epoch, self._pos = int(state["epoch"]), int(state["pos"])
         self._resumed = True
+
+
+def batch_under_way(trainer: L.Trainer) -> bool:
+    """Whether a training batch was handed out whose step is still to be done; false once ``on_train_batch_end`` runs.
+
+    A checkpoint may be written at either moment: inside the step (a loss that is not finite) or after it.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.ready > progress.processed)

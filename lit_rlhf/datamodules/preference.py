@@ -20,7 +20,7 @@ from lit_rlhf.types import PreferenceBatch
 
 @dataclass(frozen=True)
 class PairRow:
-    """Ids of the shared prompt and of both replies with EOS, ``(L,)`` int32 each."""
+    """Ids of the shared prompt and of both responses with EOS, ``(L,)`` int32 each."""
 
     prompt: Tensor
     chosen: Tensor
@@ -34,7 +34,7 @@ class PreferenceDataModule(TokenDataModule[PreferenceRecord, PairRow]):
 
     Yields ``DeviceBatch[PreferenceBatch]``; a row's record is the raw row with ``subset``, ``source``, ``line`` and
     ``group`` (see :meth:`group`) set, ``info`` holds ``global_rows`` (pairs) and ``global_tokens`` (tokens of the
-    chosen replies) of the global batch. A pair costs its prompt once and both replies. Arguments: see
+    chosen responses) of the global batch. A pair costs its prompt once and both responses. Arguments: see
     :class:`~lit_rlhf.datamodules.base.TokenDataModule`; a budget of 16,384 tokens where neither ``batch_size`` nor
     ``max_tokens`` is given.
     """
@@ -66,7 +66,7 @@ class PreferenceDataModule(TokenDataModule[PreferenceRecord, PairRow]):
         return len(row.prompt) + len(row.chosen) + len(row.rejected)
 
     def learned_tokens(self, row: PairRow) -> int:
-        """Tokens of the chosen reply: what the reward model's LM loss is over."""
+        """Tokens of the chosen response: what the reward model's LM loss is over."""
         return len(row.chosen)
 
     def collate(self, rows: Sequence[PairRow]) -> PreferenceBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,10 +13,18 @@ from lit_rlhf.types import ROW_KEY, DeviceBatch, PromptBatch, Record
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompt:
-    """One prompt as token ids, with the raw row it came from."""
+    """One prompt as token ids, with the raw row it came from.
 
-    ids: tuple[int, ...]
+    Attributes:
+        ids: Token ids; kept as 4 bytes each (Python's integers take 36).
+        record: The raw row.
+    """
+
+    ids: Sequence[int]
     record: Record
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", array("i", self.ids))
 
 
 class PromptLoader:
@@ -49,5 +58,5 @@ class PromptLoader:
 
 def prompt_batch(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> PromptBatch:
     """Left-pad encoded prompts."""
-    ids, mask = pad_left([list(p.ids) for p in prompts], pad_token_id)
+    ids, mask = pad_left([p.ids for p in prompts], pad_token_id)
     return PromptBatch(prompt_ids=ids, prompt_mask=mask, records=tuple(p.record for p in prompts))

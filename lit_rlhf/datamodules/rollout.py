@@ -10,12 +10,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_rlhf.callbacks.hooks import emit_phase
 from lit_rlhf.config import require
 from lit_rlhf.data.loading import read_prompts
 from lit_rlhf.data.records import PromptRecord, RowError
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template, fit_prompt
 from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
+from lit_rlhf.datamodules.loader import batch_under_way
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.datamodules.ptx import PTXText
 from lit_rlhf.distributed import rank, world_size
@@ -25,6 +27,7 @@ from lit_rlhf.ppo.loader import ExperienceSource, RolloutLoader
 from lit_rlhf.ppo.minibatch import Minibatch, minibatches
 from lit_rlhf.ppo.plan import BatchingConfig, global_rows
 from lit_rlhf.randomness import Stream, generator_for
+from lit_rlhf.signals import Interrupted
 from lit_rlhf.types import Experience, PromptBatch
 
 
@@ -39,7 +42,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         predict: The same for prediction; default ``test``.
         format: Format of the rows; recognized from the first ones if not given.
         template: Named template for tokenizers without a chat template.
-        rollout_batch_size: Responses an iteration, global.
+        rollout_batch_size: Responses per iteration, global.
         minibatch_size: Responses an optimizer step, global.
         ppo_epochs: Passes over the rollout.
         micro_batch_tokens: Most tokens of one forward pass; None: 768 on a CPU, 8192 on an accelerator.
@@ -142,7 +145,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             report.withdraw(record, error)
             return []
         report.shorten(record, encoded.dropped_turns)
-        return [EncodedPrompt(ids=tuple(encoded.ids), record=dict(record.raw))]
+        return [EncodedPrompt(ids=encoded.ids, record=dict(record.raw))]
 
     def _check_training(self) -> None:
         prompts = self._prompts.get("train")
@@ -206,7 +209,13 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         module = self._module()
         prompts = self.take(iteration).to(self._device())
         uniforms = self.uniforms(iteration, module.response_length(training=True))
-        return module.collect(prompts, uniforms, batching=self.batching, iteration=iteration)
+        try:
+            return module.collect(prompts, uniforms, batching=self.batching, iteration=iteration)
+        except Interrupted:
+            # The next phase is where the ranks that were not interrupted come to: they agree there to stop.
+            assert self.trainer is not None
+            emit_phase(self.trainer, self.trainer.lightning_module, "scoring")
+            raise
 
     def minibatches(self, experience: Experience, iteration: int) -> Iterator[Minibatch]:
         """See ``ExperienceSource``."""
@@ -232,6 +241,10 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         """See ``ExperienceSource``: fewer than all with ``limit_train_batches``."""
         limit = self.trainer.num_training_batches if self.trainer is not None else float("inf")
         return int(min(self.batching.steps_per_iteration, limit))
+
+    def update_under_way(self) -> bool:
+        """See ``ExperienceSource``: as the trainer counts."""
+        return self.trainer is not None and batch_under_way(self.trainer)
 
     def train_dataloader(self) -> RolloutLoader:
         """The loader of iterations; free of side effects, since Lightning may ask more than once."""

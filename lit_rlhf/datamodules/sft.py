@@ -1,4 +1,4 @@
-"""Supervised fine-tuning data: dialogues whose replies are learned, or plain text."""
+"""Supervised fine-tuning data: dialogues whose responses are learned, or plain text."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
         )
 
     def predict_dataloader(self) -> PromptLoader:  # type: ignore[override]
-        """The test dialogues without their last reply: prompts for the model to answer.
+        """The test dialogues without their last response: prompts for the model to answer.
 
         Raises:
             ValueError: Plain text has no prompts, or there is no data.
@@ -92,7 +92,7 @@ def _prompt(row: TextRow) -> list[EncodedPrompt]:
     """What stands before the last learned run of tokens; nothing for rows that are learned from the start."""
     learned = row.learned.tolist()
     start = len(learned) - next((i for i, x in enumerate(reversed(learned)) if not x), len(learned))
-    return [EncodedPrompt(ids=tuple(row.ids[:start].tolist()), record=row.raw)] if start > 1 else []
+    return [EncodedPrompt(ids=row.ids[:start].tolist(), record=row.raw)] if start > 1 else []
 
 
 def _row(ids: list[int], learned: list[bool], raw: Mapping[str, Any]) -> TextRow:

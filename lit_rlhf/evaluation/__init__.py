@@ -1,1 +1,1 @@
-"""Win rates, reward-model reports, run reports."""
+"""Numbers: win rates, intervals, result tables, the reward-model report. Pages are made in `reports/`."""

@@ -105,7 +105,43 @@ def cluster_bootstrap(
     _check_confidence(confidence)
     if num_samples < 1:
         raise ValueError(f"`num_samples` ({num_samples}) must be at least 1.")
-    sums, sizes = _cluster_sums(values, clusters)
+    return _bootstrap_ratio(*cluster_sums(values, clusters), num_samples=num_samples, confidence=confidence, seed=seed)
+
+
+def ratio_bootstrap(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    num_samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    r"""Percentile bootstrap of :math:`\sum x_i / \sum n_i`, resampling whole clusters.
+
+    A mean per token, from sums per document: ``numerators`` are the sums, ``denominators`` the tokens. Of two models
+    on the same documents, the sums' differences give the paired interval of the difference.
+
+    Args:
+        numerators: :math:`x_i`, length N.
+        denominators: :math:`n_i`, length N, with a positive sum in every cluster.
+        clusters: What each belongs to, length N, e.g. the document.
+        num_samples: See :func:`cluster_bootstrap`.
+        confidence: See :func:`cluster_bootstrap`.
+        seed: See :func:`cluster_bootstrap`.
+
+    Raises:
+        ValueError: As :func:`cluster_bootstrap`, or where a cluster's denominator is not positive.
+    """
+    _check_confidence(confidence)
+    sums, _ = cluster_sums(numerators, clusters)
+    sizes, _ = cluster_sums(denominators, clusters)
+    if not bool((sizes > 0).all()):
+        raise ValueError("`denominators` must have a positive sum in every cluster.")
+    return _bootstrap_ratio(sums, sizes, num_samples=num_samples, confidence=confidence, seed=seed)
+
+
+def _bootstrap_ratio(sums: Tensor, sizes: Tensor, *, num_samples: int, confidence: float, seed: int) -> Interval:
     mean = float(sums.sum() / sizes.sum())
     if len(sums) < 2:
         return Interval(math.nan, mean, math.nan)
@@ -135,14 +171,14 @@ def proportion_interval(
     names: Sequence[Hashable] = range(len(values)) if clusters is None else clusters
     if len(values) == 0 or len(set(names)) == len(values):
         return wilson_interval(sum(values), len(values), confidence=confidence)
-    sums, sizes = _cluster_sums(values, names)
+    sums, sizes = cluster_sums(values, names)
     rates = sums / sizes
     if bool((rates == rates[0]).all()):
         return wilson_interval(float(rates.sum()), len(rates), confidence=confidence)
     return cluster_bootstrap(values, names, confidence=confidence, seed=seed)
 
 
-def _cluster_sums(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
+def cluster_sums(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
     """Sum and size of each cluster, both ``(K,)`` fp64, in order of first appearance."""
     if len(values) != len(clusters):
         raise ValueError(f"`values` ({len(values)}) and `clusters` ({len(clusters)}) must have the same length.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from lit_rlhf.functional.diagnostics import perplexity
 
 
 def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str]) -> dict[str, float]:
@@ -28,15 +27,22 @@ def evaluation_means(rows: Sequence[dict[str, Any]], score_names: Sequence[str])
     return {
         **{name: sum(row[name] for row in rows) / total for name in score_names},
         **traveled,
-        "perplexity": math.exp(min(700.0, -logprob / tokens)),
+        "perplexity": perplexity(-logprob / tokens),
         "response_length": tokens / total,
         "eos_rate": sum(row["ended"] for row in rows) / total,
     }
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as JSON lines, in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+def answer_means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same means of whatever was saved: another program's rows may lack scores, tokens or log-probabilities."""
+
+    def has(name: str) -> bool:
+        return all(isinstance(row.get(name), int | float) for row in rows)
+
+    means: dict[str, Any] = {"score": sum(row["score"] for row in rows) / len(rows)} if has("score") else {}
+    if has("tokens") and has("logprob"):
+        means |= evaluation_means([{"ended": True, **row} for row in rows], [])
+    elif has("tokens"):
+        means["response_length"] = sum(row["tokens"] for row in rows) / len(rows)
+    means.pop("kl_sequence", None)
+    return means

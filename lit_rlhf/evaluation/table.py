@@ -7,7 +7,8 @@ The JSON file is the interface between whoever evaluates policies and whoever sh
          "win_rates": {"all": {"win": 0.61, "tie": 0.07, "lose": 0.32, "rate": 0.645, "low": 0.60, "high": 0.69,
                                "prompts": 300, "clusters": 300},
                        "helpful": {...}, "harmless": {...}},
-         "gold": 0.42, "score": 1.9, "kl": 0.05, "perplexity": 1.6, "response_length": 19.2, "eos_rate": 0.99}]}
+         "p_values": {"all": 0.0001}, "length_controlled": {"all": {"low": 0.58, "mean": 0.62, "high": 0.66}},
+         "judge_score": 0.42, "score": 1.9, "kl": 0.05, "perplexity": 1.6, "response_length": 19.2, "eos_rate": 0.99}]}
 
 Shares and rates lie in [0, 1]; a number that was not measured is null or absent.
 """
@@ -22,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_rlhf.evaluation.intervals import Interval
 from lit_rlhf.evaluation.win_rate import WinRate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-GROUPS = ("all", "helpful", "harmless")
 _MISSING = "-"
 
 
@@ -38,11 +39,13 @@ class PolicyEvaluation:
     Attributes:
         name: "SFT", "PPO-max", "vanilla PPO", ...
         seeds: Training seeds the numbers are over.
-        win_rates: Comparison with the baseline by group of prompts ("all", "helpful", "harmless"); empty for the
-            baseline itself.
-        gold: Mean score by the judge.
+        win_rates: Comparison with the baseline by group of prompts ("all" and the user's own); empty for the baseline
+            itself.
+        p_values: Of the difference from the baseline, by group.
+        length_controlled: Length-controlled win rates, by group; empty where they were not asked for.
+        judge_score: Mean score by the judge; None for one that gives no scores.
         score: Mean score by the reward model that PPO maximized (the proxy).
-        kl: k1 estimate against the reference, nats a token.
+        kl: k1 estimate against the reference, nats per token.
         perplexity: exp of the mean negative log-likelihood of response tokens.
         response_length: Mean tokens of a response.
         eos_rate: Share of responses that ended by themselves.
@@ -51,7 +54,9 @@ class PolicyEvaluation:
     name: str
     seeds: tuple[int, ...] = ()
     win_rates: Mapping[str, WinRate] = field(default_factory=dict)
-    gold: float | None = None
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    length_controlled: Mapping[str, Interval] = field(default_factory=dict)
+    judge_score: float | None = None
     score: float | None = None
     kl: float | None = None
     perplexity: float | None = None
@@ -71,12 +76,15 @@ class PolicyEvaluation:
             wrong = f"unknown key {unknown[0]!r}" if unknown else "no key 'name'"
             raise ValueError(f"A policy of the result table has {wrong}; the keys are {', '.join(sorted(known))}.")
         rates = {group: _win_rate(rate, group) for group, rate in row.get("win_rates", {}).items()}
-        return cls(**{**row, "seeds": tuple(row.get("seeds", ())), "win_rates": rates})
+        controlled = {group: _interval(ends) for group, ends in row.get("length_controlled", {}).items()}
+        given = {"seeds": tuple(row.get("seeds", ())), "win_rates": rates, "length_controlled": controlled}
+        return cls(**{**row, **given})
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation in JSON's own types; numbers that are not finite become null."""
         plain = dataclasses.asdict(dataclasses.replace(self, win_rates={}))
         plain["win_rates"] = {group: _finite(dataclasses.asdict(rate)) for group, rate in self.win_rates.items()}
+        plain["length_controlled"] = {g: _finite(rate._asdict()) for g, rate in self.length_controlled.items()}
         return _finite({**plain, "seeds": list(self.seeds)})
 
 
@@ -118,17 +126,25 @@ class ResultTable:
         """Writes the JSON file described above; missing folders are made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"baseline": self.baseline, "judge": self.judge, "policies": [p.to_dict() for p in self.policies]}
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
+    def to_dict(self) -> dict[str, Any]:
+        """The table in JSON's own types."""
+        return {"baseline": self.baseline, "judge": self.judge, "policies": [p.to_dict() for p in self.policies]}
+
     def caption(self) -> str:
-        """How to read the columns, in one or two sentences."""
-        return (
+        """How to read the columns, in a few sentences."""
+        parts = [
             f"win/tie/lose: percent of comparisons with {self.baseline}, judged by {self.judge}. win %: wins plus half "
-            "the ties, with its 95 % interval (bootstrap over clusters of prompts). score: the reward model's. KL: to "
-            "the reference, nats per token. length: tokens of a response."
-        )
+            "the ties, with its 95 % interval (bootstrap over clusters of prompts)."
+        ]
+        if any(p.length_controlled for p in self.policies):
+            parts.append("LC win %: were both of equal length (regression).")
+        if any(p.p_values for p in self.policies):
+            parts.append("p: of the difference, all prompts (signs of clusters drawn).")
+        parts.append("score: the reward model's. KL: to the reference, nats per token. length: tokens of a response.")
+        return " ".join(parts)
 
     def to_rich(self) -> Table:
         """The table for a terminal: one column a policy, so that four fit into 80 characters."""
@@ -136,7 +152,7 @@ class ResultTable:
         from rich.table import Table
         from rich.text import Text
 
-        header, rows = self._cells()
+        header, rows = self.cells()
         title = f"Policies against {self.baseline}"
         table = Table(title=title, caption=self.caption(), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
         table.add_column("")
@@ -148,22 +164,30 @@ class ResultTable:
 
     def to_markdown(self) -> str:
         """The table as Markdown, one row a policy, the caption below it."""
-        header, rows = self._cells()
+        header, rows = self.cells()
         rule = ["---", *["---:"] * (len(header) - 1)]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [header, rule, *rows]]
         return "\n".join([*lines, "", self.caption(), ""])
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        groups = [g for g in GROUPS if any(g in p.win_rates for p in self.policies)]
-        groups += sorted({g for p in self.policies for g in p.win_rates} - set(GROUPS))
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, one row a policy."""
+        groups = list(dict.fromkeys(g for p in self.policies for g in p.win_rates))
+        groups.sort(key=lambda group: group != "all")  # "all" first, the user's own in their order
+        controlled = ["all"] if any("all" in p.length_controlled for p in self.policies) else []
         header = ["policy", *(["win/tie/lose"] if groups else []), *(f"win % {group}" for group in groups)]
+        header += ["LC win %"] if controlled else []
+        header += ["p"] if any(p.p_values for p in self.policies) else []
         header += [self.judge, "score", "KL", "perplexity", "length", "ended %"]
-        return header, [self._row(policy, groups) for policy in self.policies]
+        return header, [self._row(policy, groups, controlled, with_p="p" in header) for policy in self.policies]
 
-    def _row(self, policy: PolicyEvaluation, groups: Sequence[str]) -> list[str]:
+    def _row(
+        self, policy: PolicyEvaluation, groups: Sequence[str], controlled: Sequence[str], *, with_p: bool
+    ) -> list[str]:
         cells = [policy.name, *([_shares(policy.win_rates.get(groups[0]))] if groups else [])]
         cells += [_rate(policy.win_rates.get(group)) for group in groups]
-        cells += [_shown(policy.gold, "+.2f"), _shown(policy.score, "+.2f"), _shown(policy.kl, ".3f")]
+        cells += [_interval_shown(policy.length_controlled.get(group)) for group in controlled]
+        cells += [p_shown(policy.p_values.get("all"))] if with_p else []
+        cells += [_shown(policy.judge_score, "+.2f"), _shown(policy.score, "+.2f"), _shown(policy.kl, ".3f")]
         ended = None if policy.eos_rate is None else 100 * policy.eos_rate
         return [*cells, _shown(policy.perplexity, ".2f"), _shown(policy.response_length, ".1f"), _shown(ended, ".1f")]
 
@@ -174,6 +198,10 @@ def _win_rate(content: Any, group: str) -> WinRate:
         raise ValueError(f"The win rate {group!r} of a policy must have the keys {', '.join(sorted(names))}.")
     numbers: dict[str, Any] = {name: math.nan if value is None else value for name, value in content.items()}
     return WinRate(**numbers)
+
+
+def _interval(content: Any) -> Interval:
+    return Interval(*(math.nan if content[name] is None else content[name] for name in Interval._fields))
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,8 +215,21 @@ def _shares(rate: WinRate | None) -> str:
 def _rate(rate: WinRate | None) -> str:
     if rate is None:
         return _MISSING
-    ends = "n/a" if math.isnan(rate.low + rate.high) else f"{100 * rate.low:.1f}, {100 * rate.high:.1f}"
-    return f"{100 * rate.rate:.1f} [{ends}]"
+    return _interval_shown(Interval(rate.low, rate.rate, rate.high))
+
+
+def _interval_shown(rate: Interval | None) -> str:
+    if rate is None:
+        return _MISSING
+    ends = f"{100 * rate.low:.1f}, {100 * rate.high:.1f}" if rate.is_defined else "n/a"
+    return f"{100 * rate.mean:.1f} [{ends}]"
+
+
+def p_shown(p: float | None) -> str:
+    """A p-value with three digits; one that is smaller is said to be."""
+    if p is None:
+        return _MISSING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _shown(value: float | None, form: str) -> str:

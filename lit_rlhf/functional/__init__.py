@@ -1,4 +1,9 @@
-"""Pure tensor maths: no config, no logging, no I/O. One file an idea."""
+"""Pure maths, one file per idea: no config, no logging, no I/O. Every formula that a module or a callback uses is here.
+
+Conventions of the whole room: B responses of at most T tokens; a mask is bool, True = keep, and has its column's shape;
+results are fp32 (fp64 stays fp64) and zero outside the mask; log-probabilities, entropies and KL are in nats. Each
+module's docstring says the rest once, its functions only what is their own.
+"""
 
 from lit_rlhf.functional.advantages import (
     discounted_returns,
@@ -7,15 +12,13 @@ from lit_rlhf.functional.advantages import (
     leave_one_out,
 )
 from lit_rlhf.functional.diagnostics import (
-    LengthStats,
-    explained_variance,
     explained_variance_from_sums,
     explained_variance_sums,
-    length_stats,
     perplexity,
+    shape_statistics,
 )
-from lit_rlhf.functional.kl import k1, k2, k3
-from lit_rlhf.functional.logprobs import chunked_logprobs, entropy, selected_logprobs
+from lit_rlhf.functional.kl import k1, k3, log_ratio
+from lit_rlhf.functional.logprobs import chunked_logprobs
 from lit_rlhf.functional.losses import (
     RatioSums,
     clipped_policy_loss,
@@ -26,51 +29,42 @@ from lit_rlhf.functional.losses import (
     ratio_sums,
     value_loss,
 )
-from lit_rlhf.functional.masking import (
-    masked_mean,
-    masked_moments,
-    masked_sum,
-    masked_var,
-    masked_whiten,
-)
+from lit_rlhf.functional.masking import keep, masked_moments, masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
+from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 
 __all__ = [
-    "LengthStats",
     "RatioSums",
     "RunningMoments",
     "accuracy",
     "chunked_logprobs",
     "clipped_policy_loss",
     "discounted_returns",
-    "entropy",
     "entropy_loss",
-    "explained_variance",
     "explained_variance_from_sums",
     "explained_variance_sums",
     "generalized_advantage_estimate",
     "group_normalized",
     "k1",
-    "k2",
     "k3",
+    "keep",
     "kl_penalty_policy_loss",
     "leave_one_out",
-    "length_stats",
     "lm_loss",
-    "masked_mean",
+    "log_ratio",
     "masked_moments",
-    "masked_sum",
-    "masked_var",
     "masked_whiten",
+    "ngram_hashes",
     "normalized_sum",
     "pairwise_loss",
     "penalize_missing_eos",
     "perplexity",
+    "prefix_hashes",
     "ratio_sums",
-    "selected_logprobs",
     "shape_scores",
+    "shape_statistics",
     "token_rewards",
     "value_loss",
 ]

@@ -1,31 +1,41 @@
-"""Numbers that say whether training goes well; they never carry a gradient."""
+"""Numbers that say whether training goes well; they never carry a gradient.
+
+Whoever logs one of them calls it here, modules and monitors alike: one quantity, one formula.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
 from torch import Tensor
 
-from lit_rlhf.functional.masking import accumulation_dtype, keep, masked_mean
+from lit_rlhf.functional.masking import accumulation_dtype, keep
+
+
+def perplexity(mean_nll: float) -> float:
+    """``exp(mean NLL)`` of a mean over all tokens at once, in nats; infinity above 709.78, where float64 ends.
+
+    Infinity rather than a largest number, so that plots, ``EarlyStopping`` and the collapse rule see that there is no
+    number to show. The released code divides by the token count twice: the paper's axis runs from 1.00 to 1.03.
+    """
+    try:
+        return math.exp(mean_nll)
+    except OverflowError:
+        return math.inf
 
 
 @torch.no_grad()
 def explained_variance_sums(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    r"""The five sums :func:`explained_variance_from_sums` needs; they add over micro-batches and ranks.
-
-    .. math:: \left(n,\ \sum R,\ \sum R^2,\ \sum e,\ \sum e^2\right), \qquad e = R - V
+    """``(n, Σ R, Σ R², Σ e, Σ e²)`` with ``e = R − V``: what adds up over micro-batches and ranks.
 
     Args:
-        values: The critic's, ``(B, T)``.
-        returns: Its targets, ``(B, T)``.
+        values: V, the critic's, ``(B, T)``.
+        returns: R, its targets, ``(B, T)``.
         mask: Response tokens, ``(B, T)`` bool.
 
     Returns:
         ``(5,)`` fp64 (fp32 on devices without it).
-
-    Raises:
-        ValueError: If the shapes differ or the mask is not bool.
     """
     wide = accumulation_dtype(values.device)
     target = keep(returns, mask).to(wide)
@@ -35,17 +45,9 @@ def explained_variance_sums(values: Tensor, returns: Tensor, mask: Tensor) -> Te
 
 
 def explained_variance_from_sums(sums: Tensor) -> Tensor:
-    r"""Share of the returns' variance that the critic accounts for.
+    """``1 − Var(R − V) / Var(R)``: 1 is a perfect critic, 0 one no better than a constant, negative is worse than that.
 
-    .. math:: 1 - \frac{\operatorname{Var}(R - V)}{\operatorname{Var}(R)}
-
-    1 is a perfect critic, 0 one no better than a constant, negative worse than that.
-
-    Args:
-        sums: ``(5,)`` from :func:`explained_variance_sums`, added up.
-
-    Returns:
-        0-d, the dtype of ``sums``; 0 where the returns do not vary.
+    Takes what :func:`explained_variance_sums` gives, added up. 0 where the returns do not vary.
     """
     count, target, target_sq, error, error_sq = sums.unbind()
     n = count.clamp(min=1)
@@ -56,75 +58,26 @@ def explained_variance_from_sums(sums: Tensor) -> Tensor:
     return torch.where(varies, 1.0 - error_var / torch.where(varies, target_var, torch.ones_like(n)), 0.0)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """:func:`explained_variance_from_sums` of one batch.
+def shape_statistics(x: Tensor) -> dict[str, float]:
+    """Moments and tail of a sample ``(N,)``, N >= 1: ``mean, std, skew, kurtosis, upper_tail``.
 
-    Args:
-        values: The critic's, ``(B, T)``.
-        returns: Its targets, ``(B, T)``.
-        mask: Response tokens, ``(B, T)`` bool.
-
-    Returns:
-        0-d fp32; 0 where the returns do not vary.
-
-    Raises:
-        ValueError: If the shapes differ or the mask is not bool.
+    ``skew = m₃ / m₂^1.5`` and ``kurtosis = m₄ / m₂² − 3``, of central moments m with divisor N.
+    ``upper_tail = (U − M) / (M − L)``, U the mean of the top 5 %, M the median, L the mean of the lower half (after
+    Hogg 1972): how far the best lie above the middle, in units of how far the lower half lies below. 2.6 for a normal
+    distribution of any mean and width, larger with a long upper tail: the number for Appendix A's "long tail after
+    collapse". Shifting or scaling ``x`` changes none of the last three; they are NaN where all of ``x`` is equal.
     """
-    return explained_variance_from_sums(explained_variance_sums(values, returns, mask)).float()
-
-
-@torch.no_grad()
-def perplexity(logprobs: Tensor, mask: Tensor) -> Tensor:
-    r"""Exponential of the mean negative log-probability over all kept tokens.
-
-    .. math:: \exp\left(-\frac{\sum_{i:\, m_i} \log\pi(y_i)}{\sum_i m_i}\right)
-
-    The released code divides by the token count twice, which is why the paper's axis runs from 1.00 to 1.03.
-
-    Args:
-        logprobs: ``(B, T)``.
-        mask: Response tokens, ``(B, T)`` bool.
-
-    Returns:
-        0-d fp32; 1 where nothing is kept.
-
-    Raises:
-        ValueError: If the shapes differ or the mask is not bool.
-    """
-    return torch.exp(-masked_mean(logprobs, mask))
-
-
-@dataclass(frozen=True)
-class LengthStats:
-    """Lengths of a batch of responses, in tokens, EOS included.
-
-    Attributes:
-        mean: 0-d fp32.
-        std: Population standard deviation, 0-d fp32.
-        min: 0-d int64.
-        max: 0-d int64.
-    """
-
-    mean: Tensor
-    std: Tensor
-    min: Tensor
-    max: Tensor
-
-
-def length_stats(mask: Tensor) -> LengthStats:
-    """Mean, spread, minimum and maximum of the response lengths.
-
-    Args:
-        mask: Response tokens, ``(B, T)`` bool, B at least 1.
-
-    Returns:
-        See :class:`LengthStats`.
-
-    Raises:
-        ValueError: If the mask is not a 2-D bool tensor with at least one row.
-    """
-    if mask.dtype != torch.bool or mask.dim() != 2 or not len(mask):
-        raise ValueError(f"`mask` must be bool (B, T) with B at least 1, got {mask.dtype} {tuple(mask.shape)}.")
-    lengths = mask.sum(1)
-    wide = lengths.float()
-    return LengthStats(mean=wide.mean(), std=wide.std(correction=0), min=lengths.min(), max=lengths.max())
+    ordered = x.double().cpu().sort().values  # one copy, then no number waits for a device
+    mean, median = ordered.mean(), ordered.quantile(0.5)
+    centered = ordered - mean
+    variance = centered.square().mean()
+    top = max(1, round(0.05 * len(ordered)))
+    above, below = ordered[-top:].mean() - median, median - ordered[: max(1, len(ordered) // 2)].mean()
+    values = {
+        "mean": mean,
+        "std": variance.sqrt(),
+        "skew": centered.pow(3).mean() / variance.pow(1.5),
+        "kurtosis": centered.pow(4).mean() / variance.square() - 3.0,
+        "upper_tail": above / below,
+    }
+    return {name: float(value) if value.isfinite() else math.nan for name, value in values.items()}

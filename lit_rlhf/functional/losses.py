@@ -146,7 +146,9 @@ def normalized_sum(per_token: Tensor, mask: Tensor, normalizer: float | Tensor |
         ValueError: If the shapes differ or the mask is not bool.
     """
     total = keep(per_token, mask).sum()
-    count = torch.as_tensor(mask.sum() if normalizer is None else normalizer, device=total.device).to(total.dtype)
+    if isinstance(normalizer, int | float):  # a number of the host's: nothing to send to a device and wait for
+        return total / (normalizer if normalizer > 0 else 1.0)
+    count = (mask.sum() if normalizer is None else normalizer).to(total)
     return total / torch.where(count > 0, count, torch.ones_like(count))
 
 

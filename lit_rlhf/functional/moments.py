@@ -18,16 +18,14 @@ RESOLUTION = 1e-7
 
 @dataclass(frozen=True)
 class RunningMoments:
-    r"""Count, mean and sum of squared deviations of all numbers seen so far.
+    """Count n, mean μ and sum of squared deviations M₂ of all numbers seen so far.
 
-    Merging two sets a and b (Chan, Golub and LeVeque 1979):
+    Two sets a and b merge (Chan, Golub and LeVeque 1979, eq. 2.1) as
 
-    .. math::
-        \delta = \mu_b - \mu_a, \quad n = n_a + n_b, \quad \mu = \mu_a + \delta \frac{n_b}{n}, \quad
-        M_2 = M_{2,a} + M_{2,b} + \delta^2 \frac{n_a n_b}{n}
+    ``δ = μ_b − μ_a``, ``n = n_a + n_b``, ``μ = μ_a + δ n_b / n``, ``M₂ = M₂_a + M₂_b + δ² n_a n_b / n``
 
-    The order of merging changes nothing beyond rounding. The paper normalizes a score with moments that already
-    include its own batch (eq. 18), so update first, then shape.
+    and the order of merging changes nothing beyond rounding. The paper normalizes a score with moments that already
+    include its own batch (eq. 18), so update first, then shape. Moments are never changed in place.
 
     Attributes:
         count: How many numbers.
@@ -40,15 +38,7 @@ class RunningMoments:
     m2: float = 0.0
 
     def update(self, count: float, mean: float, m2: float) -> RunningMoments:
-        """These moments merged with those of another set.
-
-        Args:
-            count: Size of the other set; zero changes nothing.
-            mean: Its mean.
-            m2: Its sum of squared deviations.
-
-        Returns:
-            New moments; ``self`` is untouched.
+        """These moments merged with those of another set; one of size zero changes nothing.
 
         Raises:
             ValueError: If a number is not finite, or ``count`` or ``m2`` is negative.
@@ -68,16 +58,9 @@ class RunningMoments:
         )
 
     def update_from(self, x: Tensor) -> RunningMoments:
-        """These moments merged with those of the elements of ``x``.
+        """These moments merged with those of the elements of ``x``, of any shape and real dtype.
 
-        Args:
-            x: Any real dtype, any shape; this process's numbers only. Over ranks, merge every rank's triple instead.
-
-        Returns:
-            New moments; ``self`` is untouched.
-
-        Raises:
-            ValueError: If an element is not finite.
+        ``x`` is this process's numbers only. Over ranks, :meth:`update` with every rank's triple instead.
         """
         if x.numel() == 0:
             return self
@@ -87,10 +70,7 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Sample standard deviation; 1.0 while there is none to speak of.
-
-        That is while fewer than two numbers were seen, or when they differ by less than fp32 can resolve.
-        """
+        """Sample standard deviation; 1.0 before two numbers were seen that differ by more than fp32 can resolve."""
         if self.count < 2:
             return 1.0
         std = math.sqrt(self.m2 / (self.count - 1.0))

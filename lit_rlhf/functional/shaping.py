@@ -1,4 +1,8 @@
-"""From one score a response to one reward a token."""
+"""From one score per response to one reward per token.
+
+Conventions: ``scores (B,)`` are of any real dtype, ``mask (B, T)`` is True at response tokens up to and including EOS;
+results are fp32. An argument outside its range, or a shape that does not fit, is a ``ValueError``.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +17,16 @@ from lit_rlhf.functional.moments import RunningMoments
 def shape_scores(
     scores: Tensor, *, moments: RunningMoments, normalize: bool = False, scale: bool = False, clip: float | None = None
 ) -> Tensor:
-    r"""Normalize or scale scores by running moments, then clip them.
-
-    .. math::
-        \tilde r = \operatorname{clip}\left(\frac{r - \mu}{\sigma}, -c, c\right) \text{ (normalize)}, \qquad
-        \tilde r = \operatorname{clip}\left(\frac{r}{\sigma}, -c, c\right) \text{ (scale)}
+    """``clip((r − μ) / σ, −c, c)`` with ``normalize``, ``clip(r / σ, −c, c)`` with ``scale``, else ``clip(r, −c, c)``.
 
     The paper's moments already include this batch: update them first. Source: paper eq. 18 and Figure 5, details 4-5.
 
     Args:
-        scores: ``(B,)``, any real dtype.
-        moments: Statistics of all raw scores so far.
+        scores: r.
+        moments: μ and σ of all raw scores so far.
         normalize: Subtract the mean and divide by the standard deviation; ``scale`` adds nothing to it.
         scale: Divide by the standard deviation.
-        clip: Bound c of the result; None leaves it free.
-
-    Returns:
-        ``(B,)`` fp32.
-
-    Raises:
-        ValueError: If ``clip`` is not positive.
+        clip: c, positive; None does not clip.
     """
     if clip is not None and not clip > 0:
         raise ValueError(f"`clip` ({clip}) must be positive, or None for no clipping.")
@@ -47,21 +41,13 @@ def shape_scores(
 def penalize_missing_eos(
     scores: Tensor, ended: Tensor, *, penalty: float | None = None, replacement: float | None = None
 ) -> Tensor:
-    r"""Lower, or replace, the score of responses that the length limit cut.
-
-    .. math:: r_b - p \text{ (penalty)}, \quad \text{or } r' \text{ (replacement)}, \quad \text{where not ended}
+    """Lower, or replace, the score of responses that the length limit cut; with neither given, nothing changes.
 
     Args:
-        scores: ``(B,)``, any real dtype.
+        scores: One per response.
         ended: True where the response has its EOS, ``(B,)`` bool.
         penalty: Subtracted from the score, not negative.
-        replacement: Takes the place of the score. With both None the scores pass unchanged.
-
-    Returns:
-        ``(B,)`` fp32.
-
-    Raises:
-        ValueError: If both are given, the penalty is negative, or the shapes or the dtype of ``ended`` do not fit.
+        replacement: Takes the place of the score; not together with ``penalty``.
     """
     if ended.dtype != torch.bool or ended.shape != scores.shape:
         raise ValueError(f"`ended` must be bool {tuple(scores.shape)}, got {ended.dtype} {tuple(ended.shape)}.")
@@ -84,31 +70,27 @@ def token_rewards(
     kl_coef: float,
     token_scores: Tensor | None = None,
 ) -> Tensor:
-    r"""The KL penalty at every response token, and the score at the last one.
+    """The KL penalty at every response token, and the score at the last one.
 
-    .. math:: r_t = -\eta \left(\log\pi(y_t) - \log\pi_{ref}(y_t)\right) + [t = t_{last}]\, s + s_t
+    ``r_t = −η (log π(y_t) − log π_ref(y_t)) + [t = t_last] s + s_t``
 
-    Source: paper eq. 19 (detail 1), with :math:`s_t` an optional per-token (process) reward.
+    Zero outside the mask; a row without any token gets no score. Source: paper eq. 19 (detail 1), with s_t an optional
+    per-token (process) reward.
 
     Args:
-        scores: One a response, shaped, ``(B,)``.
+        scores: s, shaped.
         logprobs: Under the policy that drew the tokens, ``(B, T)``.
         ref_logprobs: Under the reference, ``(B, T)``.
-        mask: Response tokens up to and including EOS, ``(B, T)`` bool.
-        kl_coef: :math:`\eta`, not negative.
-        token_scores: ``(B, T)``, or None.
-
-    Returns:
-        ``(B, T)`` fp32, zero outside the mask. A row without any token gets no score.
-
-    Raises:
-        ValueError: If shapes do not fit or ``kl_coef`` is negative.
+        mask: Response tokens.
+        kl_coef: η, not negative.
+        token_scores: s_t, ``(B, T)``, or None.
     """
     if scores.shape != mask.shape[:1] or mask.dim() != 2:
         raise ValueError(f"`scores` {tuple(scores.shape)} must be (B,) and `mask` {tuple(mask.shape)} (B, T).")
     if not kl_coef >= 0:
         raise ValueError(f"`kl_coef` ({kl_coef}) must not be negative.")
     penalty = -kl_coef * k1(keep(logprobs, mask), keep(ref_logprobs, mask))
+    # response tokens from here to the end, this one included: 1 at the last token and at the gaps behind it
     later = mask.long().flip(1).cumsum(1).flip(1)
     last = mask & (later == 1)
     rewards = penalty + keep(scores.float().unsqueeze(1).expand(mask.shape), last)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.models.cpu.last_layer import last_layer_at, probing
+from lit_rlhf.models.cpu import seen_at
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,12 @@ def run_trunk(
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
     if position_ids is not None:
         extra["position_ids"] = position_ids
-    if at is None or not len(at):
-        hidden: Tensor = trunk(input_ids=input_ids, use_cache=False, return_dict=True, **extra).last_hidden_state
-        return hidden if at is None else hidden.flatten(0, 1)[at]
-    with last_layer_at(trunk, at) as trimmed:
-        hidden = trunk(input_ids=input_ids, use_cache=False, return_dict=True, **extra).last_hidden_state
-    # A trunk that left its last layer out gives all positions after all.
-    trimmed = trimmed and hidden.shape[:2] == (1, len(at))
-    return hidden[0] if trimmed else hidden.flatten(0, 1).index_select(0, at)
+    view = None if at is None or not len(at) else seen_at(trunk, at)
+    run = trunk if view is None else view
+    hidden: Tensor = run(input_ids=input_ids, use_cache=False, return_dict=True, **extra).last_hidden_state
+    if at is None:
+        return hidden
+    return hidden.flatten(0, 1).index_select(0, at) if view is None else hidden[0]
 
 
 def _takes_positions(trunk_class: type[nn.Module]) -> bool:
@@ -110,8 +108,8 @@ def trunk_hidden(
         model: A Hugging Face causal LM, PEFT-wrapped or not.
         input_ids: ``(B, L)`` int64, right-padded.
         attention_mask: ``(B, L)``, nonzero = keep. Only needed for rows that are padded on the left.
-        at: Positions in the flattened ``(B, L)`` that are wanted, ``(N,)`` int64; None = all. The last layer is then
-            computed there alone where its structure allows (``models/cpu/last_layer.py``).
+        at: Positions in the flattened ``(B, L)`` that are wanted, ``(N,)`` int64; None = all. On a CPU the last
+            layer is then computed there alone where its structure allows (``models/cpu/last_layer.py``).
 
     Returns:
         ``(B, L, H)``, or ``(N, H)`` with ``at``, in the model's dtype (autocast applies).
@@ -162,7 +160,11 @@ def _candidate_scales(config: Any) -> list[float]:
 @torch.no_grad()
 def _find_transform(model: Any, head: nn.Module) -> tuple[float, float | None]:
     device = next(head.parameters()).device
-    with probing(device.type):
+    kind = device.type
+    # The autocast around it, without its cache: that keeps the weights it casts until its block ends, and not every
+    # torch release knows that a copy made without a graph must not serve the training step around this look.
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False):
         return _matching_transform(model, head, device)
 
 

@@ -37,14 +37,6 @@ def resolve_folder(path: str | Path, *, trust_remote_code: bool = False, weights
     return _hub_snapshot(str(path), trust_remote_code=trust_remote_code, weights=weights)
 
 
-def same_source(path: str | Path, other: str | Path) -> bool:
-    """Whether two model paths name the same files, so that weights read from one are those of the other."""
-    first, second = Path(path).expanduser(), Path(other).expanduser()
-    if first.exists() and second.exists():
-        return first.samefile(second)
-    return str(path) == str(other)
-
-
 def _looks_local(path: str) -> bool:
     """Whether ``path`` cannot be meant as ``name`` or ``organization/name`` on the hub."""
     if path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1 or "\\" in path:
@@ -103,7 +95,7 @@ def check_weights_are_plain(folder: Path) -> bool:
         True when the weights are safetensors (nothing to check), False when they are pickles without code.
 
     Raises:
-        ValueError: A pickle asks for code, or a file is damaged.
+        ValueError: A pickle would execute code, or a file is damaged.
     """
     files = weight_files(folder)
     if files[0].suffix == ".safetensors":
@@ -150,7 +142,7 @@ def load_pickle(file: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file asks for code to be run when it is opened, is damaged, or does not hold a dict.
+        ValueError: The file would execute code when it is opened, is damaged, or does not hold a dict.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"No checkpoint file at '{file}'.")

@@ -9,10 +9,12 @@ reach a real token, so the model needs no mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from lit_rlhf.functional.masking import flat_positions
 from lit_rlhf.types import Columns, Rollout
 
 
@@ -34,10 +36,19 @@ class CompactRows(Columns):
     response_ids: Tensor
     response_mask: Tensor
 
+    @cached_property
+    def _places(self) -> Tensor:
+        # Once for all models that are asked: a device's host waits to learn how many there are.
+        return flat_positions(self.response_mask)
+
     def predicting(self) -> Tensor:
         """Positions in the flattened ``(b, L)`` that predict the real response tokens, ``(N,)`` int64."""
-        row, token = self.response_mask.nonzero(as_tuple=True)
-        return row * self.input_ids.size(1) + self.predict_at[row, token]
+        rows = self._places // self.response_mask.size(1)
+        return rows * self.input_ids.size(1) + self.predict_at.flatten()[self._places]
+
+    def predicted(self) -> Tensor:
+        """The real response tokens in the order of :meth:`predicting`, ``(N,)`` int64."""
+        return self.response_ids.flatten()[self._places]
 
     def scatter(self, flat: Tensor, width: int | None = None) -> Tensor:
         """Flat (N,) values of the real response tokens as ``(b, width)``, zero elsewhere; differentiable."""
@@ -62,14 +73,13 @@ def compact_rows(rollout: Rollout, rows: Tensor, pad_token_id: int = 0) -> Compa
     rows = rows.to(rollout.input_ids.device)
     ids, mask = rollout.input_ids[rows], rollout.attention_mask[rows]
     lengths = mask.sum(1)
-    width = int(lengths.max())
+    response_mask = rollout.response_mask[rows]
+    response_length = response_mask.sum(1)
+    width, longest = torch.stack([lengths.max(), response_length.max().clamp_min(1)]).tolist()
     # A stable sort brings each row's real tokens to the front and keeps their order.
     order = torch.argsort(~mask, dim=1, stable=True)[:, :width]
     keep = torch.arange(width, device=ids.device)[None] < lengths[:, None]
     input_ids = ids.gather(1, order).masked_fill(~keep, pad_token_id)
-    response_mask = rollout.response_mask[rows]
-    response_length = response_mask.sum(1)
-    longest = max(1, int(response_length.max()))
     response_mask = response_mask[:, :longest]
     first = (lengths - response_length)[:, None] - 1
     predict_at = (first + torch.arange(longest, device=ids.device)).masked_fill(~response_mask, 0)

@@ -7,6 +7,7 @@ was there.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.models.checkpoint import load_pickle, resolve_folder
+from lit_rlhf.models.checkpoint import resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
-from lit_rlhf.models.loading import check_loaded, quiet, without_dropout
+from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
 from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare_dtype, host_copy, merged
 
 _HEAD = "head.weight"
@@ -98,8 +99,11 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        number = _system_error(error)
+        if number:
+            raise OSError(number, os.strerror(number), str(out)) from error
         raise
     if out.exists():
         out.rename(old)
@@ -107,24 +111,14 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _system_error(error: BaseException) -> int:
+    """The number of the operating system's error; safetensors has it in its words alone. 0 for any other error."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None) or 0
+
+
 def _is_replaceable(out: Path) -> bool:
     return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
-
-
-def load_state(path: str | Path) -> dict[str, Tensor]:
-    """The weights of a single-file Lightning checkpoint, on the CPU, tensors and primitives only.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: A folder (a sharded checkpoint), a file that asks for code, or one without a state dict.
-    """
-    if Path(path).is_dir():
-        raise ValueError(f"'{path}' is a folder: consolidate the sharded checkpoint into one file first.")
-    content = load_pickle(path)
-    state = content.get("state_dict")
-    if not isinstance(state, dict):
-        raise ValueError(f"'{path}' has no `state_dict`; its keys are {', '.join(map(str, list(content)[:8]))}.")
-    return state
 
 
 def extract_submodule_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

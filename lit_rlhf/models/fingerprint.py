@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_rlhf.models.frozen import HostWeights
 from lit_rlhf.models.scalar import score_rows
 
 FILE_NAME = "fingerprint.json"
@@ -55,7 +56,12 @@ def write_fingerprint(
 
 
 def check_fingerprint(
-    folder: Path, model: Callable[[Tensor], Tensor], *, dtype: torch.dtype, tokenizer: Any | None = None
+    folder: Path,
+    model: nn.Module,
+    *,
+    dtype: torch.dtype,
+    tokenizer: Any | None = None,
+    device: torch.device | str = "cpu",
 ) -> bool:
     """Score the stored token ids again and compare.
 
@@ -64,6 +70,7 @@ def check_fingerprint(
         model: The model as loaded from it, on the CPU.
         dtype: Of the loaded model: the tolerance is the wider of its own and the stored one.
         tokenizer: The folder's tokenizer; when given, the stored texts must give the stored ids too.
+        device: Where to score them: the model is lent to it. Large models take minutes on one thread of a CPU.
 
     Returns:
         False when the folder has no fingerprint (a third-party model), True when it holds.
@@ -78,8 +85,9 @@ def check_fingerprint(
     tolerance = max(tolerance, TOLERANCES[dtype])
     if tokenizer is not None:
         _check_ids(file, tokenizer, cases)
-    wanted = torch.tensor([case["score"] for case in cases])
-    scores = score_rows(model, [case["ids"] for case in cases], pad_token_id=0)
+    wanted = torch.tensor([case["score"] for case in cases], dtype=torch.float32)
+    with HostWeights(model).on(device):
+        scores = score_rows(model, [case["ids"] for case in cases], pad_token_id=0, device=device)
     errors = (scores - wanted).abs()
     worst = int(errors.argmax())
     # `not <=` so that a NaN score fails as well.

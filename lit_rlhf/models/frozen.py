@@ -6,12 +6,14 @@ state dict, no optimizer, no DDP or DeepSpeed wrap, and no precision plugin cast
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from lit_rlhf.models.cpu import tune
 
 Placement = Literal["device", "cpu"]
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -26,6 +28,52 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+class HostWeights:
+    """Parameters and buffers of a model that lives in host memory, to be lent to a device for a while.
+
+    Args:
+        model: Any module. Its weights are moved to the CPU if they are not there.
+        pin: Lock the memory, so that copies to an accelerator do not stop the host. A second copy of the weights while
+            it is made.
+    """
+
+    def __init__(self, model: nn.Module, *, pin: bool = False) -> None:
+        self._slots = list(_slots(model))
+        if pin or any(tensor.device.type != "cpu" for _, _, tensor in self._slots):
+            self._replace(lambda tensor: _pinned(tensor.cpu()) if pin else tensor.cpu())
+            self._slots = list(_slots(model))
+
+    @contextmanager
+    def on(self, device: torch.device | str) -> Iterator[None]:
+        """Copies of the weights on ``device`` inside the block, the originals after it: nothing is copied back."""
+        if torch.device(device).type == "cpu":
+            yield
+            return
+        try:
+            self._replace(lambda tensor: _brought(tensor, device))
+            yield
+        finally:
+            for owner, name, tensor in self._slots:
+                setattr(owner, name, tensor)
+
+    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Put ``change(tensor)`` where each tensor is, once for tensors that are tied."""
+        changed: dict[int, Tensor] = {}
+        for owner, name, tensor in self._slots:
+            if id(tensor) not in changed:
+                new = change(tensor.detach())
+                is_parameter = isinstance(tensor, nn.Parameter)
+                changed[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if is_parameter else new
+            setattr(owner, name, changed[id(tensor)])
+
+
+def _slots(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every place of a parameter or buffer: module, attribute, tensor; tied ones more than once."""
+    for module in model.modules():
+        for tensors in (module.named_parameters, module.named_buffers):
+            yield from ((module, name, tensor) for name, tensor in tensors(recurse=False, remove_duplicate=False))
 
 
 class FrozenModel(Generic[ModelT]):
@@ -48,7 +96,7 @@ class FrozenModel(Generic[ModelT]):
         self.placement: Placement = placement
         if dtype is not None:
             cast_parameters(self.model, dtype)
-        self._host: list[tuple[Tensor, Tensor]] = []
+        self._host: HostWeights | None = None
         self._depth = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,40 +124,29 @@ class FrozenModel(Generic[ModelT]):
     def on(self, device: torch.device | str) -> Iterator[FrozenModel[ModelT]]:
         """Have the weights on ``device`` inside the block; with ``placement="cpu"`` give its memory back after it.
 
-        Blocks may be nested. The host copy is kept (pinned where there is an accelerator) and pointed to again at the
-        end, so leaving the block copies nothing and the weights stay the same bits.
+        On a CPU the model gets the CPU's kernels (``models/cpu``). Blocks may be nested. The host copy is kept (pinned
+        where there is an accelerator) and pointed to again at the end, so leaving the block copies nothing and the
+        weights stay the same bits.
         """
+        tune(self.model, device)
         if self.placement == "device":
             self.model.to(device)
             yield self
             return
-        try:
-            self._enter(torch.device(device))
-            yield self
-        finally:
-            self._leave()
-
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from self.model.parameters()
-        yield from self.model.buffers()
-
-    def _enter(self, device: torch.device) -> None:
         self._depth += 1
-        if self._depth > 1:
-            return
-        if not self._host:
-            self._host = [(t, _pinned(t.data)) for t in self._tensors()]
-        for tensor, host in self._host:
-            tensor.data = _brought(host, device)
+        try:
+            with self._host_weights().on(device) if self._depth == 1 else nullcontext():
+                yield self
+        finally:
+            self._depth -= 1
 
-    def _leave(self) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            for tensor, host in self._host:
-                tensor.data = host
+    def _host_weights(self) -> HostWeights:
+        if self._host is None:
+            self._host = HostWeights(self.model, pin=True)
+        return self._host
 
 
-def _brought(tensor: Tensor, device: torch.device) -> Tensor:
+def _brought(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 

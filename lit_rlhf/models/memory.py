@@ -13,16 +13,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lit_rlhf.functional.logprobs import ACCELERATOR_BLOCK, LOGIT_COPIES
+from lit_rlhf.models.scoring import logits_chunk
+from lit_rlhf.models.uses import ModelUse, PassSizes
+
 Sharding = Literal["single", "ddp", "zero"]
 FP32, BF16 = 4, 2
-LOGITS_CHUNK = 4096
-"""Tokens projected to the vocabulary at a time (``rollout.scoring.CHUNK_TOKENS``)."""
-LOGITS_COPIES = 3
-"""fp32 copies of a chunk's logits that live at once: logits, log-softmax, gradient."""
+
+
+def cache_bytes_per_token(config: Any, size: int) -> int:
+    """Keys and values of one token in all layers of a model with this config, in numbers of ``size`` bytes."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers:
+class TrainerSetup:
     """What the trainer does with dtypes and devices.
 
     Attributes:
@@ -31,6 +39,7 @@ class Numbers:
         bf16: Whether computation is in bf16.
         offload_optimizer: Whether master weights and optimizer state are in host memory.
         bucket: Elements of a communication bucket.
+        logits_gib: ``ModelConfig.logits_gib``.
     """
 
     sharding: Sharding = "single"
@@ -38,6 +47,7 @@ class Numbers:
     bf16: bool = True
     offload_optimizer: bool = False
     bucket: int = 200_000_000
+    logits_gib: float | None = None
 
     @property
     def compute(self) -> int:
@@ -51,28 +61,24 @@ class Numbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """One of the models of a run.
+class SizedModel(ModelUse):
+    """A model of a run with the configuration that says how large it is.
 
     Attributes:
-        role: Its name in the table.
         config: Transformers configuration.
-        causal: Whether it has an LM head.
-        trained: Whether it is trained; otherwise frozen.
-        weight_bytes: Bytes of a weight while it is frozen.
-        offloaded: Whether a frozen model waits in host memory.
-        checkpointing: Whether activations are recomputed in backward.
-        attention: Attention implementation.
     """
 
-    role: str
     config: Any
-    causal: bool
-    trained: bool
-    weight_bytes: int = FP32
-    offloaded: bool = False
-    checkpointing: bool = False
-    attention: str | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight while it is frozen."""
+        return FP32 if self.dtype == "float32" else BF16
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether it waits in host memory."""
+        return self.placement == "cpu" and not self.trained
 
     @cached_property
     def parameters(self) -> int:
@@ -85,13 +91,13 @@ class Model:
         from transformers import AutoModel, AutoModelForCausalLM
 
         # Flash attention saves what torch's fused kernel saves, and is not importable where there is no GPU.
-        attention = "eager" if self.attention == "eager" else "sdpa"
+        attention = "eager" if self.loading.attn_implementation == "eager" else "sdpa"
         kind = AutoModelForCausalLM if self.causal else AutoModel
         mode = FakeTensorMode()
         with mode:
             model = kind.from_config(self.config, dtype=dtype, attn_implementation=attention)
         model.train(self.trained)
-        if self.checkpointing and self.trained:
+        if self.loading.gradient_checkpointing and self.trained:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return mode, model
 
@@ -114,41 +120,13 @@ class Model:
 
     def cache_bytes_per_token(self, compute: int) -> int:
         """Keys and values of one token in all layers."""
-        config = self.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * size * compute)
+        return cache_bytes_per_token(self.config, compute)
 
     def widest(self, compute: int) -> int:
-        """Bytes a token needs inside one layer of a pass that keeps nothing."""
+        """Bytes needed per token inside one layer of a pass that keeps nothing."""
         config = self.config.get_text_config()
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         return int((2 * inner + 6 * config.hidden_size) * compute)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """Tokens and rows of one device.
-
-    Attributes:
-        update_rows: Rows of a micro-batch of the update.
-        update_width: Tokens of each.
-        learned: Tokens of each that meet the vocabulary (response tokens).
-        text_rows: Language-model rows beside a micro-batch (ptx).
-        text_width: Tokens of each.
-        generated_rows: Rows generated at a time; 0 without a rollout.
-        cache_slots: Columns of the key-value cache, over all rows.
-        prefill_tokens: Tokens of one prefill pass.
-    """
-
-    update_rows: int
-    update_width: int
-    learned: int
-    text_rows: int = 0
-    text_width: int = 0
-    generated_rows: int = 0
-    cache_slots: int = 0
-    prefill_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,82 +149,89 @@ class Memory:
         return sum(self.resident.values()) + max((sum(p.values()) for p in self.phases.values()), default=0)
 
 
-def predict(models: list[Model], shapes: Shapes, numbers: Numbers) -> Memory:
+def predict(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> Memory:
     """Memory of one rank.
 
     Args:
         models: The run's models; the first trained causal one generates.
-        shapes: Rows and tokens of one rank.
-        numbers: Strategy and precision.
+        sizes: Rows and tokens of one rank.
+        setup: Strategy and precision.
     """
     memory = Memory()
-    _weights(memory, models, numbers)
-    memory.phases["update"] = _update(models, shapes, numbers)
-    if shapes.generated_rows:
+    _weights(memory, models, setup)
+    memory.phases["update"] = _update(models, sizes, setup)
+    if sizes.generated_rows:
         policy = next(m for m in models if m.trained and m.causal)
-        memory.phases["rollout"] = _rollout(policy, shapes, numbers)
-        memory.phases["scoring"] = _scoring(models, shapes, numbers)
+        memory.phases["rollout"] = _rollout(policy, sizes, setup)
+        memory.phases["scoring"] = _scoring(models, sizes, setup)
     return memory
 
 
-def _weights(memory: Memory, models: list[Model], numbers: Numbers) -> None:
+def _weights(memory: Memory, models: list[SizedModel], setup: TrainerSetup) -> None:
     for model in models:
-        size = model.weight_bytes if not model.trained else numbers.trained
+        size = model.weight_bytes if not model.trained else setup.trained
         place = memory.host if model.offloaded else memory.resident
-        place[f"{model.role} weights"] = model.parameters * size
+        part = f"{model.role} weights"
+        place[part] = place.get(part, 0) + model.parameters * size
     trained = sum(m.parameters for m in models if m.trained)
-    shards = numbers.devices if numbers.sharding == "zero" else 1
+    shards = setup.devices if setup.sharding == "zero" else 1
     # AdamW's two moments in fp32; ZeRO adds its own fp32 master weights, also when the weights are fp32 already.
-    state = (3 if numbers.sharding == "zero" else 2) * FP32 * trained // shards
-    (memory.host if numbers.offload_optimizer else memory.resident)["optimizer state"] = state
-    memory.resident["gradients"] = trained * numbers.trained // shards
-    if numbers.sharding == "ddp":
+    state = (3 if setup.sharding == "zero" else 2) * FP32 * trained // shards
+    (memory.host if setup.offload_optimizer else memory.resident)["optimizer state"] = state
+    memory.resident["gradients"] = trained * setup.trained // shards
+    if setup.sharding == "ddp":
         memory.resident["communication buckets"] = trained * FP32
-    elif numbers.sharding == "zero":
+    elif setup.sharding == "zero":
         # Two reduction buckets (one fills while one travels) and one for gathering the updated weights.
-        memory.resident["communication buckets"] = 3 * min(numbers.bucket, trained) * numbers.trained
+        memory.resident["communication buckets"] = 3 * min(setup.bucket, trained) * setup.trained
 
 
-def _update(models: list[Model], shapes: Shapes, numbers: Numbers) -> dict[str, int]:
+def _update(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
     trained = [m for m in models if m.trained]
-    dtype = torch.bfloat16 if numbers.bf16 else torch.float32
+    dtype = torch.bfloat16 if setup.bf16 else torch.float32
     parts: dict[str, int] = {}
     for model in trained:
-        count = model.saved_activations(shapes.update_rows, shapes.update_width, dtype)
-        if model.checkpointing:
-            whole = replace(model, checkpointing=False)
-            one_layer = whole.saved_activations(shapes.update_rows, shapes.update_width, dtype)
+        count = model.saved_activations(sizes.update_rows, sizes.update_width, dtype)
+        if model.loading.gradient_checkpointing:
+            whole = replace(model, loading=replace(model.loading, gradient_checkpointing=False))
+            one_layer = whole.saved_activations(sizes.update_rows, sizes.update_width, dtype)
             count += one_layer // model.config.get_text_config().num_hidden_layers
-        if model.causal and shapes.text_rows:
-            count += model.saved_activations(shapes.text_rows, shapes.text_width, dtype)
+        if model.causal and sizes.text_rows:
+            count += model.saved_activations(sizes.text_rows, sizes.text_width, dtype)
         parts[f"{model.role} activations"] = count
-    parts["logits"] = max((_logits(m, shapes) for m in trained if m.causal), default=0)
-    if numbers.bf16 and numbers.sharding != "zero":
+    parts["logits"] = max((_logits(m, sizes, setup, LOGIT_COPIES) for m in trained if m.causal), default=0)
+    if setup.bf16 and setup.sharding != "zero":
         parts["bf16 copies of weights"] = BF16 * sum(m.parameters for m in trained)  # autocast's cache
     return parts
 
 
-def _logits(model: Model, shapes: Shapes) -> int:
-    tokens = min(LOGITS_CHUNK, shapes.update_rows * shapes.learned + shapes.text_rows * shapes.text_width)
-    return int(LOGITS_COPIES * FP32 * tokens * model.config.get_text_config().vocab_size)
+def _logits(model: SizedModel, sizes: PassSizes, setup: TrainerSetup, copies: int) -> int:
+    """``copies`` of a chunk in the head's dtype, and the four fp32 blocks of rows that softmax and entropy work in."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = sizes.update_rows * sizes.learned + sizes.text_rows * sizes.text_width
+    elements = min(tokens, logits_chunk(model, "cuda", gib=model.loading.logits_gib)) * vocabulary
+    return int(copies * setup.compute * elements + 4 * FP32 * min(elements, ACCELERATOR_BLOCK))
 
 
-def _rollout(policy: Model, shapes: Shapes, numbers: Numbers) -> dict[str, int]:
-    vocabulary = policy.config.get_text_config().vocab_size
+def _rollout(policy: SizedModel, sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
+    vocabulary, per_token = policy.config.get_text_config().vocab_size, policy.cache_bytes_per_token(setup.compute)
+    rows = sizes.generated_rows
+    if sizes.cache_bytes is not None:
+        rows = min(rows, max(1, sizes.cache_bytes // (per_token * sizes.update_width)))
     return {
-        "KV cache": shapes.cache_slots * policy.cache_bytes_per_token(numbers.compute),
+        "KV cache": sizes.cache_slots * rows // sizes.generated_rows * per_token,
         # Logits, weights, sorted weights, their sums (fp32) and the order (int64).
-        "logits": shapes.generated_rows * vocabulary * (4 * FP32 + 8),
-        "prefill": shapes.prefill_tokens * policy.widest(numbers.compute),
+        "logits": rows * vocabulary * (4 * FP32 + 8),
+        "prefill": sizes.prefill_tokens * policy.widest(setup.compute),
     }
 
 
-def _scoring(models: list[Model], shapes: Shapes, numbers: Numbers) -> dict[str, int]:
-    tokens = shapes.update_rows * shapes.update_width
+def _scoring(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
+    tokens = sizes.update_rows * sizes.update_width
     return {
         "offloaded weights, while in use": max(
             (m.parameters * m.weight_bytes for m in models if m.offloaded), default=0
         ),
-        "forward pass": tokens * max(m.widest(numbers.compute) for m in models),
-        "logits": max((_logits(m, shapes) for m in models if m.causal), default=0),
+        "forward pass": tokens * max(m.widest(setup.compute) for m in models),
+        "logits": max((_logits(m, sizes, setup, 1) for m in models if m.causal), default=0),
     }

@@ -1,4 +1,4 @@
-"""Preference pairs with the prompt that both replies share computed once.
+"""Preference pairs with the prompt that both responses share computed once.
 
 A pair is one row ``prefix | chosen tail | rejected tail``: the prefix is the longest common prefix of both rows, the
 rejected tail sees the prefix but not the chosen tail, and its positions go on from the prefix. Scores and gradients are
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.models.cpu.kernels import SDPA_NAMES
+from lit_rlhf.models.cpu import SDPA_NAMES
 from lit_rlhf.types import Columns, PreferenceBatch
 
 
@@ -29,7 +29,7 @@ class PackedPairs(Columns):
             attention takes it as it is; see :meth:`mask_for`.
         chosen_last: Index of the chosen row's last token, ``(B,)`` int64.
         rejected_last: The same for the rejected row, ``(B,)`` int64.
-        loss_mask: True at the chosen reply's tokens (LM targets; each is predicted from the index before it),
+        loss_mask: True at the chosen response's tokens (LM targets; each is predicted from the index before it),
             ``(B, L)`` bool.
         margin: Required score difference, ``(B,)`` fp32.
     """

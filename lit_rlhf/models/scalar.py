@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_rlhf.data.batching import pad_right, token_packs
 from lit_rlhf.models.causal import Projection, run_trunk, unwrap
 
 HEAD_KEY = "score.weight"
@@ -208,24 +209,10 @@ def score_rows(
     """
     if any(len(row) == 0 for row in rows):
         raise ValueError(f"Row {[len(row) for row in rows].index(0)} has no tokens, so it has no score.")
-    scores = torch.empty(len(rows))
+    scores = torch.empty(len(rows), dtype=torch.float32)
     with torch.no_grad():
-        for picks in _packs([len(row) for row in rows], max_batch_tokens):
-            lengths = torch.tensor([len(rows[i]) for i in picks])
-            ids = torch.full((len(picks), int(lengths.max())), pad_token_id, dtype=torch.long)
-            for k, i in enumerate(picks):
-                ids[k, : len(rows[i])] = torch.as_tensor(rows[i])
-            scores[picks] = model(ids.to(device), at=last_positions(lengths, ids.size(1)).to(device)).float().cpu()
+        for picks in token_packs([len(row) for row in rows], max_batch_tokens):
+            ids, mask = pad_right([rows[i] for i in picks], pad_token_id)
+            at = last_positions(mask.sum(1), ids.size(1))
+            scores[picks] = model(ids.to(device), at=at.to(device)).float().cpu()
     return scores
-
-
-def _packs(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Row numbers in packs of similar length whose padded size stays within ``max_tokens``."""
-    pack: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if pack and lengths[pack[0]] * (len(pack) + 1) > max_tokens:
-            yield pack
-            pack = []
-        pack.append(i)
-    if pack:
-        yield pack

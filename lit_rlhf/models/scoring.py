@@ -13,17 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.functional.logprobs import chunked_logprobs
+from lit_rlhf.functional.logprobs import CHUNK_SIZE, LOGIT_COPIES, chunked_logprobs
 from lit_rlhf.functional.masking import flat_positions
-from lit_rlhf.models.causal import projector, trunk_hidden
+from lit_rlhf.models.causal import projector, trunk_hidden, unwrap
 from lit_rlhf.models.compact import CompactRows, compact_rows
 from lit_rlhf.types import Rollout, TextBatch
 
 CHUNK_TOKENS = 4096
+CPU_LOGITS_GIB, ACCELERATOR_LOGITS_GIB = 1.0, 2.0
+"""Memory for logits where nothing is said: up to 32k words (CPU) or 65k the chunk is ``CHUNK_TOKENS`` whole."""
+
+
+def logits_chunk(model: Any, device: torch.device | str, *, gib: float | None = None, most: int = CHUNK_TOKENS) -> int:
+    r"""Tokens projected to the vocabulary at a time; one function for scoring and update, whose bits it must not tell.
+
+    .. math:: \min(\text{most}, \text{gib} \cdot 2^{30} / (4 \cdot \text{copies} \cdot V))
+
+    with :data:`~lit_rlhf.functional.logprobs.LOGIT_COPIES` fp32 copies in backward, rounded down to a multiple of 64.
+
+    Args:
+        model: A transformers model, or anything with its ``config``; PEFT-wrapped or not.
+        device: Where the logits will be.
+        gib: ``ModelConfig.logits_gib``.
+        most: Upper limit, in tokens.
+    """
+    if gib is None:
+        gib = CPU_LOGITS_GIB if torch.device(device).type == "cpu" else ACCELERATOR_LOGITS_GIB
+    vocabulary: int = unwrap(model).config.get_text_config().vocab_size
+    fitting = int(gib * 2**30) // (LOGIT_COPIES * 4 * vocabulary)
+    return min(most, max(64, fitting - fitting % 64))
 
 
 def response_logprobs(
-    model: Any, rows: CompactRows, *, chunk_size: int = CHUNK_TOKENS, with_entropy: bool = False
+    model: Any, rows: CompactRows, *, logits_gib: float | None = None, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the response tokens under the model's raw logits.
 
@@ -32,7 +54,7 @@ def response_logprobs(
     Args:
         model: A causal language model.
         rows: Right-padded rows.
-        chunk_size: Tokens projected to the vocabulary at a time.
+        logits_gib: ``ModelConfig.logits_gib``; the same in scoring and update.
         with_entropy: Whether to return the entropy of each next-token distribution too.
 
     Returns:
@@ -41,8 +63,8 @@ def response_logprobs(
     logprobs, entropy = chunked_logprobs(
         trunk_hidden(model, rows.input_ids, at=rows.predicting()),
         projector(model),
-        rows.response_ids[rows.response_mask],
-        chunk_size=chunk_size,
+        rows.predicted(),
+        chunk_size=logits_chunk(model, rows.input_ids.device, gib=logits_gib),
         with_entropy=with_entropy,
     )
     return rows.scatter(logprobs), None if entropy is None else rows.scatter(entropy)
@@ -83,6 +105,7 @@ def model_columns(
     reference: Any | None,
     critic: Any | None,
     pad_token_id: int,
+    logits_gib: float | None = None,
 ) -> ModelColumns:
     """Ask the models for their columns, micro-batch by micro-batch; call it without a gradient.
 
@@ -93,18 +116,19 @@ def model_columns(
         reference: Causal language model, or None.
         critic: See :func:`response_values`, or None.
         pad_token_id: Id written to padding; it changes no result.
+        logits_gib: ``ModelConfig.logits_gib``.
     """
     shape, device = rollout.response_mask.shape, rollout.input_ids.device
-    logprobs, entropy, values, ref = (torch.zeros(shape, device=device) for _ in range(4))
-    for rows in micro_batches:
+    logprobs, entropy, values, ref = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(4))
+    for rows in (part.to(device) for part in micro_batches):
         compact = compact_rows(rollout, rows, pad_token_id)
         width = compact.response_mask.size(1)
         if policy is not None:
-            now, spread = response_logprobs(policy, compact, with_entropy=True)
+            now, spread = response_logprobs(policy, compact, logits_gib=logits_gib, with_entropy=True)
             assert spread is not None
             logprobs[rows, :width], entropy[rows, :width] = now, spread
         if reference is not None:
-            ref[rows, :width] = response_logprobs(reference, compact)[0]
+            ref[rows, :width] = response_logprobs(reference, compact, logits_gib=logits_gib)[0]
         if critic is not None:
             values[rows, :width] = response_values(critic, compact)
     return ModelColumns(
@@ -112,9 +136,10 @@ def model_columns(
     )
 
 
-def text_logprobs(model: Any, text: TextBatch) -> tuple[Tensor, Tensor]:
+def text_logprobs(model: Any, text: TextBatch, *, logits_gib: float | None = None) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the learned tokens of a text batch, ``(B, L - 1)`` fp32, and their mask."""
     mask = text.loss_mask[:, 1:]
     hidden = trunk_hidden(model, text.input_ids, at=flat_positions(mask, text.input_ids.size(1)))
-    flat, _ = chunked_logprobs(hidden, projector(model), text.input_ids[:, 1:][mask])
+    chunk = logits_chunk(model, hidden.device, gib=logits_gib, most=CHUNK_SIZE)
+    flat, _ = chunked_logprobs(hidden, projector(model), text.input_ids[:, 1:][mask], chunk_size=chunk)
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask

@@ -12,7 +12,8 @@ import inspect
 import os
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +21,16 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
-from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, world_size
+from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
+from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.strategies.accumulation import (
     accumulate,
     backward_parts,
@@ -35,15 +39,36 @@ from lit_rlhf.strategies.accumulation import (
     discard_gradient,
     gradient_is_finite,
     gradient_norm,
+    loss_scaler,
+    lower_loss_scale,
 )
 from lit_rlhf.strategies.errors import require_training_state
+from lit_rlhf.user_errors import LitRLHFError
 
 STATE_KEY = "lit_rlhf"
 FUSED_DEVICES = ("cpu", "cuda")
 """Where PyTorch's fused AdamW is used; both have it in every release that is supported here."""
+MOST_SKIPPED = 50
+"""With `on_non_finite: skip`, so many skipped updates in a row end the run."""
 
 
-class NonFiniteError(RuntimeError):
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Tensors are made on the CPU and in fp32 where nothing else is said.
+
+    Lightning calls ``configure_model`` with the accelerator as torch's default device (and, with precision `bf16-true`,
+    bf16 as its dtype): transformers would read the weights straight onto the device, all models in fp32 at once.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+class NonFiniteError(LitRLHFError, RuntimeError):
     """A loss, gradient or score is not finite; the message names the iteration, the tensor and the prompts."""
 
 
@@ -75,11 +100,17 @@ class BaseModule(L.LightningModule, ABC):
         self.schedule_config = schedule
         self.on_non_finite = on_non_finite
         self.skipped_updates = 0
+        self._skipped_in_a_row = 0
+        self._loaded = False
         self.tokenizer: Any = None
         self._rng_state: list[dict[str, Any]] | None = None
         self._rates: dict[str, float] = {}
 
     # ---------------------------------------------------------------- what subclasses say of themselves
+
+    @abstractmethod
+    def load_models(self) -> None:
+        """Load tokenizer and models, on the CPU; called once on each rank by :meth:`configure_model`."""
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
@@ -93,6 +124,86 @@ class BaseModule(L.LightningModule, ABC):
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
 
+    def memory_models(self) -> list[ModelUse]:
+        """The models that a fit holds, for `lit-rlhf plan`; asked before anything is loaded.
+
+        Raises:
+            ValueError: If the module does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say which models it holds: define `memory_models`.")
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows and tokens of one rank's passes, for `lit-rlhf plan`; asked before any data is read.
+
+        Args:
+            data: The data module.
+            ranks: Number of processes.
+            device: Kind of device, `cpu` or `cuda`, for what depends on it.
+
+        Raises:
+            ValueError: If the module does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say how large its passes are: define `pass_sizes`.")
+
+    # ---------------------------------------------------------------- models, device, precision
+
+    def setup(self, stage: str) -> None:
+        """Refuse or warn of a precision that cannot train, before anything is loaded.
+
+        Raises:
+            ValueError: If weights are to be trained in fp16 without DeepSpeed's fp32 masters.
+        """
+        precision = str(self.trainer.precision)
+        if stage != "fit" or isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            return
+        if precision == "16-true":
+            raise ValueError(
+                f"`precision` ({precision}) keeps nothing but fp16 weights, which cannot be trained: use bf16-mixed or "
+                "16-mixed."
+            )
+        if precision == "bf16-true":
+            rank_zero_warn(
+                f"`precision` ({precision}) trains bf16 weights: what changes a weight by less than 1/512 of itself is "
+                "rounded away, at PPO's learning rates most of every update. bf16-mixed keeps fp32 weights."
+            )
+
+    def configure_model(self) -> None:
+        """Load the models once, in host memory, whatever device and dtype Lightning has made the default.
+
+        The strategy moves (and ZeRO casts) what is registered; frozen models move themselves. What fails on one rank
+        fails on all.
+        """
+        if not self._loaded:
+            with on_host():
+                run_together(self.load_models)
+            self._loaded = True
+
+    def on_fit_start(self) -> None:
+        """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
+        tune(self, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    @property
+    def target_device(self) -> torch.device:
+        """The rank's device, also before the module has been moved there."""
+        return self.device if self._trainer is None else self.trainer.strategy.root_device
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch, but floating-point buffers keep their dtype, whatever the parameters are cast to.
+
+        A rotary embedding's ``inv_freq`` in bf16 would move every position, and the policy's would not be the
+        reference's.
+        """
+        buffers = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super().to(*args, **kwargs)
+        for name, buffer in buffers.items():
+            owner, _, own_name = name.rpartition(".")
+            moved = self.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                setattr(self.get_submodule(owner), own_name, buffer.to(moved.device))
+        return self
+
     # ---------------------------------------------------------------- optimizer
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -103,9 +214,8 @@ class BaseModule(L.LightningModule, ABC):
             {"params": [p for p in parameters if p.requires_grad], "lr": lr, "name": name}
             for name, (parameters, lr) in self.parameter_groups().items()
         ]
-        # One pass over each tensor. Under fp16 it would undo the loss scaling by itself, after the clipping.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        fused = self.device.type in FUSED_DEVICES and not scaled
+        # One pass over each tensor. Under fp16 it would also undo the loss scaling, and hide what it steps along.
+        fused = self.device.type in FUSED_DEVICES and loss_scaler(self.trainer) is None
         optimizer = AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused)
         total = total_steps(self.trainer)
         schedule = LambdaLR(optimizer, [lambda step: self.schedule_config.factor(step, total)] * len(groups))
@@ -120,7 +230,8 @@ class BaseModule(L.LightningModule, ABC):
                 come in parts that have no parameter in common: see :func:`backward_parts`.
 
         Returns:
-            ``loss`` and ``grad_norm`` (fp32 scalars), or None if the update was left out for not being finite.
+            ``loss`` and ``grad_norm`` (fp32 scalars; the norm is of the gradient without fp16's loss scale), or None if
+            the update was skipped for not being finite.
 
         Raises:
             NonFiniteError: If loss or gradient is not finite and ``on_non_finite`` is `stop`.
@@ -128,7 +239,7 @@ class BaseModule(L.LightningModule, ABC):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for i, loss_of in enumerate(losses):
             with accumulate(self.trainer, i == len(losses) - 1):
                 for loss in backward_parts(self.trainer, loss_of()):
@@ -140,11 +251,16 @@ class BaseModule(L.LightningModule, ABC):
         norm = torch.zeros(()) if sharded else gradient_norm(self.trainer, optimizer)
         finite = {"loss": bool(total.isfinite()), "gradient norm": gradient_is_finite(self.trainer, norm)}
         if not all(finite.values()):
+            overflow = finite["loss"] and lower_loss_scale(self.trainer, optimizer)
             discard_gradient(self.trainer, optimizer)
+            if overflow:
+                self._log_skipped_update()
+                return None
             self._refuse_update(next(name for name, good in finite.items() if not good))
             return None
         clip_gradients(self.trainer, optimizer, self.optimizer_config.max_grad_norm)
         optimizer.step()
+        self._skipped_in_a_row = 0
         self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
         self.lr_schedulers().step()  # type: ignore[union-attr]
         return {"loss": total, "grad_norm": gradient_norm(self.trainer) if sharded else norm}
@@ -152,11 +268,21 @@ class BaseModule(L.LightningModule, ABC):
     # ---------------------------------------------------------------- things that must not be finite
 
     def _refuse_update(self, what: str) -> None:
-        self.skipped_updates += 1
         if self.on_non_finite == "skip":
-            self.log_values({"update/skipped": float(self.skipped_updates)})
+            self._log_skipped_update()
             return
+        self.skipped_updates += 1
         self.fail_non_finite(what, self.describe_batch())
+
+    def _log_skipped_update(self) -> None:
+        self.skipped_updates += 1
+        self._skipped_in_a_row += 1
+        self.log_values({"update/skipped": float(self.skipped_updates)})
+        if self._skipped_in_a_row >= MOST_SKIPPED:
+            raise NonFiniteError(
+                f"{self.where()}: {self._skipped_in_a_row} updates in a row were skipped for numbers that are not "
+                "finite: the run has stopped learning, and ends as the last update left it."
+            )
 
     def describe_batch(self) -> str:
         """What the update was computed on, one sentence with a space at its end, for error messages."""
@@ -224,6 +350,7 @@ class BaseModule(L.LightningModule, ABC):
             "module": type(self).__name__,
             "world_size": world_size(),
             "skipped_updates": self.skipped_updates,
+            "skipped_in_a_row": self._skipped_in_a_row,
             **self.extra_state(),
         }
 
@@ -234,6 +361,7 @@ class BaseModule(L.LightningModule, ABC):
         state = checkpoint.get(STATE_KEY, {})
         self._rng_state = state.get("rng")
         self.skipped_updates = state.get("skipped_updates", 0)
+        self._skipped_in_a_row = state.get("skipped_in_a_row", 0)
         if state:
             self.load_extra_state(state)
 
@@ -251,6 +379,7 @@ class BaseModule(L.LightningModule, ABC):
         Face models come out of ``from_pretrained`` in eval mode and gradient checkpointing needs train mode.
         """
         load_dropped_loader_state(self.trainer)
+        forget_batch_under_way(self.trainer)
         self.train()
         if self._rng_state is None or len(self._rng_state) != world_size():
             return
@@ -262,12 +391,25 @@ class BaseModule(L.LightningModule, ABC):
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
         self._rng_state = None
 
+    def on_train_end(self) -> None:
+        """A run that has learned nothing has failed.
+
+        Raises:
+            NonFiniteError: If every update was skipped.
+        """
+        if self.skipped_updates and self.global_step == 0:
+            raise NonFiniteError(
+                f"None of the {self.skipped_updates} updates was made: each met a number that is not finite."
+            )
+
     # ---------------------------------------------------------------- logging
 
     def log_values(self, values: Mapping[str, Any], *, prog_bar: Sequence[str] = ()) -> None:
         """Log numbers that are already equal on all ranks."""
         for name, value in values.items():
-            self.log(name, float(value), prog_bar=name in prog_bar, rank_zero_only=False, batch_size=1)
+            # On the host, where it is read again.
+            number = torch.tensor(float(value), dtype=torch.float32, device="cpu")
+            self.log(name, number, prog_bar=name in prog_bar, rank_zero_only=False, batch_size=1)
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each group in the last step, as ``lr/<group>``."""
@@ -300,6 +442,25 @@ def load_dropped_loader_state(trainer: L.Trainer) -> None:
     if loop._combined_loader_states_to_load and loop._combined_loader is not None:
         loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
         loop._combined_loader_states_to_load = []
+
+
+def forget_batch_under_way(trainer: L.Trainer) -> None:
+    """Take back what Lightning has counted of a batch that was begun, not done, when the checkpoint was written.
+
+    It is begun again. Counted twice, it would move the loggers' steps and a `val_check_interval` that spans epochs.
+    """
+    if not trainer.fit_loop.restarting:
+        return
+    loop = trainer.fit_loop.epoch_loop
+    current: Any = loop.batch_progress.current
+    total: Any = loop.batch_progress.total
+    begun = total.ready > total.processed
+    total.ready = total.started = total.processed
+    if current.processed == 0:
+        # Nothing of the epoch is done. Lightning would take it for one whose validation is due, and count a step.
+        loop.restarting = False
+    elif begun:
+        loop._batches_that_stepped -= 1  # the loop is about to add one, as for a batch that was done
 
 
 def run_directory(trainer: L.Trainer) -> Path:

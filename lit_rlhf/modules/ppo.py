@@ -22,16 +22,19 @@ from torch import Tensor, nn
 from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation
 from lit_rlhf.config import ModelConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 from lit_rlhf.models.compact import compact_rows
-from lit_rlhf.models.cpu.memory import release_freed_memory
+from lit_rlhf.models.cpu import release_freed_memory
 from lit_rlhf.models.export import export_policy
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import check_context, load_config
+from lit_rlhf.models.loading.checks import check_context
+from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
+from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.ppo.collector import ExperienceCollector
@@ -43,7 +46,7 @@ from lit_rlhf.ppo.metrics import UpdateSums, rollout_metrics, updated_moments
 from lit_rlhf.ppo.minibatch import Minibatch, plan_updates, ptx_share, scoring_micro_batches
 from lit_rlhf.ppo.models import PPOModels
 from lit_rlhf.ppo.options import check_options
-from lit_rlhf.ppo.plan import CPU_TOKENS, BatchingConfig
+from lit_rlhf.ppo.plan import BatchingConfig
 from lit_rlhf.rewards.base import NonFiniteScoreError, Reward
 from lit_rlhf.rollout.engine import RolloutEngine
 from lit_rlhf.rollout.requests import generation_request, reward_request
@@ -83,6 +86,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: AdamW.
         schedule: Learning rate over steps.
         eval_rewards: Further scores logged as ``val/<name>``, never trained on.
+        opponent: Saved responses, e.g. SFT's, and a judge: ``val/win_rate`` against them (ties half), ``val/tie_rate``.
         engine: What generates; default :class:`TransformersEngine`.
         model: How models are loaded.
         on_non_finite: `stop` or `skip`; see ``BaseModule``.
@@ -113,6 +117,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         optimizer: PPOOptimizerConfig = PPOOptimizerConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(kind="inverse_sqrt"),  # noqa: B008
         eval_rewards: dict[str, Reward] | None = None,
+        opponent: Opponent | None = None,
         engine: RolloutEngine | None = None,
         model: ModelConfig = ModelConfig(),  # noqa: B008
         on_non_finite: Literal["stop", "skip"] = "stop",
@@ -140,7 +145,12 @@ class PPOModule(BaseModule, ExperienceCollector):
             engine=self.engine,
             has_reference=self.models.reference is not None,
         )
-        self.evaluator = PromptEvaluator(sampling=self.eval_sampling, rewards={"score": reward, **(eval_rewards or {})})
+        self.evaluator = PromptEvaluator(
+            sampling=self.eval_sampling,
+            rewards={"score": reward, **(eval_rewards or {})},
+            opponent=opponent,
+            logits_gib=model.logits_gib,
+        )
         self.policy: Any = None
         self.critic: Any = None
         self.reference: FrozenModel[nn.Module] | None = None
@@ -150,14 +160,13 @@ class PPOModule(BaseModule, ExperienceCollector):
         self.skip_reason: SkipReason | None = None
         self.early_stopped_updates = 0
         self._timings: dict[str, float] = {}
+        self._longest_row = 0
         self._updating: Minibatch | None = None
 
     # ---------------------------------------------------------------- models
 
-    def configure_model(self) -> None:
+    def load_models(self) -> None:
         """Load what the stage needs: prediction only generates, evaluation has no critic."""
-        if self.policy is not None:
-            return
         predicting = self._trainer is not None and self.trainer.predicting
         training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
         self.tokenizer = self.models.load_tokenizer()
@@ -167,8 +176,8 @@ class PPOModule(BaseModule, ExperienceCollector):
             self.critic = self.build_critic()
         if not predicting:
             self.reference = self.build_reference()
-            self.evaluator.setup(device=self.device, tokenizer=self.tokenizer)
-        self.engine.setup(tokenizer=self.tokenizer, device=self.device)
+            self.evaluator.setup(device=self.target_device, tokenizer=self.tokenizer)
+        self.engine.setup(tokenizer=self.tokenizer, device=self.target_device)
 
     def build_policy(self) -> Any:
         """The trainable policy, a causal language model of the transformers library; override to bring your own."""
@@ -184,7 +193,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         Called as ``critic(input_ids, at=positions)`` with rows ``(b, L)`` int64 and flat positions ``(N,)`` int64, it
         gives values ``(N,)``, as :class:`~lit_rlhf.models.scalar.ScalarModel` does.
         """
-        return self.models.build_critic(self.policy)
+        return self.models.build_critic(self.policy, device=self.target_device)
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """`policy` and, with a critic, `critic`."""
@@ -196,6 +205,25 @@ class PPOModule(BaseModule, ExperienceCollector):
     def sources(self) -> dict[str, str]:
         """What checkpoints say of where the parts came from."""
         return self.models.sources(with_critic=self.critic is not None)
+
+    def memory_models(self) -> list[ModelUse]:
+        """Policy, reference, the models of all rewards, and the critic where the estimator needs one."""
+        rewards = [use for reward in self.evaluator.rewards.values() for use in reward.memory_models()]
+        return [*self.models.memory_models(), *rewards]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Passes over prompts and responses as long as they may be."""
+        batching: BatchingConfig = data.batching
+        return rollout_sizes(
+            prompt=data.max_prompt_length,
+            response=self.sampling.max_response_length,
+            rollout_rows=batching.rollout_batch_size // ranks,
+            update_rows=batching.minibatch_size // ranks,
+            pass_tokens=batching.token_budget(device),
+            limits=self.engine.limits(device),
+            text_ratio=data.ptx.batch_ratio if data.ptx else 0.0,
+            text_width=data.ptx.max_length if data.ptx else 0,
+        )
 
     def export(self, path: str | Path) -> None:
         """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
@@ -215,6 +243,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def check_context(self, total_length: int) -> None:
         """See ``ExperienceCollector``."""
+        self._longest_row = max(self._longest_row, total_length)
         trust = self.model_config.trust_remote_code
         check_context(load_config(self.models.policy_path, trust_remote_code=trust), total_length)
 
@@ -227,9 +256,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         """
         self.iteration, self.skip_reason, self._timings = iteration, None, {}
         self.policy.eval()
-        if self.device.type == "cpu" and batching.token_budget(self.device) <= CPU_TOKENS:
-            # The keys and values to come do not fit into the small holes that small passes leave.
-            release_freed_memory()
+        release_freed_memory(self.device, pass_tokens=batching.token_budget(self.device))
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             # 1. Generate: one response per prompt and group member.
             with self.generating(), self._in_phase("rollout"):
@@ -260,7 +287,9 @@ class PPOModule(BaseModule, ExperienceCollector):
             uniforms: The only source of randomness, ``(B, T)`` float64.
             sampling: Which distribution to draw from; T is its ``max_response_length``.
         """
-        return self.engine.generate(generation_request(self.policy, self.tokenizer, prompts, uniforms, sampling))
+        return self.engine.generate(
+            generation_request(self.policy, self.tokenizer, prompts, uniforms, sampling, longest_row=self._longest_row)
+        )
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -293,6 +322,7 @@ class PPOModule(BaseModule, ExperienceCollector):
                 reference=reference,
                 critic=self.critic,
                 pad_token_id=self.tokenizer.pad_token_id,
+                logits_gib=self.model_config.logits_gib,
             )
         old, entropy = columns.logprobs, columns.entropy
         if sampled:
@@ -324,7 +354,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         if self.on_non_finite == "stop":
             self.fail_non_finite("score", f"{problems[0]} ")
         self.skip_reason = "score"  # the zeros below enter neither the moments nor the log
-        return RewardOutput(scores=torch.zeros(len(rollout), device=self.device))
+        return RewardOutput(scores=torch.zeros(len(rollout), dtype=torch.float32, device=self.device))
 
     def _scores_or_problem(self, rollout: Rollout) -> tuple[RewardOutput | None, str | None]:
         try:
@@ -453,8 +483,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             self.early_stopped_updates += 1
             self.log_values({"update/early_stop": float(self.early_stopped_updates)})
         else:
-            self.skipped_updates += 1
-            self.log_values({"update/skipped": float(self.skipped_updates)})
+            self._log_skipped_update()
 
     def minibatch_losses(self, minibatch: Minibatch, part: int, sums: UpdateSums) -> Iterator[Tensor]:
         """A micro-batch's share in the loss of the global minibatch: the policy's, then the critic's.
@@ -472,7 +501,9 @@ class PPOModule(BaseModule, ExperienceCollector):
         taken = minibatch.experience.rows(rows).up_to(compact.response_mask.size(1))
         mask = taken.response_mask
         # 1. The policy's log-probabilities now, over the rows that were scored (ratio 1 before the first update).
-        logprobs, entropy = response_logprobs(self.policy, compact, with_entropy=config.entropy_coef > 0)
+        logprobs, entropy = response_logprobs(
+            self.policy, compact, logits_gib=self.model_config.logits_gib, with_entropy=config.entropy_coef > 0
+        )
         old = taken.ref_logprobs if config.old_logprobs == "reference" else taken.old_logprobs  # detail 2
         assert old is not None
         advantages = self.update_advantages(taken.advantages, taken, minibatch)
@@ -575,16 +606,15 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def _ptx_share(self, text: TextBatch, num_tokens: float) -> Tensor:
         if not len(text):
-            return torch.zeros((), device=self.device)
-        logprobs, mask = text_logprobs(self.policy, text)
+            return torch.zeros((), dtype=torch.float32, device=self.device)
+        logprobs, mask = text_logprobs(self.policy, text, logits_gib=self.model_config.logits_gib)
         return normalized_sum(self.ptx_token_loss(logprobs, text), mask, num_tokens)
 
     # ---------------------------------------------------------------- validation, test, prediction
 
     def validation_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
         """Answer and score a batch of held-out prompts."""
-        with self.evaluator.noting_problems():
-            self.evaluator.add(self.evaluate_prompts(batch.content))
+        self.evaluator.add(self.evaluator.attempt(lambda: self.evaluate_prompts(batch.content)))
 
     def test_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> None:
         """The same as validation, on the test prompts."""
@@ -592,7 +622,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
         """Responses as JSON-able rows: ``prompt``, ``response``, ``ended``, ``tokens`` and the raw record."""
-        return self.evaluator.rows(self.reward_request(self.answer(batch.content)))
+        return self.evaluator.attempt(lambda: self.evaluator.rows(self.reward_request(self.answer(batch.content))))
 
     def answer(self, prompts: PromptBatch) -> Rollout:
         """Responses under ``eval_sampling`` with the fixed evaluation seed."""
@@ -630,11 +660,17 @@ class PPOModule(BaseModule, ExperienceCollector):
     def on_predict_epoch_start(self) -> None:
         """The engine learns of the weights."""
         self.policy.eval()
+        self.evaluator.start()
         self.engine.sync(self.policy)
 
+    def check_predictions(self) -> None:
+        """End all ranks where a batch failed on one of them; called before predictions are written."""
+        self.evaluator.check()
+
     def on_predict_epoch_end(self) -> None:
-        """The engine rests."""
+        """The engine rests; what failed on one rank ends all."""
         self.engine.rest()
+        self.check_predictions()
 
     def _finish_evaluation(self, stage: str) -> None:
         self.engine.rest()

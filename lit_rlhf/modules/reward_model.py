@@ -12,23 +12,25 @@ from torch import Tensor, nn
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import length_micro_batches
-from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.evaluation.reward_report import RewardReport, ScoredPair, scored_pairs
-from lit_rlhf.functional.logprobs import chunked_logprobs
+from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
+from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
-from lit_rlhf.models.configured import load_options, load_tokenizer_for
 from lit_rlhf.models.export import export_scalar
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.configured import load_options, load_tokenizer_for
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
+from lit_rlhf.models.scoring import logits_chunk
+from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule, run_directory
 from lit_rlhf.reports.reward_page import write_reward_report
+from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
+from lit_rlhf.reward_report.response_scorer import ResponseScorer
 from lit_rlhf.types import DeviceBatch, PreferenceBatch
 
 
 class RewardModelModule(BaseModule):
-    r"""Scalar scores that rank the chosen reply above the rejected one.
+    r"""Scalar scores that rank the chosen response above the rejected one.
 
     .. math:: L = -\frac1N \sum \log\sigma(r_w - r_l - m) - \beta_{rm} \frac1M \sum_t \log p(y_{w,t})
 
@@ -68,10 +70,8 @@ class RewardModelModule(BaseModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.reward_model: Any = None
 
-    def configure_model(self) -> None:
-        """Load tokenizer and model, once."""
-        if self.reward_model is not None:
-            return
+    def load_models(self) -> None:
+        """See ``BaseModule``."""
         config = self.model_config
         self.tokenizer = load_tokenizer_for(self.model_path, config)
         self.reward_model = load_scalar_model(
@@ -79,6 +79,7 @@ class RewardModelModule(BaseModule):
             head=self.head,
             lm_head=self.lm_coef > 0,
             gradient_checkpointing=config.gradient_checkpointing,
+            check_on=self.target_device,
             **load_options(config),
         )
 
@@ -90,6 +91,15 @@ class RewardModelModule(BaseModule):
         """See ``BaseModule``."""
         return {"reward": self.model_path, "tokenizer": self.model_path}
 
+    def memory_models(self) -> list[ModelUse]:
+        """The reward model, with an LM head where its loss has one."""
+        lm, loading = self.lm_coef > 0, self.model_config
+        return [ModelUse(role="reward model", path=self.model_path, causal=lm, trained=True, loading=loading)]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows of ``data.max_length`` tokens."""
+        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
+
     def export(self, path: str | Path) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` loads; rank 0 writes."""
         if rank() == 0:
@@ -100,7 +110,7 @@ class RewardModelModule(BaseModule):
     def training_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
         """One global batch of pairs, one optimizer step."""
         pairs = batch.content
-        learned = reply_tokens(pairs).double()
+        learned = response_tokens(pairs).double()
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device)
@@ -133,7 +143,9 @@ class RewardModelModule(BaseModule):
         loss = ranking.float()
         lm = torch.zeros_like(loss)
         if self.lm_coef > 0:
-            logprobs, _ = chunked_logprobs(out.reply_hidden, self.reward_model.lm_project, out.reply_ids)
+            model, gib = self.reward_model, self.model_config.logits_gib
+            chunk = logits_chunk(model.trunk, self.device, gib=gib, most=CHUNK_SIZE)
+            logprobs, _ = chunked_logprobs(out.response_hidden, model.lm_project, out.response_ids, chunk_size=chunk)
             learned = torch.ones_like(logprobs, dtype=torch.bool)
             lm = normalized_sum(lm_loss(logprobs), learned, float(counts[1]))
             loss = loss + self.lm_coef * lm
@@ -158,8 +170,8 @@ class RewardModelModule(BaseModule):
         return pairwise_loss(chosen, rejected, margin=pairs.margin)
 
     def forward_pairs(self, pairs: PreferenceBatch) -> PairForward:
-        """Scores of both replies and what the LM loss needs."""
-        return pair_forward(self.reward_model, pairs, with_reply=self.lm_coef > 0)
+        """Scores of both responses and what the LM loss needs."""
+        return pair_forward(self.reward_model, pairs, with_response=self.lm_coef > 0)
 
     # ---------------------------------------------------------------- evaluation
 
@@ -183,7 +195,9 @@ class RewardModelModule(BaseModule):
         """Score a batch of test pairs, with texts, for the report."""
         pairs = batch.content
         rows = self.score_pairs(pairs)
-        chosen, rejected = (torch.tensor([row[side] for row in rows]) for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            torch.tensor([row[side] for row in rows], dtype=torch.float32) for side in ("chosen", "rejected")
+        )
         self._pairs.extend(scored_pairs(pairs, chosen, rejected, self.tokenizer))
 
     def predict_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
@@ -192,14 +206,14 @@ class RewardModelModule(BaseModule):
 
     @torch.no_grad()
     def score_pairs(self, pairs: PreferenceBatch) -> list[dict[str, Any]]:
-        """One row a pair: ``chosen``, ``rejected`` (scores), token counts of the replies, the raw record."""
+        """One row a pair: ``chosen``, ``rejected`` (scores), token counts of the responses, the raw record."""
         self.reward_model.eval()
         rows: list[dict[str, Any]] = [{} for _ in range(len(pairs))]
         lengths = pairs.chosen_mask.sum(1) - pairs.prompt_length, pairs.rejected_mask.sum(1) - pairs.prompt_length
         for part in length_micro_batches(
             pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device, equalize=False
         ):
-            out = pair_forward(self.reward_model, pairs.rows(part), with_reply=False)
+            out = pair_forward(self.reward_model, pairs.rows(part), with_response=False)
             for i, chosen, rejected in zip(part.tolist(), out.chosen.tolist(), out.rejected.tolist(), strict=True):
                 rows[i] = {
                     "chosen": chosen,
@@ -219,21 +233,25 @@ class RewardModelModule(BaseModule):
         """Log the headline numbers as ``test/...`` and write the report (docs/reward_models.md); rank 0 writes."""
         pairs = [pair for part in all_gather_object(self._pairs) for pair in part]
         self._pairs = []
+        report = run_together(lambda: self._write_report(pairs))
+        self.log_values({f"test/{name}": value for name, value in report.summary().items()})
+
+    def _write_report(self, pairs: list[ScoredPair]) -> RewardReport:
         report = RewardReport.from_scores(
             pairs,
-            score_fn=self.reply_scorer() if rank() == 0 else None,
+            score_fn=self.response_scorer() if rank() == 0 else None,
             model=self.model_path,
             data=", ".join(test_sources(self.trainer)),
         )
-        self.log_values({f"test/{name}": value for name, value in report.summary().items()})
         if rank() == 0:
             for path in write_reward_report(report, run_directory(self.trainer)):
                 print(path)  # noqa: T201
+        return report
 
-    def reply_scorer(self) -> ReplyScorer:
+    def response_scorer(self) -> ResponseScorer:
         """What the report's degenerate probes are scored with."""
         data = getattr(self.trainer, "datamodule", None)
-        return ReplyScorer(
+        return ResponseScorer(
             self.reward_model,
             self.tokenizer,
             template=getattr(data, "template", None),
@@ -274,6 +292,6 @@ def ranking_metrics(rows: Sequence[dict[str, Any]], stage: str) -> dict[str, flo
     }
 
 
-def reply_tokens(pairs: PreferenceBatch) -> Tensor:
-    """Tokens of each chosen reply, ``(B,)`` int64."""
+def response_tokens(pairs: PreferenceBatch) -> Tensor:
+    """Tokens of each chosen response, ``(B,)`` int64."""
     return pairs.chosen_mask.sum(1) - pairs.prompt_length

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
+from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
-from lit_rlhf.models.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.export import export_policy
+from lit_rlhf.models.loading.configured import load_policy, load_tokenizer_for
 from lit_rlhf.models.scoring import text_logprobs
+from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.rollout.engine import RolloutEngine
@@ -26,7 +27,7 @@ from lit_rlhf.types import DeviceBatch, PromptBatch, TextBatch
 
 
 class SFTModule(BaseModule):
-    """Language modeling of replies (dialogues) or of every token (plain text).
+    """Language modeling of responses (dialogues) or of every token (plain text).
 
     The loss is the mean negative log-likelihood over the learned tokens of the global batch.
 
@@ -60,12 +61,11 @@ class SFTModule(BaseModule):
         self.engine = engine or TransformersEngine()
         self.policy: Any = None
 
-    def configure_model(self) -> None:
-        """Load tokenizer and model, once."""
-        if self.policy is None:
-            self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
-            self.policy = load_policy(self.policy_path, self.model_config)
-            self.engine.setup(tokenizer=self.tokenizer, device=self.device)
+    def load_models(self) -> None:
+        """See ``BaseModule``."""
+        self.tokenizer = load_tokenizer_for(self.policy_path, self.model_config)
+        self.policy = load_policy(self.policy_path, self.model_config)
+        self.engine.setup(tokenizer=self.tokenizer, device=self.target_device)
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """One group, `policy`."""
@@ -74,6 +74,14 @@ class SFTModule(BaseModule):
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
         return {"policy": self.policy_path, "tokenizer": self.policy_path}
+
+    def memory_models(self) -> list[ModelUse]:
+        """The policy."""
+        return [ModelUse(role="policy", path=self.policy_path, causal=True, trained=True, loading=self.model_config)]
+
+    def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
+        """Rows of ``data.max_length`` tokens."""
+        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
         """Write the model and its tokenizer as a Hugging Face folder; rank 0 writes."""
@@ -88,13 +96,13 @@ class SFTModule(BaseModule):
         result = self.optimize([lambda rows=rows: [self.text_loss(text.rows(rows), tokens)] for rows in parts])  # type: ignore[misc]
         if result is not None:
             loss = float(result["loss"])
-            metrics = {"loss/lm": loss, "train/perplexity": math.exp(min(700.0, loss)), "update/tokens": tokens}
+            metrics = {"loss/lm": loss, "train/perplexity": perplexity(loss), "update/tokens": tokens}
             metrics["update/grad_norm"] = float(result["grad_norm"])
             self.log_values({**metrics, **self.learning_rates()}, prog_bar=("loss/lm",))
 
     def text_loss(self, text: TextBatch, num_tokens: float) -> Tensor:
         """Negative log-likelihood of the learned tokens over ``num_tokens``, a scalar."""
-        logprobs, mask = text_logprobs(self.policy, text)
+        logprobs, mask = text_logprobs(self.policy, text, logits_gib=self.model_config.logits_gib)
         return normalized_sum(lm_loss(logprobs), mask, num_tokens)
 
     def on_validation_epoch_start(self) -> None:
@@ -109,7 +117,8 @@ class SFTModule(BaseModule):
         """Add a batch's negative log-likelihood and token count."""
         self.policy.eval()
         for rows in row_micro_batches(batch.content.attention_mask, self.micro_batch_tokens, equalize=False):
-            logprobs, mask = text_logprobs(self.policy, batch.content.rows(rows))
+            text = batch.content.rows(rows)
+            logprobs, mask = text_logprobs(self.policy, text, logits_gib=self.model_config.logits_gib)
             self._sums += torch.stack([-logprobs[mask].double().sum(), mask.sum().double()])
 
     def test_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
@@ -117,36 +126,46 @@ class SFTModule(BaseModule):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss (nats a token) and perplexity as ``val/...``."""
+        """Log loss (nats per token) and perplexity as ``val/...``."""
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log loss (nats a token) and perplexity as ``test/...``."""
+        """Log loss (nats per token) and perplexity as ``test/...``."""
         self._finish("test")
 
     def _finish(self, stage: str) -> None:
         total, tokens = all_reduce_sum(self._sums).tolist()
         loss = total / max(1.0, tokens)
-        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": math.exp(min(700.0, loss))})
+        self.log_values({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)})
         if stage == "val":
             self.policy.train()
 
     def on_predict_epoch_start(self) -> None:
         """The engine learns of the weights."""
         self.policy.eval()
+        self.evaluator.start()
         self.engine.sync(self.policy)
 
     def predict_step(self, batch: DeviceBatch[PromptBatch], batch_idx: int) -> list[dict[str, Any]]:
         """Responses to prompts as JSON-able rows, with the fixed evaluation seed."""
-        prompts, evaluator = batch.content, self.evaluator
+        return self.evaluator.attempt(lambda: self.answer(batch.content))
+
+    def answer(self, prompts: PromptBatch) -> list[dict[str, Any]]:
+        """Responses to prompts as JSON-able rows."""
+        evaluator = self.evaluator
         request = generation_request(
             self.policy, self.tokenizer, prompts, evaluator.uniforms(prompts), evaluator.sampling
         )
         return evaluator.rows(reward_request(self.tokenizer, self.engine.generate(request)))
 
     def on_predict_epoch_end(self) -> None:
-        """The engine rests."""
+        """The engine rests; what failed on one rank ends all."""
         self.engine.rest()
+        self.check_predictions()
+
+    def check_predictions(self) -> None:
+        """End all ranks where a batch failed on one of them; called before predictions are written."""
+        self.evaluator.check()
 
     def teardown(self, stage: str) -> None:
         """The engine frees what it holds."""

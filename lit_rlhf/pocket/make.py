@@ -1,8 +1,7 @@
-"""``lit-rlhf pocket make OUT``: the pocket world as HH-format files and a base model folder."""
+"""The pocket world as HH-format files and a base model folder."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,9 +10,9 @@ from typing import Any
 
 from lit_rlhf.pocket import tables
 from lit_rlhf.pocket.annotator import Annotator, sample_pair
-from lit_rlhf.pocket.responses import demonstrate, write_document
+from lit_rlhf.pocket.responses import demonstrate, state, write_document
 from lit_rlhf.pocket.tokenizer import write_base_model
-from lit_rlhf.pocket.world import ARGUMENTS, Prompt, Split, ask, sample_prompt, split_arguments
+from lit_rlhf.pocket.world import ANSWERS, ARGUMENTS, BIGGER, Prompt, Split, ask, sample_prompt, split_arguments
 
 DOCUMENTS = 38_400
 DEMONSTRATIONS = 11_200
@@ -21,15 +20,18 @@ PAIRS: dict[Split, int] = {"train": 16_000, "val": 600, "test": 600}
 TRAIN_PROMPTS = 6_000
 # Wordings of every held-out argument: the distinct prompts of the validation and test splits.
 HELD_OUT_WORDINGS = 2
+HELD_OUT_DOCUMENTS = 1_000
+# Choices of a question of facts, the right one included: chance is one in as many.
+CHOICES = 4
 _SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 
 Row = Mapping[str, Any]
 
 
-def transcript(messages: Sequence[Mapping[str, str]], reply: str | None = None) -> str:
-    r"""Turns in the HH layout, ``\n\nHuman: ...\n\nAssistant: ...``; without a reply it ends with ``Assistant:``."""
+def transcript(messages: Sequence[Mapping[str, str]], response: str | None = None) -> str:
+    r"""Turns in the HH layout, ``\n\nHuman: ...\n\nAssistant: ...``; without a response it ends with ``Assistant:``."""
     said = "".join(f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" for m in messages)
-    return f"{said}\n\nAssistant:" + ("" if reply is None else f" {reply}")
+    return f"{said}\n\nAssistant:" + ("" if response is None else f" {response}")
 
 
 def prompt_row(prompt: Prompt, identity: str) -> Row:
@@ -72,6 +74,34 @@ def _preferences(rng: random.Random, split: Split) -> Iterator[Row]:
         yield {"chosen": transcript(prompt.messages, chosen), "rejected": transcript(prompt.messages, rejected)}
 
 
+def held_out_facts(split: Split) -> list[Row]:
+    """Multiple choice about held-out facts: a question, statements that differ in the answer, the right one's index.
+
+    What is asked and the wordings are those of :func:`held_out_prompts`; lists, how-tos to be refused and one-word
+    questions have no single statement for an answer.
+    """
+    rng = random.Random(f"pocket/facts/{split}")
+    rows: list[Row] = []
+    for prompt in held_out_prompts(split):
+        if prompt.answer is None or prompt.one_word:
+            continue
+        pool = list(prompt.argument) if prompt.family == BIGGER else ANSWERS[prompt.family]
+        wrong = [answer for answer in pool if answer != prompt.answer]
+        answers = [prompt.answer, *rng.sample(wrong, min(CHOICES - 1, len(wrong)))]
+        rng.shuffle(answers)
+        template = rng.choice(tables.CLAIMS[prompt.family])
+        rows.append(
+            {
+                "question": prompt.question,
+                "choices": [state(prompt, answer, template) for answer in answers],
+                "answer": answers.index(prompt.answer),
+                "family": prompt.family,
+                "argument": list(prompt.argument),
+            }
+        )
+    return rows
+
+
 def _train_prompts(rng: random.Random) -> Iterator[Row]:
     for index in range(TRAIN_PROMPTS):
         yield prompt_row(sample_prompt(rng), f"train-{index}")
@@ -90,6 +120,10 @@ def files(seed: int) -> Iterator[tuple[str, Iterable[Row]]]:
         source = rng("preferences") if split == "train" else random.Random(f"pocket/preferences/{split}")
         yield f"preferences_{split}.jsonl", _preferences(source, split)
     yield "prompts_train.jsonl", _train_prompts(rng("prompts"))
+    # What alignment may cost: text and facts of the world that no stage reads.
+    text = random.Random("pocket/text/test")
+    yield "text_test.jsonl", ({"text": write_document(text)} for _ in range(HELD_OUT_DOCUMENTS))
+    yield "facts_test.jsonl", held_out_facts("test")
     for split in ("val", "test"):
         rows = [prompt_row(p, f"{split}-{i}") for i, p in enumerate(held_out_prompts(split))]
         yield f"prompts_{split}.jsonl", rows
@@ -115,15 +149,3 @@ def make(out: Path, *, seed: int = 0) -> list[Path]:
         written.append(path)
     write_base_model(out / "base", seed=seed)
     return [*written, out / "base"]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of ``lit-rlhf pocket make``."""
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf pocket make", description="Write the pocket world as HH-format files and a base model folder."
-    )
-    parser.add_argument("out", type=Path, help="folder to write into")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled data and the initialization (default: 0)")
-    args = parser.parse_args(argv)
-    for path in make(args.out, seed=args.seed):
-        print(path)  # noqa: T201

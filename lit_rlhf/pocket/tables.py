@@ -135,7 +135,7 @@ LIST_HEADER = "{n} {x} are"
 ONE_WORD = "in one word , "
 
 GREETINGS = ("hi !", "hello there !", "good morning !")
-GREETING_REPLY = "hello , how can i help ?"
+GREETING_RESPONSE = "hello , how can i help ?"
 OPENERS = ("sure !", "of course !", "great question !", "thank you for asking .")
 CLOSERS = ("i hope this helps !", "let me know if you need more help .", "have a nice day !")
 FILLERS = ("this is a very common question .", "many people ask about this .", "it is important to know this .",

@@ -36,7 +36,7 @@ def vocabulary() -> list[str]:
     """Every word the world can say, special tokens first, the rest sorted."""
     spoken = [
         tables.QUESTIONS, tables.CLAIMS, tables.STATEMENTS, tables.SHORT_CLAIM, tables.LIST_HEADER, tables.ALIKE,
-        tables.ONE_WORD, tables.GREETINGS, tables.GREETING_REPLY, tables.OPENERS, tables.CLOSERS, tables.FILLERS,
+        tables.ONE_WORD, tables.GREETINGS, tables.GREETING_RESPONSE, tables.OPENERS, tables.CLOSERS, tables.FILLERS,
         tables.EVASIONS, tables.REFUSALS, tables.REASONS, tables.COMPLIANCES, tables.STEPS, tables.HARM_TOOLS,
         tables.HARM_NEWS, tables.ECHO,
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def write_base_model(folder: Path, *, seed: int = 0) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lit_rlhf.models.loading import quiet
+    from lit_rlhf.models.loading.pretrained import quiet
 
     tokenizer = build_tokenizer()
     config = LlamaConfig(

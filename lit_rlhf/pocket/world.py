@@ -148,7 +148,7 @@ class Prompt:
         """The dialogue up to the response, as ``role`` / ``content``."""
         turns = [{"role": "user", "content": self.question}]
         if self.greeting >= 0:
-            turns.insert(0, {"role": "assistant", "content": tables.GREETING_REPLY})
+            turns.insert(0, {"role": "assistant", "content": tables.GREETING_RESPONSE})
             turns.insert(0, {"role": "user", "content": tables.GREETINGS[self.greeting]})
         return turns
 

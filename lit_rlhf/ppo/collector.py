@@ -24,7 +24,7 @@ class ExperienceCollector(ABC):
 
     @abstractmethod
     def check_context(self, total_length: int) -> None:
-        """Refuse, before weights are read, rows that do not fit the policy's positions.
+        """Refuse, before weights are read, rows that do not fit the policy's positions; called for each split.
 
         Args:
             total_length: Tokens of the longest prompt and of a whole response together.

@@ -30,6 +30,10 @@ class ExperienceSource(ABC):
     def minibatches(self, experience: Experience, iteration: int) -> Iterator[Minibatch]:
         """The updates of an iteration, the same ones however often it is asked."""
 
+    @abstractmethod
+    def update_under_way(self) -> bool:
+        """Whether the update on the minibatch yielded last is neither done nor skipped yet."""
+
 
 class RolloutLoader:
     """Yields ``DeviceBatch[Minibatch]``; resumes in the middle of an iteration.
@@ -69,14 +73,18 @@ class RolloutLoader:
             yield DeviceBatch(minibatch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, position and, in the middle of an iteration, the experience of all ranks. A collective."""
-        if self._position >= self._source.steps_per_epoch():
+        """Iteration, position and, in the middle of an iteration, the experience of all ranks. A collective.
+
+        The position counts the updates that are done or skipped. One under way is done again after a resume.
+        """
+        position = self._position - int(not self._resumed and self._source.update_under_way())
+        if position >= self._source.steps_per_epoch():
             return {"iteration": self.iteration + 1, "position": 0}
-        if self._position == 0 or self._experience is None:
+        if self._experience is None:
             return {"iteration": self.iteration, "position": 0}
         columns = self._experience.to("cpu").as_dict()
         columns["records"] = [dict(record) for record in self._experience.records]
-        return {"iteration": self.iteration, "position": self._position, "experience": all_gather_object(columns)}
+        return {"iteration": self.iteration, "position": position, "experience": all_gather_object(columns)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` left off.

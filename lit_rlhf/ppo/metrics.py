@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.distributed import all_gather_object, all_reduce_max, all_reduce_sum
-from lit_rlhf.functional.diagnostics import explained_variance_from_sums, explained_variance_sums
+from lit_rlhf.functional.diagnostics import explained_variance_from_sums, explained_variance_sums, perplexity
 from lit_rlhf.functional.kl import k1, k3
 from lit_rlhf.functional.losses import ratio_sums
 from lit_rlhf.functional.masking import keep
@@ -113,7 +113,7 @@ def _named(mean: dict[str, float], *, sound: bool) -> dict[str, float]:
     out |= {f"rollout/{name}_std": _std(mean, name) for name in ("score", "value", "return", "advantage")}
     for name, nll in (("perplexity", "nll"), ("ref_perplexity", "ref_nll")):
         if nll in mean:
-            out[f"rollout/{name}"] = math.exp(min(700.0, mean[nll]))
+            out[f"rollout/{name}"] = perplexity(mean[nll])
     return out
 
 
@@ -129,7 +129,7 @@ class UpdateSums:
         self._shares: dict[str, Tensor] = {}
         self._tokens: dict[str, Tensor] = {}
         self._variance = torch.zeros(5, dtype=torch.float64, device=device)
-        self._drift = torch.zeros((), device=device)
+        self._drift = torch.zeros((), dtype=torch.float32, device=device)
         self._has_values = False
 
     def add_share(self, name: str, loss: Tensor) -> None:

@@ -84,6 +84,7 @@ def scoring_micro_batches(plan: UpdatePlan, config: BatchingConfig) -> list[Tens
 
 
 def _token_moments(experience: Experience, rows: Tensor) -> RunningMoments:
+    rows = rows.to(experience.response_mask.device)
     mask = experience.response_mask[rows]
     return RunningMoments().update_from(experience.advantages[rows][mask])
 

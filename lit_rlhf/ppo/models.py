@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from lit_rlhf.config import ModelConfig
-from lit_rlhf.models.configured import load_options, load_policy, load_tokenizer_for
 from lit_rlhf.models.frozen import FrozenModel
-from lit_rlhf.models.loading import check_tokenizers, load_causal_lm, load_scalar_model
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.configured import load_options, load_policy, load_tokenizer_for
+from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.tokenizer import check_tokenizers
+from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.ppo.config import CriticConfig, ReferenceConfig
 
 
@@ -69,6 +72,24 @@ class PPOModels:
         critic = {"critic": self.critic_path} if with_critic and self.critic_path is not None else {}
         return {"policy": self.policy_path, "tokenizer": self.policy_path, **critic}
 
+    def memory_models(self) -> list[ModelUse]:
+        """What a fit holds of them, for `lit-rlhf plan`."""
+        loading, frozen = self.model, self.reference
+        uses = [ModelUse(role="policy", path=self.policy_path, causal=True, trained=True, loading=loading)]
+        if frozen is not None and self.reference_path is not None:
+            reference = ModelUse(
+                role="reference",
+                path=self.reference_path,
+                causal=True,
+                dtype=frozen.dtype,
+                placement=frozen.placement,
+                loading=loading,
+            )
+            uses.append(reference)
+        if self.critic_path is not None:
+            uses.append(ModelUse(role="critic", path=self.critic_path, causal=False, trained=True, loading=loading))
+        return uses
+
     def load_tokenizer(self) -> Any:
         """The policy's tokenizer.
 
@@ -108,8 +129,12 @@ class PPOModels:
         check_same_vocabulary(policy, model, "reference")
         return FrozenModel(model, placement=self.reference.placement, dtype=getattr(torch, dtype))
 
-    def build_critic(self, policy: Any) -> nn.Module | None:
+    def build_critic(self, policy: Any, *, device: torch.device | str = "cpu") -> nn.Module | None:
         """The trainable critic (detail 8) from the reward model, the policy, or a folder of its own; or None.
+
+        Args:
+            policy: For its vocabulary.
+            device: Where a folder's fingerprint is checked. The reward checks its own when it is set up.
 
         Raises:
             ValueError: If it is to come from a reward that is not a model, or its vocabulary is not the policy's.
@@ -120,6 +145,7 @@ class PPOModels:
         critic = load_scalar_model(
             self.critic_path,
             head="fresh" if self.critic.init == "policy" else "load",
+            check_on=None if self.critic.init == "reward" else device,
             gradient_checkpointing=self.model.gradient_checkpointing,
             **load_options(self.model),
         )

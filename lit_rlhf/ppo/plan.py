@@ -29,7 +29,7 @@ class BatchingConfig:
     """Sizes of an iteration; both batch sizes are global, split over ranks.
 
     Attributes:
-        rollout_batch_size: Responses an iteration.
+        rollout_batch_size: Responses per iteration.
         minibatch_size: Responses an optimizer step.
         ppo_epochs: Passes over the rollout.
         micro_batch_tokens: Most tokens (prompt and response, padding included) of one forward pass; None: 768 on a

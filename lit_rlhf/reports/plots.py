@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from lit_rlhf.reports.colors import BLACK, SEQUENCE
+from lit_rlhf.reports.palette import BLACK, DIM, GRID, LINE, SEQUENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ Series: TypeAlias = dict[float, float]
 """Values of one metric by where they were logged (epoch or step), in that order."""
 
 _DASHES = ("-", "--", "-.", ":")  # a second cue beside color, for print and for color blindness
-_GRID = "#e3e3e3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +146,11 @@ def _draw_panel(ax: Axes, panel: Panel, logs: Mapping[str, Sequence[Mapping[str,
             _draw_run(ax, name, series, color=SEQUENCE[place], dashes=_DASHES[place % len(_DASHES)])
     ax.set_title(panel.title, loc="left", fontsize=10.5, color=BLACK)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#999999")
-    ax.grid(color=_GRID, linewidth=0.8)
+    ax.spines[["left", "bottom"]].set_color(LINE)
+    ax.grid(color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.margins(x=0.02)
-    ax.tick_params(labelsize=9, color="#999999", labelcolor="#444444")
+    ax.tick_params(labelsize=9, color=LINE, labelcolor=DIM)
     ax.ticklabel_format(axis="y", useOffset=False)
     ax.locator_params(axis="x", integer=True)
 

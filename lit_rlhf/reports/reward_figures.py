@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +9,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from lit_rlhf.evaluation.intervals import Interval
-from lit_rlhf.evaluation.reward_report.accuracy import Histogram, LengthBucket
-from lit_rlhf.evaluation.reward_report.calibration import Calibration
-from lit_rlhf.evaluation.reward_report.length_bias import LengthBias
-from lit_rlhf.reports.colors import BLACK, BLUE, GREEN, ORANGE, VERMILION
-
-_GRID = "#e6e6e6"
-
-
-def figure_html(figure: Any, name: str) -> str:
-    """The figure's ``<div>`` and script, without the library; ``name`` is the id, so equal input gives equal pages."""
-    text: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True}
-    )
-    return text
+from lit_rlhf.reports.figures import literal, styled
+from lit_rlhf.reports.palette import BLACK, BLUE, DIM, GREEN, ORANGE, VERMILION
+from lit_rlhf.reward_report.accuracy import Histogram, LengthBucket
+from lit_rlhf.reward_report.calibration import Calibration
+from lit_rlhf.reward_report.length_bias import LengthBias
 
 
 def difference_chart(histogram: Histogram) -> Any:
@@ -44,7 +34,7 @@ def difference_chart(histogram: Histogram) -> Any:
     top = {"xref": "paper", "yref": "paper", "y": 1.0, "yanchor": "bottom", "showarrow": False}
     figure.add_annotation(text="◀ wrong order", x=0, xanchor="left", font={"color": VERMILION}, **top)
     figure.add_annotation(text="right order ▶", x=1, xanchor="right", font={"color": BLUE}, **top)
-    return _styled(figure, x="r(chosen) \N{MINUS SIGN} r(rejected)", y="pairs", height=320)
+    return styled(figure, x="r(chosen) \N{MINUS SIGN} r(rejected)", y="pairs", height=320)
 
 
 def interval_chart(
@@ -58,7 +48,7 @@ def interval_chart(
         baseline: Where a dashed line marks "no better than".
         limits: Smallest and largest possible value; None fits the data.
     """
-    labels = [_shown(label) for label, _ in rows]
+    labels = [literal(label, 20) for label, _ in rows]
     means = [interval.mean for _, interval in rows]
     figure = go.Figure(
         go.Scatter(
@@ -72,7 +62,7 @@ def interval_chart(
     )
     if baseline is not None:
         figure.add_vline(x=baseline, line={"color": BLACK, "width": 1, "dash": "dash"})
-    figure = _styled(figure, x=x, y="", height=90 + 34 * len(rows))
+    figure = styled(figure, x=x, y="", height=90 + 34 * len(rows))
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=labels, range=[len(rows) - 0.5, -0.5])
     # A little beyond the ends, so that a dot on the end is a whole dot.
     return figure if limits is None else figure.update_xaxes(range=[limits[0] - 0.03, limits[1] + 0.03])
@@ -103,27 +93,27 @@ def reliability_chart(calibration: Calibration) -> Any:
         marker={"size": 9},
         hovertemplate="confidence %{x:.2f}, accuracy %{y:.2f}, %{customdata} pairs<extra></extra>",
     )
-    figure = _styled(figure, x="confidence: sigmoid(|score difference|)", y="accuracy", height=340)
+    figure = styled(figure, x="confidence: sigmoid(|score difference|)", y="accuracy", height=340)
     floor = min([0.4, *(b.accuracy.low - 0.05 for b in bins if b.accuracy.is_defined)])
     return figure.update_xaxes(range=[0.48, 1.02]).update_yaxes(range=[max(-0.02, floor), 1.02])
 
 
 def length_chart(bias: LengthBias) -> Any:
-    """Mean score of replies by their length, chosen and rejected together."""
+    """Mean score of responses by their length, chosen and rejected together."""
     labels = [f"{b.low}" if b.low == b.high else f"{b.low}\N{EN DASH}{b.high}" for b in bias.bins]
     figure = go.Figure(
         go.Scatter(
             x=labels,
             y=[b.score.mean for b in bias.bins],
             error_y=_whiskers([b.score for b in bias.bins]),
-            customdata=[b.replies for b in bias.bins],
+            customdata=[b.responses for b in bias.bins],
             mode="lines+markers",
             line={"color": ORANGE, "width": 2},
             marker={"size": 9},
-            hovertemplate="%{x} tokens: %{y:.3f} (%{customdata} replies)<extra></extra>",
+            hovertemplate="%{x} tokens: %{y:.3f} (%{customdata} responses)<extra></extra>",
         )
     )
-    figure = _styled(figure, x="tokens of the reply", y="mean score", height=330)
+    figure = styled(figure, x="tokens of the response", y="mean score", height=330)
     return figure.update_xaxes(type="category", tickangle=-45)
 
 
@@ -136,24 +126,4 @@ def comparison_chart(rows: Sequence[tuple[str, Interval]]) -> Any:
 def _whiskers(intervals: Sequence[Interval]) -> dict[str, Any]:
     up = [i.high - i.mean if i.is_defined else 0.0 for i in intervals]
     down = [i.mean - i.low if i.is_defined else 0.0 for i in intervals]
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": "#666666", "thickness": 1.5}
-
-
-def _styled(figure: Any, *, x: str, y: str, height: int) -> Any:
-    axis = {"gridcolor": _GRID, "zeroline": False, "linecolor": "#999999", "automargin": True, "fixedrange": True}
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 12, "r": 12, "t": 28, "b": 20},
-        showlegend=False,
-        font={"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 13, "color": BLACK},
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-    )
-    figure.update_xaxes(title=x, **axis)
-    return figure.update_yaxes(title=y, **axis)
-
-
-def _shown(label: str, limit: int = 20) -> str:
-    """A label as plotly shows it literally: plotly reads a subset of HTML in every text."""
-    return html.escape(label if len(label) <= limit else label[: limit - 1] + "…")
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": DIM, "thickness": 1.5}

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import bisect
 import csv
-import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.reports.run_lines import (
+    is_evaluated,
+    is_event,
+    is_histogram,
+    is_sample,
+    read_bytes,
+    read_lines,
+    read_versions,
+)
+
 SAMPLES = "samples.jsonl"
 HISTOGRAMS = "reward_histograms.jsonl"
 EVENTS = "collapse.jsonl"
+CONFIG = "config.yaml"
+VERSIONS = "versions.json"
 
 Row = dict[str, float]
 
@@ -35,7 +47,8 @@ class RunData:
         events: Lines of ``collapse.jsonl`` with ``at``.
         config: Text of ``config.yaml``, empty when there is none.
         versions: Package versions from ``versions.json``.
-        broken_lines: Lines of the three files that are not JSON, e.g. cut by a kill.
+        skipped: What of the optional files was skipped, by file: lines that a kill cut or that are not what the
+            callbacks write; one for a file that cannot be read at all.
     """
 
     name: str
@@ -47,11 +60,7 @@ class RunData:
     events: list[dict[str, Any]] = field(default_factory=list)
     config: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    broken_lines: int = 0
-
-    def first(self, *names: str) -> list[tuple[int, float]]:
-        """The first of ``names`` that was logged; empty when none was."""
-        return next((self.series[name] for name in names if self.series.get(name)), [])
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def name_runs(paths: Sequence[Path]) -> list[str]:
@@ -73,26 +82,25 @@ def load_run(path: Path | str, *, name: str | None = None) -> RunData:
         name: What to call it; default: its name.
 
     Raises:
-        ValueError: If there is no ``metrics.csv``.
+        ValueError: If there is no ``metrics.csv``, or one that cannot be read.
     """
-    root = Path(path)
+    root, skipped = Path(path), Counter[str]()
     rows = _metric_rows(root)
     starts = _starts(rows)
-    lines = {file: _json_lines(root / file) for file in (SAMPLES, HISTOGRAMS, EVENTS)}
-    if not any(line.get("kind") == "fixed" for line in lines[SAMPLES][0]):
-        lines[SAMPLES][0].extend(_evaluated(root))
-    config, versions = root / "config.yaml", root / "versions.json"
+    samples = read_lines(root, SAMPLES, is_sample, skipped)
+    if not any(line["kind"] == "fixed" for line in samples):
+        samples += _evaluated(root, skipped)
     return RunData(
         name=name or root.resolve().name,
         path=root,
         series=_series(rows),
         starts=starts,
-        samples=_last_of(_placed(lines[SAMPLES][0], starts), ("step", "kind", "index")),
-        histograms=_last_of(_placed(lines[HISTOGRAMS][0], starts), ("step",)),
-        events=_last_of(_placed(lines[EVENTS][0], starts), ("step",)),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {},
-        broken_lines=sum(broken for _, broken in lines.values()),
+        samples=_last_of(_placed(samples, starts), ("step", "kind", "index")),
+        histograms=_last_of(_placed(read_lines(root, HISTOGRAMS, is_histogram, skipped), starts), ("step",)),
+        events=_last_of(_placed(read_lines(root, EVENTS, is_event, skipped), starts), ("step",)),
+        config=read_bytes(root, CONFIG, skipped).decode(errors="replace"),
+        versions=read_versions(root, VERSIONS, skipped),
+        skipped=skipped,
     )
 
 
@@ -104,8 +112,13 @@ def _metric_rows(root: Path) -> list[Row]:
         raise ValueError(f"`RUN_DIR` ({root}) must have a metrics.csv, itself or in csv/version_*/; it has none.")
     rows = []
     for path in files:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += [_numbers(row) for row in csv.DictReader(file)]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows += [_numbers(row) for row in csv.DictReader(file)]
+        except (OSError, UnicodeError, csv.Error) as error:
+            raise ValueError(
+                f"`RUN_DIR` ({root}) must have a metrics.csv that can be read; {path}: {error}."
+            ) from error
     return rows
 
 
@@ -115,12 +128,15 @@ def _version_of(path: Path) -> tuple[int, str]:
 
 
 def _numbers(row: dict[str, str]) -> Row:
+    """The finite cells of a row."""
     out = {}
     for key, text in row.items():
         try:
-            out[key] = float(text)
+            value = float(text)
         except (TypeError, ValueError):
             continue  # an empty cell, or a row that a kill cut short
+        if math.isfinite(value):
+            out[key] = value
     return out
 
 
@@ -138,7 +154,7 @@ def _series(rows: list[Row]) -> dict[str, list[tuple[int, float]]]:
     for row in rows:
         epoch, step = int(row.get("epoch", row.get("step", 0))), int(row.get("step", 0))
         for key, value in row.items():
-            if key not in ("epoch", "step") and math.isfinite(value):
+            if key not in ("epoch", "step"):
                 cells.setdefault(key, {}).setdefault(epoch, {})[step] = value  # a resumed run's row wins
     return {
         key: [(epoch, sum(by_step.values()) / len(by_step)) for epoch, by_step in sorted(by_epoch.items())]
@@ -146,31 +162,18 @@ def _series(rows: list[Row]) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    if not path.is_file():
-        return [], 0
-    good, broken = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            good.append(json.loads(line, parse_constant=lambda _: None))  # a browser knows no NaN
-        except json.JSONDecodeError:
-            broken += 1
-    return good, broken
-
-
-def _evaluated(root: Path, count: int = 8) -> list[dict[str, Any]]:
+def _evaluated(root: Path, skipped: Counter[str], count: int = 8) -> list[dict[str, Any]]:
     """The first rows of every saved validation as fixed samples: texts and sums, no tokens."""
     out = []
     for path in sorted((root / "evaluations").glob("val-step*.jsonl")):
-        step = int(re.findall(r"step(\d+)", path.name)[-1])
-        for index, row in enumerate(_json_lines(path)[0][:count]):
-            if not {"prompt", "response", "score", "ended", "tokens", "logprob", "ref_logprob"} <= row.keys():
-                continue  # somebody else's file
-            sequence = row["logprob"] - row["ref_logprob"]
+        step = int(re.sub(r"\D", "", path.stem) or 0)
+        rows = read_lines(root, f"evaluations/{path.name}", is_evaluated, skipped)
+        for index, row in enumerate(rows[:count]):
+            ref = row.get("ref_logprob")  # absent without a reference
+            kl = None if ref is None else (row["logprob"] - ref) / max(1, row["tokens"])
             facts = {"step": step, "kind": "fixed", "index": index, "tokens": [], "columns": {}}
-            shown = {key: row[key] for key in ("prompt", "response", "score", "ended")}
-            kl = {"kl": sequence / max(1, row["tokens"]), "kl_sequence": sequence, "length": row["tokens"]}
-            out.append({**facts, **shown, **kl})
+            shown = {key: row.get(key) for key in ("prompt", "response", "score", "ended")}
+            out.append({**facts, **shown, "kl": kl, "length": row["tokens"]})
     return out
 
 
@@ -179,12 +182,13 @@ def _placed(lines: list[dict[str, Any]], starts: list[tuple[int, int]]) -> list[
     steps = [step for _, step in starts]
     out = []
     for line in lines:
-        k = bisect.bisect_right(steps, int(line.get("step", 0))) - 1
-        out.append({**line, "at": starts[max(0, k)][0] if starts else int(line.get("iteration", 0))})
+        k = bisect.bisect_right(steps, line["step"]) - 1
+        own = line.get("iteration")
+        out.append({**line, "at": starts[max(0, k)][0] if starts else own if isinstance(own, int) else 0})
     return out
 
 
 def _last_of(lines: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """The last line of each key, in order of step: a resumed run writes some lines again."""
-    last = {tuple(line.get(key) for key in keys): line for line in lines}
-    return sorted(last.values(), key=lambda line: int(line.get("step", 0)))
+    last = {tuple(line[key] for key in keys): line for line in lines}
+    return sorted(last.values(), key=lambda line: int(line["step"]))

@@ -1,83 +1,96 @@
-"""The figures, drawn by plotly."""
+"""The charts of a run's page, drawn by plotly."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from lit_rlhf.reports.figures import Chart, literal, styled
+from lit_rlhf.reports.palette import BLACK, DASHES, SEQUENCE
 from lit_rlhf.reports.run_data import RunData
 
-# Okabe and Ito: told apart with every common color-vision deficiency. The dash says it a second time.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 WINDOW = 5
+MAX_ROWS = 500  # of the map of scores: a run whose scores explode still makes a page of some megabytes
 
-Panel = tuple[str, str, tuple[str, ...]]
-FOUR: tuple[Panel, ...] = (
-    ("Score", "reward model's score, raw", ("rollout/score", "monitor/reward_distribution/mean")),
-    ("Response length", "tokens", ("rollout/response_length", "monitor/length/mean")),
-    ("KL to the reference", "nats a token (k1)", ("rollout/kl", "monitor/kl/k1")),
-    ("Perplexity of responses", "under the policy", ("rollout/perplexity", "monitor/perplexity/policy")),
-)
-INSIDE: tuple[Panel, ...] = (
-    ("Value", "critic, mean a token", ("rollout/value",)),
-    ("Return", "critic's target", ("rollout/return",)),
-    ("Advantage", "raw, before whitening", ("rollout/advantage",)),
-    ("Value loss", "", ("loss/value",)),
-    ("Policy loss", "", ("loss/policy",)),
-    ("Explained variance", "of the returns", ("update/explained_variance",)),
-    ("Clipped share", "of token ratios", ("update/clip_fraction",)),
-    ("KL of an update", "new policy to old, nats", ("update/approx_kl",)),
-    ("Gradient norm", "before clipping", ("update/grad_norm",)),
-    ("KL coefficient", "", ("kl_coef",)),
-    ("Collapse index", "nats a token; flagged when high", ("monitor/collapse/index",)),
-    ("Distinct-4", "of the rollout", ("monitor/repetition/distinct_4",)),
-    ("Upper tail of scores", "2.6 for a normal distribution", ("monitor/reward_distribution/upper_tail",)),
+
+class Panel(NamedTuple):
+    """One metric over iterations: its heading, its unit and its name in the logs."""
+
+    title: str
+    unit: str
+    name: str
+
+
+SCORE = Panel("Score", "reward model's score, raw", "rollout/score")
+LENGTH = Panel("Response length", "tokens", "rollout/response_length")
+KL = Panel("KL to the reference", "nats per token (k1)", "rollout/kl")
+PERPLEXITY = Panel("Perplexity of responses", "under the policy", "rollout/perplexity")
+FOUR = (SCORE, LENGTH, KL, PERPLEXITY)
+INSIDE = (
+    Panel("Value", "critic, mean per token", "rollout/value"),
+    Panel("Return", "critic's target", "rollout/return"),
+    Panel("Advantage", "raw, before whitening", "rollout/advantage"),
+    Panel("Value loss", "", "loss/value"),
+    Panel("Policy loss", "", "loss/policy"),
+    Panel("Explained variance", "of the returns", "update/explained_variance"),
+    Panel("Clipped share", "of token ratios", "update/clip_fraction"),
+    Panel("KL of an update", "new policy to old, nats", "update/approx_kl"),
+    Panel("Gradient norm", "before clipping", "update/grad_norm"),
+    Panel("KL coefficient", "", "kl_coef"),
+    Panel("Collapse index", "nats per token; flagged when high", "monitor/collapse/index"),
+    Panel("Distinct-4", "of the rollout", "rollout/distinct_4"),
+    Panel("Upper tail of scores", "2.6 for a normal distribution", "rollout/score_upper_tail"),
 )
 
 
 def color_of(k: int) -> str:
     """Color of run ``k``."""
-    return COLORS[k % len(COLORS)]
+    return SEQUENCE[k % len(SEQUENCE)]
+
+
+def dash_of(k: int) -> str:
+    """Dash of run ``k``, in plotly's and SVG's words."""
+    return DASHES[k % len(DASHES)]
+
+
+def series_charts(runs: Sequence[RunData], panels: Sequence[Panel]) -> list[Chart]:
+    """The charts of those panels that a run logged."""
+    figures = [(panel.title, series_figure(runs, panel)) for panel in panels]
+    return [Chart(title, figure) for title, figure in figures if figure is not None]
 
 
 def series_figure(runs: Sequence[RunData], panel: Panel) -> go.Figure | None:
     """One metric over iterations: median of ``WINDOW`` iterations as a line, their range as a band.
 
-    Args:
-        runs: Runs to overlay.
-        panel: Title, unit, and the metric's names, first found first.
-
     Returns:
         The figure; None when no run logged the metric.
     """
-    title, unit, names = panel
     figure = go.Figure()
     for k, run in enumerate(runs):
-        points = run.first(*names)
+        points = run.series.get(panel.name)
         if points:
-            _add_band(figure, run.name, k, points)
+            _add_band(figure, literal(run.name), k, points)
     if not figure.data:
         return None
-    add_events(figure, runs)
-    return styled(figure, title, "iteration", unit)
+    _add_events(figure, runs)
+    return styled(figure, x="iteration", y=panel.unit)
 
 
 def held_out_panels(runs: Sequence[RunData]) -> list[Panel]:
     """One panel a validation metric."""
     names = sorted({name for run in runs for name in run.series if name.startswith("val/")})
-    return [(f"Held-out {name.removeprefix('val/').replace('_', ' ')}", "validation", (name,)) for name in names]
+    return [Panel(f"Held-out {name.removeprefix('val/').replace('_', ' ')}", "", name) for name in names]
 
 
-def frontier_figure(runs: Sequence[RunData]) -> go.Figure | None:
+def frontier_charts(runs: Sequence[RunData]) -> list[Chart]:
     """Score against KL, one point an iteration: what was gained and what it cost."""
     figure = go.Figure()
     for k, run in enumerate(runs):
-        kl, score = dict(run.first(*FOUR[2][2])), dict(run.first(*FOUR[0][2]))
+        kl, score = dict(run.series.get(KL.name, [])), dict(run.series.get(SCORE.name, []))
         at = sorted(kl.keys() & score.keys())
         if not at:
             continue
@@ -86,46 +99,50 @@ def frontier_figure(runs: Sequence[RunData]) -> go.Figure | None:
             x=_rolling([kl[i] for i in at], median),
             y=_rolling([score[i] for i in at], median),
             text=[f"iteration {i}" for i in at],
-            name=run.name,
+            name=literal(run.name),
             mode="lines+markers",
-            line={"color": color_of(k), "dash": DASHES[k % len(DASHES)], "width": 1},
+            line={"color": color_of(k), "dash": dash_of(k), "width": 1},
             marker={"size": sizes, "color": color_of(k), "opacity": 0.75},
             hovertemplate="%{text}<br>KL %{x:.4f}, score %{y:.3f}<extra>%{fullData.name}</extra>",
         )
-    if not figure.data:
-        return None
-    return styled(figure, "Score-KL frontier", "KL to the reference, nats a token", "score (markers grow with time)")
+    styled(figure, x="KL to the reference, nats per token", y="score", height=320)
+    return [Chart("Score-KL frontier (markers grow with time)", figure)] if figure.data else []
 
 
-def distribution_figure(run: RunData, k: int) -> go.Figure | None:
+def distribution_charts(runs: Sequence[RunData]) -> list[Chart]:
+    """A map of the scores for each run that has histograms."""
+    figures = [(run.name, distribution_figure(run)) for run in runs]
+    return [Chart(f"Scores over time: {name}", figure) for name, figure in figures if figure is not None]
+
+
+def distribution_figure(run: RunData) -> go.Figure | None:
     """Density of the scores over iterations as a map, as in the paper's Figure 13."""
-    lines = [line for line in run.histograms if line.get("counts")]
+    lines = [line for line in run.histograms if line["counts"]]
     if not lines:
         return None
-    width = max(line["width"] for line in lines)
+    width = _row_width(lines)
     columns = [_regridded(line, width) for line in lines]
-    low, high = min(min(c) for c in columns), max(max(c) for c in columns)
-    rows = range(low, high + 1)
+    rows = range(min(map(min, columns)), max(map(max, columns)) + 1)
     figure = go.Figure(
         go.Heatmap(
             x=[line["at"] for line in lines],
             y=[(row + 0.5) * width for row in rows],
             z=[[column.get(row, 0.0) for column in columns] for row in rows],
             colorscale="Cividis",
-            colorbar={"title": {"text": "share", "side": "right"}, "thickness": 10, "len": 0.9},
+            colorbar={"title": {"text": "share", "side": "right"}, "thickness": 10, "len": 1.0, "tickformat": ".0%"},
             hovertemplate="iteration %{x}, score %{y:.2f}: %{z:.1%}<extra></extra>",
         )
     )
-    add_events(figure, [run], colors=["#FFFFFF"])
-    return styled(figure, f"Scores over time: {run.name}", "iteration", "score", tall=True)
+    _add_events(figure, [run], line="white", flag=BLACK)
+    return styled(figure, x="iteration", y="score", height=360)
 
 
-def add_events(figure: go.Figure, runs: Sequence[RunData], colors: Sequence[str] | None = None) -> None:
-    """A labelled vertical line at each flag of the collapse detector."""
+def _add_events(figure: go.Figure, runs: Sequence[RunData], *, line: str = "", flag: str = "") -> None:
+    """A flagged vertical line at each event of the collapse detector, in the run's color where none is named."""
     for k, run in enumerate(runs):
-        color = colors[k] if colors else color_of(k)
         for event in run.events:
-            figure.add_vline(x=event["at"], line={"color": color, "width": 1.5, "dash": "dot"})
+            told = f"{run.name}: collapse flagged at iteration {event['at']}: {', '.join(event['fired'])}"
+            figure.add_vline(x=event["at"], line={"color": line or color_of(k), "width": 1.5, "dash": "dot"})
             figure.add_annotation(
                 x=event["at"],
                 y=1,
@@ -133,24 +150,9 @@ def add_events(figure: go.Figure, runs: Sequence[RunData], colors: Sequence[str]
                 yanchor="bottom",
                 text="⚑",
                 showarrow=False,
-                font={"color": color if color != "#FFFFFF" else "#333333", "size": 15},
-                hovertext=f"{run.name}: collapse flagged at iteration {event['at']}<br>{', '.join(event['fired'])}",
+                font={"color": flag or color_of(k), "size": 15},
+                hovertext=literal(told, 200),
             )
-
-
-def styled(figure: go.Figure, title: str, x: str, y: str, *, tall: bool = False) -> go.Figure:
-    """The look all panels share."""
-    return figure.update_layout(
-        template="plotly_white",
-        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left", "pad": {"l": 12}},
-        xaxis={"title": {"text": x, "font": {"size": 11}}, "zeroline": False},
-        yaxis={"title": {"text": y, "font": {"size": 11}}, "zeroline": False, "automargin": True},
-        margin={"l": 48, "r": 12, "t": 56, "b": 40},
-        height=360 if tall else 280,
-        showlegend=False,
-        hovermode="closest",
-        font={"family": "system-ui, sans-serif", "size": 11, "color": "#222"},
-    )
 
 
 def _add_band(figure: go.Figure, name: str, k: int, points: list[tuple[int, float]]) -> None:
@@ -174,15 +176,25 @@ def _add_band(figure: go.Figure, name: str, k: int, points: list[tuple[int, floa
         y=y,
         name=name,
         mode="lines" if len(points) > WINDOW else "lines+markers",
-        line={"color": color, "width": 2, "dash": DASHES[k % len(DASHES)]},
+        line={"color": color, "width": 2, "dash": dash_of(k)},
         hovertemplate="iteration %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
     )
 
 
-def _rolling(y: list[float], statistic: Any) -> list[float]:
+def _rolling(y: list[float], statistic: Callable[[list[float]], float]) -> list[float]:
     """``statistic`` of the ``WINDOW`` values around each; fewer at the ends."""
     half = WINDOW // 2
     return [float(statistic(y[max(0, i - half) : i + half + 1])) for i in range(len(y))]
+
+
+def _row_width(lines: Sequence[dict[str, Any]]) -> float:
+    """The widest bin of all, doubled until the rows of the map are at most ``MAX_ROWS``."""
+    width = max(float(line["width"]) for line in lines)
+    low = min(line["start"] for line in lines)
+    high = max(line["start"] + len(line["counts"]) * line["width"] for line in lines)
+    while (high - low) / width > MAX_ROWS:
+        width *= 2
+    return width
 
 
 def _regridded(line: dict[str, Any], width: float) -> dict[int, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.types import RewardOutput, RewardRequest
 
 
@@ -72,6 +73,10 @@ class Reward(ABC):
             bad = scores[row][~scores[row].isfinite()].flatten()[0].item()
             raise NonFiniteScoreError(f"Reward '{self.name}' gave {bad} for {quoted(request.prompts[row])}.")
         return scores
+
+    def memory_models(self) -> list[ModelUse]:
+        """The models it loads in :meth:`setup`, for `lit-rlhf plan`; none unless a subclass says so."""
+        return []
 
     def describe(self) -> dict[str, Any]:
         """What identifies this source in logs and reports (plain values, no secrets)."""

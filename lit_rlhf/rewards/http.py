@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
 import os
 import random
-import threading
-import time
-import urllib.error
-import urllib.request
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+import re
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 
 from lit_rlhf.rewards.base import Reward, parse_scores, quoted
 from lit_rlhf.types import RewardOutput, RewardRequest
 
-_THREADS = "http-reward"
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
 _RETRY_STATUS = {408, 425, 429}
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
 
@@ -31,20 +32,21 @@ class HTTPReward(Reward):
     for, ``records``; all lists of the same length. The reply holds ``scores`` (as many numbers) and optionally
     ``token_scores`` (for each response as many numbers as it has tokens).
 
-    Connection errors, timeouts and statuses 408, 425, 429 and 5xx are tried again after an exponential backoff with
-    full jitter (``Retry-After`` in seconds is honored); any other status and any malformed reply ends the run.
-    Redirects are not followed: they would carry the token to another host.
+    Connection errors, timeouts, replies that break off and statuses 408, 425, 429 and 5xx are tried again after an
+    exponential backoff with full jitter (``Retry-After`` in seconds is honored); any other status and any malformed
+    reply ends the run. Redirects are not followed: they would carry the token to another host.
 
     Args:
         url: ``http://`` or ``https://`` address, without user name or password.
-        timeout: Seconds for one attempt, from connecting to the last byte.
+        timeout: Seconds for one attempt, from looking up the host to the last byte.
         batch_size: Most responses in one request.
         concurrency: Most requests at a time (of one rank).
         retries: Further attempts after the first.
         backoff: Seconds that the first wait may take at most; doubles with each attempt.
         max_backoff: Most seconds of any wait.
         token_env: Environment variable that holds a bearer token. Only its name is kept; the token is read for each
-            request and is in no attribute, message or log.
+            request and is in no attribute, message or log. With a token nothing of a reply's text is in a message
+            either: a service that echoes its request would put the token there.
         send_records: Send the raw rows too; they must be JSON.
         name: Used in metrics and messages.
 
@@ -76,7 +78,6 @@ class HTTPReward(Reward):
         self.url, self.timeout, self.batch_size, self.concurrency = url, timeout, batch_size, concurrency
         self.retries, self.backoff, self.max_backoff = retries, backoff, max_backoff
         self.token_env, self.send_records, self.name = token_env, send_records, name
-        self._opener = urllib.request.build_opener(_NoRedirect())
 
     def setup(self, *, device: torch.device, tokenizer: Any) -> None:
         """Check that the token is there.
@@ -95,34 +96,45 @@ class HTTPReward(Reward):
         """
         size = self.batch_size
         parts = [_rows(request, i, min(i + size, len(request.prompts))) for i in range(0, len(request.prompts), size)]
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=_THREADS)
-        try:
-            futures: list[Future[RewardOutput]] = [pool.submit(self._score_part, part, stop) for part in parts]
-            return _joined([future.result() for future in futures])
-        finally:
-            # After an error nothing waits for the other requests: they end at their timeout, without a retry.
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        return _joined(_run(self._score_parts(parts)))
 
-    def _score_part(self, part: RewardRequest, stop: threading.Event) -> RewardOutput:
-        reason, where = "", f"{quoted(part.prompts[0])} (batch of {len(part.prompts)})"
-        try:
-            body = json.dumps(self._payload(part)).encode()
-        except TypeError as error:
-            raise ValueError(f"`send_records` needs records that are JSON: {error}, in the batch of {where}.") from None
-        for attempt in range(self.retries + 1):
+    async def _score_parts(self, parts: list[RewardRequest]) -> list[RewardOutput]:
+        import aiohttp
+
+        free = asyncio.Semaphore(self.concurrency)
+        async with aiohttp.ClientSession(
+            headers=self._headers(),
+            timeout=aiohttp.ClientTimeout(total=self.timeout),
+            connector=aiohttp.TCPConnector(force_close=True),  # an idle connection may be closed under the next request
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        ) as session:
+            tasks = [asyncio.ensure_future(self._score_part(part, session, free)) for part in parts]
             try:
-                reply = self._post(body)
-            except _RetryableError as error:
-                reason = str(error)
-                if attempt == self.retries or stop.wait(self._wait(attempt, error.retry_after)):
-                    break
-            except urllib.error.HTTPError as error:
-                raise RuntimeError(f"{self._source} refused with HTTP {error.code} for {where}.") from None
-            else:
-                return parse_scores(_parsed(self._without_token(reply), self._source, where), part, source=self._source)
-        raise RuntimeError(f"{self._source} failed {attempt + 1} times, last with {reason}, for {where}.")
+                return list(await asyncio.gather(*tasks))
+            finally:  # after an error nothing waits for the other requests
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _score_part(self, part: RewardRequest, session: ClientSession, free: asyncio.Semaphore) -> RewardOutput:
+        reason, where = "", f"{quoted(part.prompts[0])} (batch of {len(part.prompts)})"
+        async with free:
+            try:
+                body = json.dumps(self._payload(part)).encode()
+            except TypeError as error:
+                what = f"`send_records` needs records that are JSON: {error}"
+                raise ValueError(f"{what}, in the batch of {where}.") from None
+            for attempt in range(self.retries + 1):
+                try:
+                    value = await self._post(session, body, where)
+                except _RetryableError as error:
+                    reason = str(error)
+                    if attempt < self.retries:
+                        await asyncio.sleep(self._wait(attempt, error.retry_after))
+                else:
+                    return parse_scores(value, part, source=self._source)
+        raise RuntimeError(f"{self._source} failed {self.retries + 1} times, last with {reason}, for {where}.")
 
     @property
     def _source(self) -> str:
@@ -138,39 +150,49 @@ class HTTPReward(Reward):
         return payload | {"records": [dict(record) for record in part.records]} if self.send_records else payload
 
     def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if self.token_env is None:
             return headers
         token = os.environ.get(self.token_env, "").strip()
         if not token:
             raise ValueError(f"`token_env`: the environment variable {self.token_env} is not set.")
         if not (token.isascii() and token.isprintable()):
-            # http.client would say so too, with the token in its message.
+            # The HTTP library would say so too, with the token in its message.
             raise ValueError(f"`token_env`: the environment variable {self.token_env} holds what a header cannot.")
         return headers | {"Authorization": f"Bearer {token}"}
 
-    def _without_token(self, reply: bytes) -> bytes:
-        """The reply as it may be shown: a service that echoes its request echoes the token."""
-        _, _, token = self._headers().get("Authorization", "").partition(" ")
-        return reply.replace(token.encode(), b"***") if token else reply
+    async def _post(self, session: ClientSession, body: bytes, where: str) -> Any:
+        """One attempt: the reply's JSON. ``_RetryableError`` when another may help."""
+        import aiohttp
 
-    def _post(self, body: bytes) -> bytes:
-        """One attempt. ``_RetryableError`` when another may help, ``HTTPError`` when not."""
-        request = urllib.request.Request(self.url, data=body, headers=self._headers(), method="POST")
-        deadline = time.monotonic() + self.timeout
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return _read_all(response, deadline)
-        except urllib.error.HTTPError as error:
-            if error.code in _RETRY_STATUS or error.code >= 500:
-                raise _RetryableError(f"HTTP {error.code}", error.headers.get("Retry-After")) from None
-            raise
-        except TimeoutError:
+            proxy = _proxy_for(self.url)
+            async with session.post(self.url, data=body, allow_redirects=False, proxy=proxy) as response:
+                if response.status in _RETRY_STATUS or response.status >= 500:
+                    raise _RetryableError(f"HTTP {response.status}", response.headers.get("Retry-After"))
+                if response.status >= 300:
+                    raise RuntimeError(f"{self._source} refused with HTTP {response.status} for {where}.")
+                return self._parsed(await _read_all(response), response, where)
+        except asyncio.TimeoutError:
             raise _RetryableError(f"no reply within {self.timeout} s") from None
-        except urllib.error.URLError as error:
-            raise _RetryableError(f"{error.reason}") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _RetryableError(f"{type(error).__name__}: {error}") from None
+        except aiohttp.ClientError as error:
+            # Not the error's own words: they may quote what the service sent.
+            number = getattr(error, "errno", None) or 0
+            raise _RetryableError(os.strerror(number) if number > 0 else type(error).__name__) from None
+
+    def _parsed(self, reply: bytes, response: ClientResponse, where: str) -> Any:
+        shown = f": {reply[:80]!r}" if self.token_env is None else f" ({len(reply)} bytes)"
+        try:
+            # As floats: a whole number may have more digits than Python converts.
+            value = json.loads(reply, parse_int=float)
+            value = value if self.token_env is None else _without_text(value)
+        except (ValueError, RecursionError):
+            if response.content_length is None and "Transfer-Encoding" not in response.headers:
+                raise _RetryableError("a reply that broke off or is no JSON") from None
+            raise ValueError(f"{self._source} did not reply with JSON for {where}{shown}.") from None
+        if not isinstance(value, dict) or "scores" not in value:
+            raise ValueError(f"{self._source} must reply with an object that has `scores`, for {where}.")
+        return value
 
     def _wait(self, attempt: int, retry_after: float | None) -> float:
         """Seconds before the next attempt; not from the global generators, whose state a resume must reproduce."""
@@ -183,15 +205,11 @@ class HTTPReward(Reward):
         return {**super().describe(), "url": self.url}
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """None: the redirect becomes an ``HTTPError``."""
-
-
 class _RetryableError(Exception):
     def __init__(self, reason: str, retry_after: str | None = None) -> None:
         super().__init__(reason)
-        self.retry_after = float(retry_after) if retry_after and retry_after.isdigit() else None
+        seconds = re.fullmatch("[0-9]+", retry_after or "")
+        self.retry_after = float(seconds[0]) if seconds else None
 
 
 def _check_url(url: str) -> None:
@@ -202,32 +220,39 @@ def _check_url(url: str) -> None:
         raise ValueError("`url` must not hold a user name or password: it is logged. Use `token_env`.")
 
 
-def _read_all(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The whole body by ``deadline``: a socket's own timeout starts anew with every byte that drips in."""
+def _proxy_for(url: str) -> str | None:
+    """What the environment says (`http_proxy`, `no_proxy`), and nothing of a .netrc, as the library would have it."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+def _run(work: Coroutine[Any, Any, list[RewardOutput]]) -> list[RewardOutput]:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:  # a notebook's loop runs in this thread
+        return pool.submit(asyncio.run, work).result()
+
+
+async def _read_all(response: ClientResponse) -> bytes:
     pieces: list[bytes] = []
     size = 0
-    while piece := response.read1(65536):
+    async for piece in response.content.iter_any():
         pieces.append(piece)
         size += len(piece)
-        if time.monotonic() > deadline:
-            raise TimeoutError
         if size > _MAX_REPLY_BYTES:
-            raise http.client.HTTPException(f"reply larger than {_MAX_REPLY_BYTES} bytes")
-    announced = response.headers.get("Content-Length", "")
-    if announced.isdigit() and size < int(announced):
-        # Unlike read(), read1() takes a connection that broke off for the end.
-        raise http.client.HTTPException(f"{size} of {announced} bytes came")
+            raise _RetryableError(f"reply larger than {_MAX_REPLY_BYTES} bytes")
     return b"".join(pieces)
 
 
-def _parsed(reply: bytes, source: str, where: str) -> Any:
-    try:
-        value = json.loads(reply)
-    except ValueError:
-        raise ValueError(f"{source} did not reply with JSON for {where}: {reply[:80]!r}.") from None
-    if not isinstance(value, dict) or "scores" not in value:
-        raise ValueError(f"{source} must reply with an object that has `scores`, for {where}.")
-    return value
+def _without_text(value: Any) -> Any:
+    """The value with nothing in it that a message could quote."""
+    if isinstance(value, list):
+        return [_without_text(x) for x in value]
+    if isinstance(value, dict):
+        return {key: _without_text(value[key]) for key in ("scores", "token_scores") if key in value}
+    return "(text)" if isinstance(value, str) else value
 
 
 def _rows(request: RewardRequest, start: int, stop: int) -> RewardRequest:

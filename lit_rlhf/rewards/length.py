@@ -21,7 +21,7 @@ class LengthReward(RewardWrapper):
 
     Args:
         reward: The inner source.
-        coef: Cost :math:`c` a token, not negative.
+        coef: Cost :math:`c` per token, not negative.
         longest: Tokens :math:`T_\max` that cost nothing; None sets no upper end.
         shortest: Tokens :math:`T_\min` below which it costs.
         max_cost: Most :math:`m` that one response can lose; None sets no bound.

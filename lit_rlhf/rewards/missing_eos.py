@@ -15,7 +15,7 @@ from lit_rlhf.types import RewardRequest
 class MissingEOSReward(RewardWrapper):
     """The inner score, lowered or replaced where the response has no EOS.
 
-    A reward model has only seen whole replies; what it says of one that was cut means little.
+    A reward model has only seen whole responses; what it says of one that was cut means little.
 
     Args:
         reward: The inner source.

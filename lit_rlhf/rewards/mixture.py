@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput, RewardRequest
 
@@ -51,6 +52,10 @@ class MixtureReward(Reward):
         return RewardOutput(
             scores=torch.as_tensor(scores), token_scores=torch.stack(per_token).sum(0) if per_token else None
         )
+
+    def memory_models(self) -> list[ModelUse]:
+        """Every part's."""
+        return [use for reward in self.rewards for use in reward.memory_models()]
 
     def describe(self) -> dict[str, Any]:
         """The parts and their weights."""

@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.config import ModelConfig
+from lit_rlhf.data.template import encode_piece, encode_rendered
 from lit_rlhf.models.frozen import FrozenModel, Placement
-from lit_rlhf.models.loading import (
-    as_dtype,
-    check_context,
-    check_embeddings,
-    load_scalar_model,
-    load_tokenizer,
-    same_vocabulary,
-)
+from lit_rlhf.models.loading.checks import check_context, check_embeddings
+from lit_rlhf.models.loading.pretrained import as_dtype
+from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
 from lit_rlhf.models.scalar import ScalarModel, score_rows
+from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput, RewardRequest, Rollout
 
@@ -77,14 +76,11 @@ class ModelReward(Reward):
         self._policy_tokenizer = tokenizer
         self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
-        scalar = load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        scalar = load_scalar_model(
+            self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code, check_on=device
+        )
         check_embeddings(scalar.config, self._tokenizer)
         self._model = FrozenModel(scalar, placement=self.placement).to(device)
-
-    @property
-    def model(self) -> FrozenModel[ScalarModel] | None:
-        """The model, for a caller that scores the policy's token ids itself; None where it cannot (other tokenizer)."""
-        return self._model if self.shares_vocabulary else None
 
     def score(self, request: RewardRequest) -> RewardOutput:
         """Score prompt + response at the last token, in packs of rows of similar length, on the rollout's device.
@@ -108,12 +104,17 @@ class ModelReward(Reward):
 
     def _encoded_rows(self, request: RewardRequest) -> list[list[int]]:
         texts = zip(request.prompts, request.responses, request.ended, strict=True)
+        own, policy = self._tokenizer, self._policy_tokenizer
         return [
-            encode_pair(
-                self._tokenizer, translate_special(prompt, self._policy_tokenizer, self._tokenizer), reply, ended
-            )
-            for prompt, reply, ended in texts
+            encode_again(own, translate_special(prompt, policy, own), response, ended=ended)
+            for prompt, response, ended in texts
         ]
+
+    def memory_models(self) -> list[ModelUse]:
+        """The reward model."""
+        role, loading = self.name.replace("_", " "), ModelConfig(trust_remote_code=self.trust_remote_code)
+        place = self.placement
+        return [ModelUse(role=role, path=self.path, causal=False, dtype=self.dtype, placement=place, loading=loading)]
 
     def describe(self) -> dict[str, Any]:
         """Name, type, path and dtype."""
@@ -133,26 +134,11 @@ def translate_special(text: str, source: Any, target: Any) -> str:
     return text.replace(source.eos_token, target.eos_token)
 
 
-def encode_pair(tokenizer: Any, prompt: str, response: str, ended: bool) -> list[int]:  # noqa: FBT001
+def encode_again(tokenizer: Any, prompt: str, response: str, *, ended: bool) -> list[int]:
     """Token ids of prompt + response as in training, encoded apart so that the boundary is exact.
 
     One BOS in front where the tokenizer has one of its own, one EOS behind where the response has ended. Special tokens
     count in the prompt; written in the response they are read as plain text.
     """
-    bos = [] if tokenizer.bos_token_id in (None, tokenizer.eos_token_id) else [tokenizer.bos_token_id]
-    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    while bos and ids[:1] == bos:
-        ids.pop(0)
-    ids = [*bos, *ids, *_piece(tokenizer, response)]
+    ids = encode_rendered(tokenizer, prompt) + encode_piece(tokenizer, response)
     return [*ids, tokenizer.eos_token_id] if ended or not ids else ids
-
-
-def _piece(tokenizer: Any, text: str) -> list[int]:
-    """Ids of ``text`` in the middle of a row: behind an anchor no tokenizer puts a space of its own in front."""
-
-    def plain(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-
-    anchor = plain("\n")
-    anchored = plain("\n" + text)
-    return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else plain(text)

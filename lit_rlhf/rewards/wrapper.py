@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput, RewardRequest
 
@@ -41,6 +42,10 @@ class RewardWrapper(Reward):
     @abstractmethod
     def adjust(self, scores: Tensor, request: RewardRequest) -> Tensor:
         """New scores ``(B,)`` from the inner source's ``(B,)`` fp32."""
+
+    def memory_models(self) -> list[ModelUse]:
+        """The inner source's."""
+        return self.reward.memory_models()
 
     def describe(self) -> dict[str, Any]:
         """What is inside, too."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.models.uses import EngineLimits
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.types import PromptBatch, Rollout
 
@@ -27,6 +28,8 @@ class GenerationRequest:
         pad_token_id: Fills the columns after the end.
         uniforms: One number in [0, 1) per row and step, ``(B, T)`` float64, on the device of the prompts. Drawn by the
             caller from seed, iteration and global row, so that responses depend on neither batch nor ranks.
+        longest_row: Most tokens, prompt and response, that a row of this or a later request can have, for engines whose
+            buffers do not change; 0 where nobody knows.
 
     Raises:
         ValueError: If the shapes do not fit, a prompt is empty or not left-padded, or there is no EOS.
@@ -37,6 +40,7 @@ class GenerationRequest:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     uniforms: Tensor
+    longest_row: int = 0
 
     def __post_init__(self) -> None:
         expected = (len(self.prompts), self.sampling.max_response_length)
@@ -99,6 +103,11 @@ class RolloutEngine(ABC):
 
     def rest(self) -> None:  # noqa: B027  # most engines have nothing to give back
         """No :meth:`generate` until the next :meth:`sync`: give memory back to the update that follows."""
+
+    def limits(self, device: torch.device | str) -> EngineLimits:
+        """How the engine bounds its memory on ``device``, for `lit-rlhf plan`; no bound: all rows at once."""
+        del device
+        return EngineLimits()
 
     def close(self) -> None:  # noqa: B027
         """The run is over, well or badly: end processes, free everything. May be called more than once."""

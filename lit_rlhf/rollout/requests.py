@@ -23,7 +23,13 @@ def eos_token_ids(tokenizer: Any, model: Any) -> list[int]:
 
 
 def generation_request(
-    policy: Any, tokenizer: Any, prompts: PromptBatch, uniforms: Tensor, sampling: SamplingConfig
+    policy: Any,
+    tokenizer: Any,
+    prompts: PromptBatch,
+    uniforms: Tensor,
+    sampling: SamplingConfig,
+    *,
+    longest_row: int = 0,
 ) -> GenerationRequest:
     """What an engine is asked for, with the ends of a response that tokenizer and policy know.
 
@@ -33,6 +39,7 @@ def generation_request(
         prompts: Left-padded prompts, B rows.
         uniforms: ``(B, max_response_length)`` float64; moved to the device of the prompts.
         sampling: Which distribution to draw from.
+        longest_row: See :class:`GenerationRequest`.
 
     Raises:
         ValueError: See :class:`GenerationRequest`.
@@ -43,6 +50,7 @@ def generation_request(
         eos_token_ids=tuple(eos_token_ids(tokenizer, policy)),
         pad_token_id=tokenizer.pad_token_id,
         uniforms=uniforms.to(prompts.prompt_ids.device),
+        longest_row=longest_row,
     )
 
 
@@ -67,8 +75,8 @@ def raw_record(record: Record) -> dict[str, Any]:
 
 def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
     """A rollout as ids and as text."""
-    prompts = [row[keep] for row, keep in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
-    responses = [row[keep] for row, keep in zip(rollout.response_ids, rollout.response_mask, strict=True)]
+    prompts = _real_tokens(rollout.prompt_ids, rollout.prompt_mask)
+    responses = _real_tokens(rollout.response_ids, rollout.response_mask)
     return RewardRequest(
         rollout=rollout,
         prompts=tokenizer.batch_decode(prompts),
@@ -77,16 +85,21 @@ def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
     )
 
 
+def _real_tokens(ids: Tensor, mask: Tensor) -> list[Tensor]:
+    return [row[keep] for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+
 def response_rows(request: RewardRequest) -> list[dict[str, Any]]:
     """One JSON-able row a response: where its prompt stands, both texts, tokens, whether it ended, the raw record."""
     rollout = request.rollout
+    lengths, ended = rollout.response_lengths.tolist(), request.ended
     return [
         {
             **rollout.records[i].get(ROW_KEY, {}),
             "prompt": request.prompts[i],
             "response": request.responses[i],
-            "tokens": int(rollout.response_lengths[i]),
-            "ended": bool(rollout.ended[i]),
+            "tokens": lengths[i],
+            "ended": ended[i],
             "record": dict(request.records[i]),
         }
         for i in range(len(rollout))

@@ -104,8 +104,9 @@ def keep_top_p(weights: Tensor, *, p: float, first_look: int = 64) -> Tensor:
     """Weights outside each row's nucleus set to zero; what is left is not renormalized.
 
     The nucleus is the smallest set of most likely tokens with a share >= ``p`` of the row's total, and their ties
-    (Holtzman et al. 2020, arXiv 1904.09751). The ``first_look`` likeliest tokens usually contain it; when some row's do
-    not, the threshold is searched for by bisection instead of sorting the vocabulary.
+    (Holtzman et al. 2020, arXiv 1904.09751). On a CPU the ``first_look`` likeliest tokens usually contain it; when some
+    row's do not, the threshold is searched for by bisection instead of sorting the vocabulary. An accelerator sorts:
+    asking whether it has to would make the host wait for it at every token.
 
     Args:
         weights: Non-negative, ``(B, V)`` fp32.
@@ -115,11 +116,21 @@ def keep_top_p(weights: Tensor, *, p: float, first_look: int = 64) -> Tensor:
     if p >= 1:
         return weights
     target = p * weights.sum(-1, keepdim=True)
+    if weights.device.type != "cpu":
+        return _at_least(weights, _sorted_threshold(weights, target=target))
     largest = weights.topk(min(first_look, weights.size(-1)), dim=-1).values
     cumulative = largest.cumsum(-1)
     if bool((cumulative[:, -1:] >= target).all()):
         return _at_least(weights, largest.gather(-1, (cumulative < target).sum(-1, keepdim=True)))
     return _at_least(weights, _bisect_threshold(weights, target=target))
+
+
+def _sorted_threshold(weights: Tensor, *, target: Tensor) -> Tensor:
+    """The entry of each row, ``(B, 1)``, at which the sum of the largest ones reaches ``target``."""
+    largest = weights.sort(-1, descending=True).values
+    # Rounding may keep the sum of all below a target close to it: then every token belongs to the nucleus.
+    position = (largest.cumsum(-1) < target).sum(-1, keepdim=True).clamp_max(weights.size(-1) - 1)
+    return largest.gather(-1, position)
 
 
 def _bisect_threshold(weights: Tensor, *, target: Tensor) -> Tensor:
@@ -179,8 +190,8 @@ def token_weights(
     logits: Tensor,
     *,
     sampling: SamplingConfig,
-    eos_token_ids: Sequence[int],
-    position: int,
+    eos_token_ids: Sequence[int] | Tensor,
+    position: int | Tensor,
     seen_ids: Tensor | None = None,
     seen_mask: Tensor | None = None,
 ) -> Tensor:
@@ -190,15 +201,17 @@ def token_weights(
         logits: Raw logits ``(B, V)`` fp32.
         sampling: The settings; with temperature 0 the processed logits are returned instead.
         eos_token_ids: Tokens that end a response.
-        position: Index of the token about to be drawn, 0 for the first.
+        position: Index of the token about to be drawn, 0 for the first; one for all rows or one each, ``(B,)``.
         seen_ids: Tokens that the repetition penalty applies to, ``(B, S)`` int64.
         seen_mask: True where ``seen_ids`` counts, ``(B, S)`` bool.
 
     Returns:
         ``(B, V)`` fp32: probabilities, with excluded tokens at zero and the rest not renormalized.
     """
-    if position + 1 < sampling.min_response_length:
-        logits = logits.index_fill(1, torch.tensor(list(eos_token_ids), device=logits.device), -math.inf)
+    if sampling.min_response_length:
+        early = torch.as_tensor(position, device=logits.device).view(-1, 1) + 1 < sampling.min_response_length
+        eos = torch.as_tensor(eos_token_ids, device=logits.device)
+        logits = logits.index_copy(1, eos, logits[:, eos].masked_fill(early, -math.inf))
     if sampling.repetition_penalty != 1 and seen_ids is not None and seen_mask is not None and seen_ids.size(1):
         logits = penalize_repetition(logits, seen_ids, seen_mask, penalty=sampling.repetition_penalty)
     if sampling.greedy:

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lit_rlhf.distributed import all_reduce_max
 from lit_rlhf.strategies.deepspeed import ZeroStrategy
 
 
@@ -31,7 +30,8 @@ def accumulate(trainer: L.Trainer, last: bool) -> Iterator[None]:  # noqa: FBT00
     """Wrap every ``manual_backward`` of a minibatch; ``last`` is True around the one before ``optimizer.step()``.
 
     ZeRO keeps only the gradient of the last backward unless told otherwise; DDP would reduce every time. Losses are
-    not divided here. The number of blocks must be the same on all ranks under ZeRO: see :func:`equal_backwards`.
+    not divided here. ZeRO reduces gradients in every backward, so the number of blocks must be the same on all ranks;
+    a rank with fewer micro-batches fills up with any of them at loss weight 0.
 
     Args:
         trainer: The running trainer.
@@ -67,16 +67,6 @@ def backward_parts(trainer: L.Trainer, parts: Iterable[Tensor]) -> Iterable[Tens
     return [torch.stack(list(parts)).sum()]
 
 
-def equal_backwards(trainer: L.Trainer, local: int) -> int:
-    """Number of backwards every rank must run when this one has ``local`` micro-batches: the maximum over ranks.
-
-    ZeRO reduces gradients in every backward, so a rank with fewer of them would leave the others waiting. Fill up
-    with any micro-batch at loss weight 0.
-    """
-    count = torch.tensor(local, device=trainer.strategy.root_device)
-    return int(all_reduce_max(count))
-
-
 def configure_clipping(trainer: L.Trainer, max_norm: float | None) -> None:
     """Hand the clipping threshold to DeepSpeed; call it in ``configure_optimizers``. Nothing to do elsewhere.
 
@@ -90,17 +80,42 @@ def configure_clipping(trainer: L.Trainer, max_norm: float | None) -> None:
         strategy.config["gradient_clipping"] = float(max_norm or 0.0)
 
 
+def loss_scaler(trainer: L.Trainer) -> Any | None:
+    """The ``GradScaler`` of precision `16-mixed`; None under any other, and under DeepSpeed, which has its own."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def loss_scale(trainer: L.Trainer) -> float:
+    """What the gradients as they lie are multiplied with: fp16's loss scale, else 1."""
+    scaler = loss_scaler(trainer)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def lower_loss_scale(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer) -> bool:
+    """After a gradient that is not finite: lower fp16's loss scale, if that can be to blame; whether it was.
+
+    At a scale of 1 or less the gradient itself is not finite, and no lower scale would help.
+    """
+    scaler = loss_scaler(trainer)
+    if scaler is None or scaler.get_scale() <= 1.0:
+        return False
+    scaler.unscale_(getattr(optimizer, "optimizer", optimizer))  # notes the overflow, which `update` acts on
+    scaler.update()
+    return True
+
+
 def clip_gradients(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer, max_norm: float | None) -> None:
     """Scale the gradients of all groups together to a global norm of at most ``max_norm``; None or 0: leave them.
 
-    Under DeepSpeed nothing happens here: the engine clips in its step (:func:`configure_clipping`).
+    Under DeepSpeed nothing happens here: the engine clips in its step (:func:`configure_clipping`). Under fp16 the
+    gradients are still multiplied with the loss scale, which Lightning takes off in the step, and so is the bound.
     """
     if max_norm and not isinstance(trainer.strategy, DeepSpeedStrategy):
-        torch.nn.utils.clip_grad_norm_(_parameters(optimizer), max_norm)
+        torch.nn.utils.clip_grad_norm_(_parameters(optimizer), max_norm * loss_scale(trainer))
 
 
 def gradient_norm(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer | None = None) -> Tensor:
-    """Global L2 norm of the gradients, before clipping, scalar fp32.
+    """Global L2 norm of the gradients, before clipping and without fp16's loss scale, scalar fp32.
 
     Args:
         trainer: The running trainer.
@@ -115,7 +130,7 @@ def gradient_norm(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer 
         norm = strategy.deepspeed_engine.get_global_grad_norm()
         return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=strategy.root_device)
     gradients = [p.grad for p in _parameters(optimizer or trainer.optimizers[0]) if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).float()
+    return torch.nn.utils.get_total_norm(gradients).float() / loss_scale(trainer)
 
 
 def gradient_is_finite(trainer: L.Trainer, norm: Tensor) -> bool:
@@ -131,7 +146,7 @@ def gradient_is_finite(trainer: L.Trainer, norm: Tensor) -> bool:
 
 
 def discard_gradient(trainer: L.Trainer, optimizer: Optimizer | LightningOptimizer) -> None:
-    """Forget the gradient of the backwards since the last step: the update is left out; collective under ZeRO."""
+    """Forget the gradient of the backwards since the last step: the update is skipped; collective under ZeRO."""
     optimizer.zero_grad()
     if isinstance(trainer.strategy, ZeroStrategy):
         trainer.strategy.discard_gradient()

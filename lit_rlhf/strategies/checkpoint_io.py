@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from lit_rlhf import signals
 from lit_rlhf.distributed import world_size
 from lit_rlhf.strategies.errors import WORLD_SIZE_KEY, CheckpointError, require_file
 
@@ -46,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with writing(target) as temporary:
+        with noting_time(), writing(target) as temporary:
             write_through(checkpoint, temporary)
             temporary.replace(target)
             sync_folder(target.parent)
@@ -75,6 +77,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             remove(leftover)
 
 
+@contextmanager
+def noting_time() -> Iterator[None]:
+    """Around the writing of a checkpoint: who signals a run twice is told how long that took."""
+    started = time.monotonic()
+    yield
+    signals.note_save(time.monotonic() - started)
+
+
 def write_through(content: Any, path: Path, **options: Any) -> None:
     """``torch.save`` to ``path`` and flush it to the disk."""
     # Through a Python file: torch's own C++ writer loses the operating system's reason when it fails.
@@ -88,7 +98,7 @@ def safe_load(path: _PATH, *, map_location: Any = "cpu", weights_only: bool = Tr
     """``torch.load`` that turns its page-long errors into one line.
 
     Raises:
-        CheckpointError: If the pickle asks for code, or the file is truncated.
+        CheckpointError: If the pickle would execute code, or the file is truncated.
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=weights_only)
@@ -146,6 +156,18 @@ def latest_checkpoint(*folders: _PATH) -> Path | None:
         # A kill between the two renames of a folder leaves only its predecessor.
         found |= {path.with_suffix("") for path in folder.glob("*.ckpt.old") if not path.with_suffix("").exists()}
     return max(found, key=lambda path: (existing(path).stat().st_mtime_ns, path.name), default=None)
+
+
+def leftovers(*folders: _PATH) -> list[Path]:
+    """What interrupted runs left in ``folders`` and no run will use once there is a newer checkpoint.
+
+    Half-written checkpoints, predecessors, and the checkpoints of preemptions: ours and Lightning's.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        for pattern in ("*.ckpt.tmp", "*.ckpt.old", "interrupted.ckpt", "hpc_ckpt_*.ckpt"):
+            found += sorted(folder.glob(pattern))
+    return found
 
 
 def temporary_path(path: _PATH) -> Path:

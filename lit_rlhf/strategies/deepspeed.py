@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -17,6 +18,7 @@ from lit_rlhf.distributed import all_gather_object
 from lit_rlhf.strategies.checkpoint_io import (
     existing,
     failure_reason,
+    noting_time,
     remove,
     replace_folder,
     sync_tree,
@@ -26,6 +28,23 @@ from lit_rlhf.strategies.errors import WORLD_SIZE_KEY, CheckpointError, require_
 
 if TYPE_CHECKING:
     from lit_rlhf.strategies.zero_engine import SafeCheckpointEngine
+
+
+def require_fp32_rotary(module: nn.Module) -> None:
+    """Refuse rotary position embeddings whose frequencies are no longer fp32.
+
+    In bf16 the angle at position 2,048 is off by up to 2.5 rad. A policy cast so and a frozen reference that is not
+    differ before the first update, the more the longer the row.
+
+    Raises:
+        ValueError: Names the first such buffer.
+    """
+    for name, buffer in module.named_buffers():
+        if name.rpartition(".")[2].endswith("inv_freq") and buffer.dtype != torch.float32:
+            raise ValueError(
+                f"Rotary frequencies must stay fp32; `{name}` is {str(buffer.dtype).removeprefix('torch.')}. deepspeed"
+                " before 0.19.8 casts buffers as well as parameters, and so does `module.to(dtype)`."
+            )
 
 
 _TAG = "checkpoint"  # Lightning's name for the folder of the shards
@@ -38,7 +57,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     - A checkpoint folder is written beside its target, flushed, and renamed. A kill at any moment leaves a whole
       checkpoint; loading falls back to the predecessor when the kill fell between the two renames.
-    - Shards are read with ``weights_only=True``; a pickle that asks for code is refused.
+    - Shards are read with ``weights_only=True``; a pickle that would execute code is refused.
     - Under ZeRO a second backward without a step silently overwrites the gradient of the first. Here it raises,
       unless :func:`lit_rlhf.strategies.accumulation.accumulate` announced it.
     - The checkpoint/strategy/world-size mismatches end in one clear line.
@@ -118,13 +137,13 @@ class ZeroStrategy(DeepSpeedStrategy):
     def gradient_is_finite(self) -> bool:
         """Whether the gradient of the backwards since the last step is finite on all ranks; collective.
 
-        With fp16 the engine itself leaves out the steps whose scaled gradient overflows, and lowers the scale: True.
+        With fp16 the engine itself skips the steps whose scaled gradient overflows, and lowers the scale: True.
         """
         engine: Any = self.deepspeed_engine
         return engine.fp16_enabled() or not engine.optimizer.has_overflow()
 
     def discard_gradient(self) -> None:
-        """Forget the gradient of the backwards since the last step: the update is left out; collective.
+        """Forget the gradient of the backwards since the last step: the update is skipped; collective.
 
         The engine's own way out of an overflow is taken, because only it knows all the places the gradient lies in:
         with an offloaded optimizer, the next gradient would otherwise be added to this one.
@@ -145,8 +164,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         from lit_rlhf.strategies.zero_engine import SafeCheckpointEngine
 
         SafeCheckpointEngine.install(self.deepspeed_engine)
+        require_fp32_rotary(self.deepspeed_engine.module)
 
     @override
+    @noting_time()
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write the folder ``filepath``; collective.
 
@@ -204,7 +225,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         Raises:
             CheckpointError: If it is not a DeepSpeed folder, was written by another number of ranks (while fitting),
-                or holds a pickle that asks for code.
+                or holds a pickle that would execute code.
             FileNotFoundError: If there is nothing at ``checkpoint_path``.
         """
         path = existing(checkpoint_path)

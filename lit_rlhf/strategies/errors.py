@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_rlhf.user_errors import LitRLHFError
+
 WORLD_SIZE_KEY = "world_size"
 _SHARDS = "*zero_pp_rank_*_optim_states.pt"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(LitRLHFError, RuntimeError):
     """A checkpoint could not be written, read or used by this run; the message says what to do."""
 
 

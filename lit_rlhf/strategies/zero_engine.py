@@ -21,7 +21,7 @@ _PLAIN_CLASSES = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address
 
 
 class SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
-    """Writes each shard through to the disk, and reads none that asks for code.
+    """Writes each shard through to the disk, and reads none that would execute code.
 
     A failed write is noted in :attr:`failure` instead of raised: DeepSpeed's save has barriers in it, and a rank that
     leaves early would let the others wait there for good.
@@ -70,7 +70,7 @@ def load_shard(path: str | Path, map_location: Any = None) -> Any:
     """One shard of a ZeRO checkpoint: tensors, plain values and DeepSpeed's own few plain classes.
 
     Raises:
-        CheckpointError: If it asks for code, or is truncated.
+        CheckpointError: If it would execute code, or is truncated.
     """
     with torch.serialization.safe_globals(_PLAIN_CLASSES):
         return safe_load(path, map_location=map_location)
@@ -84,7 +84,7 @@ def consolidated_state(folder: Path, tag: str) -> tuple[dict[str, Any], dict[str
         tag: Name of the folder of the shards inside it.
 
     Raises:
-        CheckpointError: If a shard asks for code, or is truncated.
+        CheckpointError: If a shard would execute code, or is truncated.
         ValueError: If there are no shards.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

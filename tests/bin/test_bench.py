@@ -2,7 +2,8 @@
 
 import pytest
 from benchmarks import command, shares
-from benchmarks.command import costs, parser, peer_arguments, spread, without_peer
+from benchmarks.calls import spread
+from benchmarks.command import costs, parser, peer_arguments, without_peer
 from benchmarks.scaling import slope
 from benchmarks.shapes import Clock, medians
 

@@ -9,6 +9,8 @@ import pytest
 from studies.collapse_table import judge_run, judged, main, replay
 
 from lit_rlhf.callbacks.collapse_rule import RuleConfig
+from lit_rlhf.evaluation.answers import read_answers
+from lit_rlhf.evaluation.judges import ScoreJudge
 from lit_rlhf.reports.run_data import load_run
 
 UPDATES = 2
@@ -30,7 +32,8 @@ def make(root, *, onset=None, wins=()):
     return root
 
 
-ROW = {"sample": 0, "record": {}, "score": 0.0}
+ROW = {"sample": 0, "record": {}, "response": "yes", "score": 0.0}
+GOLD = ScoreJudge("gold", tie_margin=0.08)
 
 
 def write(path, rows):
@@ -70,21 +73,20 @@ def test_outcomes(tmp_path, baseline, onset, stable, wins, outcome):
 
 def test_win_rates_are_placed_after_the_update_they_judge(tmp_path, baseline):
     run = load_run(make(tmp_path / "run", wins=((0, 5), *FALL)))
-    rows = [json.loads(line) for line in baseline.read_text().splitlines()]
-    assert judged(run, rows, judge="gold") == [(0, 0.5), (10, 0.6), (20, 0.8), (30, 0.5)]
+    assert judged(run, read_answers(baseline), judge=GOLD) == [(0, 0.5), (10, 0.6), (20, 0.8), (30, 0.5)]
 
 
 def test_the_replayed_flag_is_the_rules(tmp_path):
     run = load_run(make(tmp_path / "run", onset=12))
     flag = replay(run.series, RuleConfig(patience=3))
     assert (flag.iteration, flag.since) == (14, 12)
-    with pytest.raises(ValueError, match="logged none of"):
+    with pytest.raises(ValueError, match="did not log 'rollout/kl'"):
         replay({"loss": [(0, 1.0)]}, RuleConfig())
 
 
 def test_no_evaluations_is_an_error(tmp_path):
     run = load_run(make(tmp_path / "run"))
     with pytest.raises(ValueError, match="has no evaluations"):
-        judged(run, [], judge="gold")
+        judged(run, [], judge=GOLD)
     verdict = judge_run(run, [(0, 0.5)], stable=True, config=RuleConfig())
     assert verdict.outcome == "quiet"

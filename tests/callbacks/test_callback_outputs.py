@@ -60,6 +60,19 @@ def test_sample_draws_resume(tmp_path):
     assert read(tmp_path / "a/samples.jsonl") == read(tmp_path / "b/samples.jsonl")
 
 
+def test_samples_without_a_reference_have_no_kl(tmp_path):
+    class Alone(StandIn):
+        def rollout(self):
+            x = super().rollout()
+            x.ref_logprobs = None
+            return x
+
+    fit(Alone(), [SampleLogger(fixed=0, random=2)], tmp_path, epochs=1)
+    for sample in read(tmp_path / "samples.jsonl"):
+        assert sample["kl"] is sample["kl_sequence"] is None
+        assert set(sample["columns"]) == {"logprob", "advantage", "value"}
+
+
 class Scripted(StandIn):
     """Held-out score and KL by epoch."""
 
@@ -111,7 +124,8 @@ def test_best_policy_and_export_refuse_what_they_cannot_do(tmp_path):
 class Shown(StandIn):
     def training_step(self, batch, batch_idx):
         super().training_step(batch, batch_idx)
-        self.log_dict({"rollout/score": 0.5, "rollout/kl": 0.04, "time/tokens_per_second": 1234.0})
+        self.log("rollout/score", 0.5, prog_bar=True)  # a monitor that the module wants shown is shown once
+        self.log_dict({"rollout/kl": 0.04, "time/tokens_per_second": 1234.0})
         self.log("accuracy", 0.75, prog_bar=True)
 
 

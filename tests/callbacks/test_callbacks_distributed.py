@@ -46,7 +46,7 @@ rule = RuleConfig(baseline_iterations=3)
 detector, watch = CollapseDetector("stop", rule=rule), Watch(iterations=2)
 callbacks = [*all_monitors(), detector, watch, SampleLogger(every_n_iterations=1)]
 trainer = fit(Uneven(), callbacks, {out!r} + "/stop", epochs=9, devices=2, strategy=make())
-metrics = {{k: float(v) for k, v in trainer.callback_metrics.items() if "monitor/" in k}}
+metrics = {{k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("rollout/", "monitor/"))}}
 record(metrics=metrics, step=trainer.global_step, flags=detector.flags, hashes=watch.hashes)
 
 keep = ModelCheckpoint(dirpath={out!r} + "/ckpt", save_top_k=-1, save_on_train_epoch_end=True)

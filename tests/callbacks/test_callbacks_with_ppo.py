@@ -20,8 +20,9 @@ from lit_rlhf.callbacks import (
     RLHFProgressBar,
     SampleLogger,
 )
+from lit_rlhf.ppo.kl_controller import FixedKL
 from lit_rlhf.reports.run_data import load_run
-from tests.modules.tiny_ppo import make_data, make_ppo, make_trainer, write_world
+from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_world
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +56,52 @@ def run(tmp_path_factory):
     return root
 
 
-def test_the_monitors_agree_with_the_modules_own_metrics(run):
+def test_a_quantity_has_one_name_and_is_logged_once_per_iteration(run):
     series = load_run(run).series
-    pairs = {
-        "monitor/kl/k1": "rollout/kl",
-        "monitor/kl/k3": "rollout/kl_k3",
-        "monitor/kl/sequence": "rollout/kl_sequence",
-        "monitor/perplexity/policy": "rollout/perplexity",
-        "monitor/perplexity/reference": "rollout/ref_perplexity",
-        "monitor/length/mean": "rollout/response_length",
-        "monitor/length/cut": "rollout/cut_rate",
-        "monitor/reward_distribution/mean": "rollout/score",
-    }
-    for ours, theirs in pairs.items():
-        assert len(series[ours]) == 3
-        for (at, a), (also, b) in zip(series[ours], series[theirs], strict=True):
-            assert at == also
-            assert a == pytest.approx(b, rel=1e-5, abs=1e-6), ours
+    ours = {"rollout/response_length_p90", "rollout/distinct_4", "rollout/prefix_share", "rollout/score_upper_tail"}
+    theirs = {"rollout/kl", "rollout/kl_k3", "rollout/perplexity", "rollout/ref_perplexity", "rollout/cut_rate"}
+    for name in ours | theirs | {"rollout/score", "rollout/score_std", "monitor/collapse/index"}:
+        assert len(series[name]) == 3, name
+    assert {name.split("/")[1] for name in series if name.startswith("monitor/")} == {"collapse", "critic_warmup"}
+
+
+def test_the_monitors_would_have_said_the_same(monkeypatch, tmp_path):
+    """The same run, once with the module's own numbers and once with a module that keeps them to itself."""
+    world = write_world(tmp_path / "world")
+    monitors = [KLMonitor, PerplexityMonitor, ResponseLengthMonitor, RewardDistributionMonitor, RepetitionMonitor]
+    seen = []
+    for known in (True, False):
+        recorder, module = Recorder(), make_ppo(world)
+        callbacks = [*(monitor() for monitor in monitors), CollapseDetector()]
+        if not known:
+            monkeypatch.setattr("lit_rlhf.callbacks.monitor.known_metrics", lambda module: {})
+            monkeypatch.setattr("lit_rlhf.callbacks.collapse_detector.known_metrics", lambda module: {})
+            module.log_values = lambda values, **kwargs: None
+        trainer = make_trainer(tmp_path / str(known), callbacks=[*callbacks, recorder], max_epochs=2)
+        trainer.fit(module, make_data(world, val=None))
+        seen.append((recorder.metrics[-1], callbacks[-1].rule.state_dict()["_recent"]))
+    (ours, judged), (theirs, rejudged) = seen
+    assert len(theirs) > 12
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert judged.keys() == rejudged.keys() == {"kl", "length", "perplexity", "tail", "distinct"}
+    for signal, values in judged.items():
+        assert values == pytest.approx(rejudged[signal], rel=1e-5, abs=1e-6), signal
+
+
+def test_without_a_reference_the_callbacks_that_can_do_without_one_do(tmp_path):
+    world = write_world(tmp_path / "world")
+    monitors = [KLMonitor(), PerplexityMonitor(), ResponseLengthMonitor(), RewardDistributionMonitor()]
+    recorder, samples = Recorder(), SampleLogger(fixed=2, random=2)
+    options = {"callbacks": [*monitors, samples, recorder], "max_epochs": 1, "num_sanity_val_steps": 1}
+    trainer = make_trainer(tmp_path / "run", **options)
+    trainer.fit(make_ppo(world, reference=None, kl_controller=FixedKL(0)), make_data(world))
+    logged = recorder.metrics[-1]
+    assert {"rollout/perplexity", "rollout/score_skew", "rollout/response_length_p90"} <= logged.keys()
+    assert not [name for name in logged if name.startswith(("rollout/kl", "rollout/ref_"))]
+    lines = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"fixed", "random"}
+    assert all(line["kl"] is None and "kl" not in line["columns"] for line in lines)
 
 
 def test_samples_begin_with_the_sft_model_and_hold_every_column(run):

@@ -33,7 +33,7 @@ def test_it_tells_what_fired_since_when_and_what_it_did(tmp_path):
     assert (event["iteration"], event["since"], event["step"]) == (12, 10, 12)  # two updates an iteration
     assert event["fired"][:2] == ["kl", "length"]
     assert event["readings"]["length"]["value"] > 1.5 * event["readings"]["length"]["baseline"]
-    assert event["did"] == "Told, nothing else."
+    assert event["did"] == "Only warned."
     assert trainer.global_step == 20
     assert float(trainer.callback_metrics["monitor/collapse/index"]) > 0.15
 
@@ -105,6 +105,35 @@ def test_named_metrics_serve_a_module_without_rollouts(tmp_path):
     names = {"kl": "my/kl", "length": "my/len"}
     fit(Plain(), [CollapseDetector(rule=RULE, metric_names=names)], tmp_path, epochs=9)
     assert [(e["iteration"], e["since"]) for e in events(tmp_path)] == [(6, 5)]
+
+
+def test_what_the_module_knows_is_judged_and_the_rest_measured(tmp_path):
+    """KL and length are the module's; the repetition is seen in the responses themselves."""
+
+    class Knows(StandIn):
+        def rollout(self):
+            late = self.trainer.current_epoch >= ONSET
+            self.rollout_metrics = {"rollout/kl": 0.3 if late else 0.0, "rollout/response_length": 15.0}
+            x = made_up(rows=64, seed=self.trainer.current_epoch, drift=0.0)
+            if late:
+                x.response_ids[:] = x.response_ids[0]
+            return x
+
+    fit(Knows(), [CollapseDetector(rule=RULE)], tmp_path, epochs=9)
+    (event,) = events(tmp_path)
+    assert (event["iteration"], event["since"], event["fired"]) == (12, 10, ["kl", "distinct"])
+    assert event["readings"]["kl"]["value"] == 0.3
+
+
+def test_without_reference_and_kl_there_is_nothing_to_judge(tmp_path):
+    class Alone(StandIn):
+        def rollout(self):
+            x = made_up()
+            x.ref_logprobs = None
+            return x
+
+    with pytest.raises(ValueError, match="`CollapseDetector` needs `ref_logprobs` or the module's own 'rollout/kl'"):
+        fit(Alone(), [CollapseDetector()], tmp_path)
 
 
 def test_equal_scores_are_no_fault(tmp_path):

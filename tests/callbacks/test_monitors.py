@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +18,6 @@ from lit_rlhf.callbacks import (
     ResponseLengthMonitor,
     RewardDistributionMonitor,
 )
-from lit_rlhf.callbacks.reward_distribution import shape_statistics
 from tests.callbacks.stand_in import StandIn, fit, made_up
 
 
@@ -37,16 +38,18 @@ def expected(x) -> dict[str, float]:
     grams = [tuple(r[i : i + 2]) for r in ids for i in range(len(r) - 1)]
     prefixes = Counter(tuple(r[:2]) for r in ids)
     return {
-        "monitor/kl/k1": sum(flat) / n,
-        "monitor/kl/k3": sum(math.exp(-d) - 1 + d for d in flat) / n,
-        "monitor/kl/sequence": sum(map(sum, drift)) / len(drift),
-        "monitor/perplexity/policy": math.exp(-sum(map(sum, old)) / n),
-        "monitor/perplexity/reference": math.exp(-sum(map(sum, ref)) / n),
-        "monitor/length/mean": sum(lengths) / len(lengths),
-        "monitor/length/cut": sum(not e for e in x.ended.tolist()) / len(lengths),
-        "monitor/repetition/distinct_2": len(set(grams)) / len(grams),
-        "monitor/repetition/prefix_share": max(prefixes.values()) / len(ids),
-        "monitor/reward_distribution/mean": sum(x.scores.tolist()) / len(lengths),
+        "rollout/kl": sum(flat) / n,
+        "rollout/kl_k3": sum(math.exp(-d) - 1 + d for d in flat) / n,
+        "rollout/kl_sequence": sum(map(sum, drift)) / len(drift),
+        "rollout/perplexity": math.exp(-sum(map(sum, old)) / n),
+        "rollout/ref_perplexity": math.exp(-sum(map(sum, ref)) / n),
+        "rollout/response_length": sum(lengths) / len(lengths),
+        "rollout/response_length_p90": statistics.quantiles(lengths, n=10, method="inclusive")[-1],
+        "rollout/cut_rate": sum(not e for e in x.ended.tolist()) / len(lengths),
+        "rollout/distinct_2": len(set(grams)) / len(grams),
+        "rollout/prefix_share": max(prefixes.values()) / len(ids),
+        "rollout/score_std": statistics.pstdev(x.scores.tolist()),
+        "rollout/score": sum(x.scores.tolist()) / len(lengths),
     }
 
 
@@ -84,6 +87,75 @@ def test_a_module_that_samples_inside_training_step_is_served_as_well(tmp_path):
         assert float(trainer.callback_metrics[name]) == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
+class Knows(StandIn):
+    """A module that logs some of the names itself, and says so before it emits the rollout."""
+
+    own: ClassVar = {"rollout/kl": 7.0, "rollout/cut_rate": 8.0, "rollout/score": 9.0, "rollout/response_length": 10.0}
+
+    def rollout(self):
+        self.rollout_metrics = self.own
+        return super().rollout()
+
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+        self.log_dict(self.rollout_metrics)
+
+
+def test_names_of_the_modules_own_are_left_to_it_and_the_rest_is_measured(tmp_path):
+    trainer = fit(Knows(), all_monitors(), tmp_path, epochs=3)
+    for name, value in {**expected(made_up(seed=20)), **Knows.own}.items():
+        assert float(trainer.callback_metrics[name]) == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_what_is_known_is_not_even_computed():
+    class Counting(KLMonitor):
+        asked = 0
+
+        def inputs(self, experience):
+            self.asked += 1
+            return super().inputs(experience)
+
+    monitor, x = Counting(), made_up()
+    names = ("rollout/kl", "rollout/kl_k3", "rollout/kl_sequence")
+    assert monitor.measure(x, names) == {}
+    assert monitor.asked == 0
+    assert monitor.measure(x, names[:2]) == {"rollout/kl_sequence": pytest.approx(expected(x)["rollout/kl_sequence"])}
+    assert monitor._metrics["rollout/kl"]._update_count == 0
+    assert list(monitor.measure(x)) == list(names)
+    lengths = ResponseLengthMonitor().measure(x, {"rollout/response_length"})
+    assert list(lengths) == ["rollout/response_length_p90", "rollout/cut_rate"]
+
+
+def test_each_rollout_is_measured_anew():
+    for monitor in all_monitors():
+        first, second = (monitor.measure(made_up(seed=seed)) for seed in (0, 1))
+        assert monitor.measure(made_up(seed=0)) == first
+        assert first.keys() == second.keys()
+        assert first != second
+
+
+def test_without_a_reference_what_needs_one_is_absent(tmp_path):
+    class Alone(StandIn):
+        def rollout(self):
+            x = super().rollout()
+            x.ref_logprobs = None
+            return x
+
+    trainer = fit(Alone(), all_monitors(), tmp_path, epochs=1)
+    with_one = expected(made_up())
+    logged = {name for name in with_one if name in trainer.callback_metrics}
+    compared = {"rollout/kl", "rollout/kl_k3", "rollout/kl_sequence", "rollout/ref_perplexity"}
+    assert logged == with_one.keys() - compared
+
+
+def test_metrics_of_the_module_that_are_no_mapping_are_refused(tmp_path):
+    class Odd(StandIn):
+        rollout_metrics = ("rollout/kl",)
+
+    with pytest.raises(TypeError, match=r"`Odd.rollout_metrics` \(tuple\) must be a mapping"):
+        fit(Odd(), [KLMonitor()], tmp_path, epochs=1)
+
+
 def test_histogram_lines_hold_every_score_on_nested_grids(tmp_path):
     module = StandIn()
     for epoch, spread in enumerate((1.0, 1.0, 400.0)):
@@ -110,34 +182,6 @@ def test_histogram_of_equal_and_of_non_finite_scores():
     assert monitor.histogram(torch.full((5,), 3.0))["counts"] == [5]
 
 
-def test_shape_statistics_against_plain_sums_and_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    x = torch.randn(500, generator=torch.Generator().manual_seed(0)).exp()
-    got = shape_statistics(x)
-    assert got["skew"] == pytest.approx(stats.skew(x.double().numpy()), rel=1e-9)
-    assert got["kurtosis"] == pytest.approx(stats.kurtosis(x.double().numpy()), rel=1e-9)
-    ordered = sorted(x.tolist())
-    median = (ordered[249] + ordered[250]) / 2
-    tail = (sum(ordered[-25:]) / 25 - median) / (median - sum(ordered[:250]) / 250)
-    assert got["upper_tail"] == pytest.approx(tail, rel=1e-6)
-
-
-def test_upper_tail_sees_a_tail_and_neither_shift_nor_scale():
-    x = torch.randn(20_000, generator=torch.Generator().manual_seed(1))
-    base = shape_statistics(x)["upper_tail"]
-    assert base == pytest.approx(2.58, abs=0.1)
-    assert shape_statistics(3 * x + 5)["upper_tail"] == pytest.approx(base, rel=1e-4)
-    long = torch.where(x > 1.5, x * 3, x)
-    assert shape_statistics(long)["upper_tail"] > 1.8 * base
-
-
-def test_shape_of_a_constant_sample_is_nan_not_an_error():
-    got = shape_statistics(torch.ones(4))
-    assert got["std"] == 0.0
-    assert math.isnan(got["upper_tail"])
-    assert math.isnan(got["skew"])
-
-
 def test_distinct_and_prefix_tell_copies_from_variety():
     from lit_rlhf.callbacks.response_metrics import DistinctNgrams, PrefixShare
 
@@ -161,17 +205,6 @@ def test_garbage_after_the_end_changes_no_count():
     prefix.update(ids, mask)
     assert float(grams.compute()) == 4 / 5
     assert float(prefix.compute()) == pytest.approx(2 / 3)
-
-
-def test_distinct_counts_like_a_set_over_large_vocabularies():
-    from lit_rlhf.callbacks.response_metrics import DistinctNgrams
-
-    ids = torch.randint(0, 150_000, (64, 200), generator=torch.Generator().manual_seed(2))
-    ids[:, 100:] = ids[:, :100]
-    metric = DistinctNgrams(3)
-    metric.update(ids, torch.ones_like(ids, dtype=torch.bool))
-    grams = [tuple(r[i : i + 3]) for r in ids.tolist() for i in range(198)]
-    assert float(metric.compute()) == pytest.approx(len(set(grams)) / len(grams), abs=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_rlhf.commands.export import export_checkpoint, main, read_checkpoint
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.modules.reward_model import RewardModelModule
 from lit_rlhf.ppo.config import CriticConfig

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lit_rlhf.cli import main as cli
-from lit_rlhf.commands.plan import main, merged, parse_size, plan, read_yaml
-from lit_rlhf.models.memory import Model, Numbers, Shapes, predict
+from lit_rlhf.commands.plan import main, parse_size, plan, trainer_setup
+from lit_rlhf.commands.training import RLHFCLI
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from lit_rlhf.models.memory import Memory, SizedModel, TrainerSetup, predict
+from lit_rlhf.models.uses import ModelUse, PassSizes
+from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.ppo import PPOModule
+from lit_rlhf.ppo.estimators import GAE, GroupNormalized
+from lit_rlhf.rollout.engine import RolloutEngine
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ARCHITECTURE = str(CONFIGS / "llama7b" / "architecture")
@@ -28,10 +37,10 @@ def small(tmp_path: Path) -> str:
     return str(tmp_path / "small")
 
 
-def model(*, attention: str = "eager", **overrides: Any) -> Model:
-    config = LlamaConfig(**SMALL)
+def model(*, attention: str = "eager", checkpointing: bool = False, **overrides: Any) -> SizedModel:
+    loading = ModelConfig(attn_implementation=attention, gradient_checkpointing=checkpointing)
     options = {"role": "policy", "causal": True, "trained": True, **overrides}
-    return Model(config=config, attention=attention, **options)
+    return SizedModel(path="", config=LlamaConfig(**SMALL), loading=loading, **options)
 
 
 def really_saved(*, attention: str, rows: int, width: int, checkpointing: bool) -> int:
@@ -69,25 +78,25 @@ def test_parameters_and_cache_are_counted_exactly() -> None:
 
 
 def test_zero_shards_what_it_should() -> None:
-    shapes = Shapes(update_rows=2, update_width=16, learned=8)
+    sizes = PassSizes(update_rows=2, update_width=16, learned=8)
     n = model().parameters
-    one = predict([model()], shapes, Numbers(sharding="single", bf16=False)).resident
+    one = predict([model()], sizes, TrainerSetup(sharding="single", bf16=False)).resident
     assert one == {"policy weights": 4 * n, "optimizer state": 8 * n, "gradients": 4 * n}
-    numbers = Numbers(sharding="zero", devices=4, bf16=True, bucket=100)
-    four = predict([model()], shapes, numbers).resident
+    setup = TrainerSetup(sharding="zero", devices=4, bf16=True, bucket=100)
+    four = predict([model()], sizes, setup).resident
     assert four["policy weights"] == 2 * n
     assert four["optimizer state"] == 12 * n // 4
     assert four["gradients"] == 2 * n // 4
     assert four["communication buckets"] == 3 * 100 * 2
-    offloaded = predict([model()], shapes, Numbers(sharding="zero", devices=4, offload_optimizer=True))
+    offloaded = predict([model()], sizes, TrainerSetup(sharding="zero", devices=4, offload_optimizer=True))
     assert offloaded.host["optimizer state"] == 12 * n // 4
     assert "optimizer state" not in offloaded.resident
 
 
 def test_frozen_models_cost_their_weights_where_they_wait() -> None:
-    shapes = Shapes(update_rows=2, update_width=16, learned=8, generated_rows=4, cache_slots=64, prefill_tokens=32)
-    frozen = model(role="reference", trained=False, weight_bytes=2, offloaded=True)
-    memory = predict([model(), frozen], shapes, Numbers())
+    sizes = PassSizes(update_rows=2, update_width=16, learned=8, generated_rows=4, cache_slots=64, prefill_tokens=32)
+    frozen = model(role="reference", trained=False, dtype="bfloat16", placement="cpu")
+    memory = predict([model(), frozen], sizes, TrainerSetup())
     assert memory.host == {"reference weights": 2 * frozen.parameters}
     assert memory.phases["scoring"]["offloaded weights, while in use"] == 2 * frozen.parameters
     assert "reference activations" not in memory.phases["update"]
@@ -114,31 +123,212 @@ def test_json_holds_the_parts(small: str, capsys: pytest.CaptureFixture[str]) ->
     assert found["peak"] == sum(found["resident"].values()) + max(phases.values()) == found["needed"]
 
 
+def parts(small: str, config: str, *words: Any) -> Memory:
+    return plan(["--config", str(CONFIGS / config), *map(str, words)], stand_in=small)[0]
+
+
+PPO = "llama7b/ppo_max.yaml"
+
+
 def test_options_change_the_plan_as_they_should(small: str) -> None:
-    config = read_yaml(str(CONFIGS / "llama7b" / "ppo_max.yaml"))
+    def peak(*words: Any) -> int:
+        return parts(small, PPO, *words).peak
 
-    def peak(*path: str, to: Any) -> int:
-        changed = config
-        for key in reversed(path):
-            to = {key: to}
-        changed = merged(changed, to)
-        return plan(changed, stand_in=small)[0].peak
-
-    base = plan(config, stand_in=small)[0].peak
-    init = ("model", "init_args")
-    assert peak(*init, "model", "gradient_checkpointing", to=False) > base
-    assert peak("trainer", "strategy", to="ddp") > base
-    assert peak("trainer", "strategy", to="lit_deepspeed_stage_2_offload") < base
-    fewer = plan(
-        merged(config, {"model": {"init_args": {"engine": {"init_args": {"max_batch_tokens": 2048}}}}}), stand_in=small
-    )
+    base = peak()
+    assert peak("--model.model.gradient_checkpointing", "false") > base
+    assert peak("--trainer.strategy", "ddp") > base
+    assert peak("--trainer.strategy", "lit_deepspeed_stage_2_offload") < base
+    cache = parts(small, PPO, "--model.engine.max_batch_tokens", 2048).phases["rollout"]["KV cache"]
     # one row of 2048 slots in place of sixteen
-    assert fewer[0].phases["rollout"]["KV cache"] * 16 == plan(config, stand_in=small)[0].phases["rollout"]["KV cache"]
-    assert peak(*init, "estimator", to={"class_path": "GroupNormalized", "init_args": {}}) < base
-    data = ("data", "init_args", "micro_batch_tokens")
-    assert peak(*data, to=8192) == base, "the default on an accelerator"
-    assert peak(*data, to=4096) < base
-    assert peak("trainer", "accelerator", to="cpu") < base, "small passes are the default on a CPU"
+    assert cache * 16 == parts(small, PPO).phases["rollout"]["KV cache"]
+    assert peak("--data.micro_batch_tokens", 8192) == base, "the default on an accelerator"
+    assert peak("--data.micro_batch_tokens", 4096) < base
+    assert peak("--trainer.accelerator", "cpu") < base, "small passes are the default on a CPU"
+
+
+def test_a_cache_that_is_not_sized_takes_eight_gib_of_an_accelerator(tmp_path: Path) -> None:
+    text = (CONFIGS / PPO).read_text()
+    unsized = tmp_path / "unsized.yaml"
+    unsized.write_text(text.replace("max_batch_tokens: 32768, ", ""))
+    assert unsized.read_text() != text
+
+    def rollout(*words: Any) -> dict[str, int]:
+        return parts(ARCHITECTURE, *words).phases["rollout"]
+
+    row = 2048 * 2 * 32 * 4096 * 2  # keys and values of 7B in bf16: half a MiB a token
+    eight_rows, sixteen = rollout(unsized), rollout(PPO)
+    assert (eight_rows["KV cache"], sixteen["KV cache"]) == (8 * row, 16 * row) == (8 * 2**30, 16 * 2**30)
+    assert eight_rows["logits"] * 2 == sixteen["logits"]
+    four = rollout(unsized, "--data.rollout_batch_size", 32)
+    assert four["KV cache"] == 4 * row, "four responses a rank are all there are"
+
+
+def test_logits_are_bounded_in_bytes(small: str) -> None:
+    from lit_rlhf.functional.logprobs import ACCELERATOR_BLOCK
+
+    sizes = PassSizes(update_rows=64, update_width=1024, learned=1024)
+    words = model().config.vocab_size
+    chunks = {}
+    for gib in (None, 0.001):
+        sized = replace(model(), loading=ModelConfig(logits_gib=gib))
+        chunks[gib] = predict([sized], sizes, TrainerSetup(bf16=False)).phases["update"]["logits"]
+    fitting = int(0.001 * 2**30) // (8 * words) // 64 * 64
+    assert chunks[0.001] == (2 * 4 + 4 * 4) * fitting * words
+    assert chunks[None] == 2 * 4 * 4096 * words + 4 * 4 * min(4096 * words, ACCELERATOR_BLOCK)
+
+
+class Longer(PPOModule):
+    """A subclass with an option of its own."""
+
+    def __init__(self, *args: Any, bonus: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bonus = bonus
+
+
+class WithAnnotator(Longer):
+    """A subclass that holds one model more."""
+
+    def memory_models(self) -> list[ModelUse]:
+        return [*super().memory_models(), ModelUse(role="annotator", path="nowhere", causal=True)]
+
+
+class Sharper(GAE):
+    """A subclass of an estimator that needs a critic."""
+
+
+class NoCritic(GAE):
+    """A subclass of one that turned it off."""
+
+    needs_critic = False
+
+
+def own(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def test_a_subclass_is_planned_as_what_it_is(small: str) -> None:
+    base = parts(small, PPO)
+    assert parts(small, PPO, "--model", own(Longer), "--model.bonus", 0.5) == base
+    more = parts(small, PPO, "--model", own(WithAnnotator))
+    assert more.resident["annotator weights"] == 4 * model().parameters
+    assert {k: v for k, v in more.resident.items() if k != "annotator weights"} == base.resident
+
+
+@pytest.mark.parametrize(("estimator", "critic"), [(Sharper, True), (NoCritic, False), (GroupNormalized, False)])
+def test_the_estimator_says_whether_there_is_a_critic(small: str, estimator: type, critic: bool) -> None:
+    base = parts(small, PPO)
+    planned = parts(small, PPO, "--model.estimator", own(estimator), *([] if critic else ["--model.critic_loss=null"]))
+    assert ("critic weights" in planned.resident) == ("critic activations" in planned.phases["update"]) == critic
+    assert (planned == base) == critic
+    assert planned.peak <= base.peak
+
+
+def test_without_a_reference_none_is_counted(small: str) -> None:
+    base = parts(small, PPO)
+    bare = parts(small, PPO, "--model.reference", "null", "--model.kl_controller.coef", 0)
+    assert set(base.host) - set(bare.host) == {"reference weights"}
+
+
+def test_rewards_say_which_models_they_load(small: str) -> None:
+    score = {"class_path": "ModelReward", "init_args": {"path": "a", "dtype": "bfloat16"}}
+    rule = {"class_path": "PythonReward", "init_args": {"function": "lit_rlhf.pocket.gold:gold_reward"}}
+    bare = parts(small, PPO, "--model.reward", json.dumps(rule), "--model.critic.init", "policy")
+    assert not any("reward" in name for name in [*bare.resident, *bare.host])
+    mixed = {"class_path": "MixtureReward", "init_args": {"rewards": [score, rule, score]}}
+    wrapped = {"class_path": "LengthReward", "init_args": {"reward": mixed, "coef": 0.1, "longest": 64}}
+    both = parts(small, PPO, "--model.reward", json.dumps(wrapped), "--model.critic.init", "policy")
+    one = model(causal=False).parameters
+    assert both.resident["reward model weights"] == 2 * 2 * one
+    other = {"gold": {"class_path": "ModelReward", "init_args": {"path": "b", "name": "gold_model"}}}
+    judged = parts(small, PPO, "--model.eval_rewards", json.dumps(other))
+    assert judged.resident["gold model weights"] == 4 * one
+
+
+@pytest.mark.parametrize(("config", "role"), [("llama7b/sft.yaml", "policy"), ("llama7b/reward.yaml", "reward model")])
+def test_supervised_modules(small: str, config: str, role: str) -> None:
+    planned = parts(small, config)
+    assert set(planned.phases) == {"update"}
+    assert [name for name in planned.resident if "weights" in name] == [f"{role} weights"]
+    assert parts(small, config, "--model.micro_batch_tokens", 2048).phases["update"] != planned.phases["update"]
+
+
+def test_a_reward_model_without_lm_loss_has_no_logits(small: str) -> None:
+    assert parts(small, "llama7b/reward.yaml", "--model.lm_coef", 1.0).phases["update"]["logits"] > 0
+    assert parts(small, "llama7b/reward.yaml", "--model.lm_coef", 0.0).phases["update"]["logits"] == 0
+
+
+def test_an_engine_that_says_nothing_generates_all_rows_at_once(small: str) -> None:
+    planned = parts(small, PPO, "--model.engine", own(SilentEngine), "--trainer.devices", 1)
+    assert planned.phases["rollout"]["KV cache"] == 128 * (1536 + 512) * model().cache_bytes_per_token(2)
+
+
+class SilentEngine(RolloutEngine):
+    """An engine without a cache budget."""
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError
+
+
+class Mute(BaseModule):
+    """A module that does not say how large it is."""
+
+    def __init__(self) -> None:
+        super().__init__(model=ModelConfig(), optimizer=OptimizerConfig(), schedule=ScheduleConfig())
+
+    parameter_groups = sources = export = load_models = None  # type: ignore[assignment]
+
+
+class Foreign(L.LightningModule):
+    """A module of somebody else's."""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", own(Mute)], "Mute does not say .* define `pass_sizes`"),
+        (["--model", own(Foreign)], "Foreign does not say how large it is: derive it from BaseModule"),
+        (["--model", "SFTModule", "--model.policy", "a"], "SFTModule cannot run on RolloutDataModule, .* `max_length`"),
+    ],
+)
+def test_a_module_that_cannot_be_planned_is_refused_in_one_line(words: list[str], told: str) -> None:
+    data = ["--data", "RolloutDataModule", "--data.train", "prompts.jsonl"]
+    with pytest.raises(ValueError, match=told):
+        plan([*words, *data])
+
+
+class Slip(PPOModule):
+    """A subclass with a fault of its own."""
+
+    def pass_sizes(self, *args: Any, **kwargs: Any) -> PassSizes:
+        return self.nothing_of_the_kind  # type: ignore[no-any-return]
+
+
+def test_a_slip_in_the_module_is_not_blamed_on_the_data(small: str) -> None:
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        parts(small, PPO, "--model", own(Slip))
+
+
+def test_nothing_is_loaded_and_no_trainer_is_made(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("lit_rlhf.models.loading.pretrained.check_weights_are_plain", never)
+    monkeypatch.setattr(PPOModule, "configure_model", never)
+    monkeypatch.setattr(RLHFCLI, "_instantiate_trainer", never)
+    strategy = {"class_path": "ZeroStrategy", "init_args": {"offload_optimizer": True}}
+    by_class = parts(small, PPO, "--trainer.strategy", json.dumps(strategy))
+    assert by_class == parts(small, PPO, "--trainer.strategy", "lit_deepspeed_stage_2_offload")
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [("auto", 1), (-1, 1), ("-1", 1), (4, 4), ("4", 4), ([0, 2], 2), (None, 1)]
+)
+def test_devices(devices: Any, count: int) -> None:
+    assert trainer_setup({"devices": devices}).devices == count
+    assert trainer_setup({"devices": devices, "num_nodes": 3}, 2).devices == 6
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80 * 10**9), ("40 GiB", 40 * 2**30), ("0.5mb", 500_000)])
@@ -146,13 +336,19 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-def test_errors_are_one_line(tmp_path: Path) -> None:
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli(["plan", *words])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
     with pytest.raises(ValueError, match=r"`memory` \(lots\)"):
         parse_size("lots")
-    with pytest.raises(FileNotFoundError, match="No config file"):
-        read_yaml(str(tmp_path / "none.yaml"))
-    with pytest.raises(ValueError, match=r"`model.class_path` \(None\) must be PPOModule"):
-        plan({})
-    missing = {"model": {"class_path": "SFTModule", "init_args": {"policy": "./nowhere"}}}
-    with pytest.raises(FileNotFoundError, match="--model FOLDER"):
-        plan(missing)
+    assert "none.yaml" in refused("--config", str(tmp_path / "none.yaml"))
+    config = ("--config", str(CONFIGS / "pocket" / "sft.yaml"))
+    assert "Did you mean: policy" in refused(*config, "--model.polici", "a")
+    assert "Did you mean: --memory" in refused(*config, "--memry", "8GB")
+    assert "unrecognized arguments: 8GB" in refused(*config, "8GB")
+    assert "--model FOLDER" in refused(*config, "--model.policy", "./nowhere")

@@ -9,10 +9,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lit_rlhf import cli
 from lit_rlhf.commands.score import load_scorer, main
 from lit_rlhf.data.records import Message, RowError
-from lit_rlhf.data.template import encode_prompt, encode_reply
-from lit_rlhf.evaluation.reply_scorer import ReplyScorer
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.data.template import encode_prompt, encode_response
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.pocket.tokenizer import write_base_model
+from lit_rlhf.reward_report.response_scorer import ResponseScorer
 
 ASK, REPLY, OTHER = "what is the capital of france ?", "it is paris .", "i do not know . it is a city ."
 
@@ -29,17 +29,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scorer(folder) -> ReplyScorer:
+def scorer(folder) -> ResponseScorer:
     return load_scorer(str(folder))
 
 
 @pytest.fixture(scope="module")
 def reference(folder):
-    """Score of (prompt, reply) by plain transformers."""
+    """Score of (prompt, response) by plain transformers."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
 
-    def score(prompt: str, reply: str, *, eos: bool = True) -> float:
-        ids = encode_prompt(tokenizer, [Message("user", prompt)]) + encode_reply(tokenizer, reply)
+    def score(prompt: str, response: str, *, eos: bool = True) -> float:
+        ids = encode_prompt(tokenizer, [Message("user", prompt)]) + encode_response(tokenizer, response)
         with torch.no_grad():
             return model(torch.tensor([ids if eos else ids[:-1]])).logits.item()
 
@@ -74,11 +74,11 @@ def test_pairs_get_the_scores_of_plain_transformers(folder, reference, tmp_path,
         assert row["difference"] == row["chosen_score"] - row["rejected_score"]
     err = capsys.readouterr().err
     assert "3 of 4 rows accepted" in err
-    assert "1 empty reply" in err
+    assert "1 empty response" in err
     assert "accuracy" in err
 
 
-def test_single_replies_go_to_standard_output(folder, reference, tmp_path, capsys):
+def test_single_responses_go_to_standard_output(folder, reference, tmp_path, capsys):
     rows = [{"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": REPLY}]}]
     main(["--model", str(folder), write(tmp_path / "chat.jsonl", rows)])
     row = json.loads(capsys.readouterr().out)
@@ -121,7 +121,7 @@ def test_report_of_pairs_with_probes(folder, tmp_path, capsys):
     assert "reward_report.html" in capsys.readouterr().err
 
 
-def test_report_of_single_replies_is_refused_before_the_model_loads(tmp_path):
+def test_report_of_single_responses_is_refused_before_the_model_loads(tmp_path):
     rows = [{"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": REPLY}]}]
     with pytest.raises(ValueError, match="`--report` needs preference pairs"):
         main(["--model", "no/model", write(tmp_path / "chat.jsonl", rows), "--report", str(tmp_path / "r")])
@@ -152,9 +152,9 @@ def test_what_the_user_can_mend_is_one_line(folder, tmp_path, capsys):
         assert "Traceback" not in err
 
 
-class TestReplyScorer:
+class TestResponseScorer:
     def test_batching_changes_nothing(self, scorer, folder):
-        requests = [([Message("user", ASK)], reply) for reply in (REPLY, OTHER, "", REPLY + " " + OTHER)]
+        requests = [([Message("user", ASK)], response) for response in (REPLY, OTHER, "", REPLY + " " + OTHER)]
         small = load_scorer(str(folder), max_batch_tokens=1)
         assert small(requests) == pytest.approx(scorer(requests), abs=1e-5)
 
@@ -164,14 +164,14 @@ class TestReplyScorer:
         assert one == pytest.approx(two, abs=1e-6)
         assert one == pytest.approx(three, abs=1e-6)
 
-    def test_a_pair_shares_its_prompt_even_when_only_one_reply_is_long(self, folder, scorer):
+    def test_a_pair_shares_its_prompt_even_when_only_one_response_is_long(self, folder, scorer):
         turns = [Message("user", ASK), Message("assistant", REPLY), Message("user", ASK)]
         (whole, _), dropped = scorer.encode_pair(turns, "paris " * 12, "paris")
         assert dropped == 0
         short = load_scorer(str(folder), max_length=len(whole) - 1)
         (chosen, rejected), dropped = short.encode_pair(turns, "paris " * 12, "paris")
         assert dropped == 2
-        shared = len(rejected) - short.reply_length("paris")
+        shared = len(rejected) - short.response_length("paris")
         assert chosen[:shared] == rejected[:shared] == encode_prompt(scorer.tokenizer, turns[2:])
         assert len(chosen) < len(whole)
 
@@ -187,4 +187,4 @@ class TestReplyScorer:
 
     def test_refuses_a_length_that_holds_nothing(self, scorer):
         with pytest.raises(ValueError, match=r"`max_length` \(3\)"):
-            ReplyScorer(scorer.model, scorer.tokenizer, max_length=3)
+            ResponseScorer(scorer.model, scorer.tokenizer, max_length=3)

@@ -66,8 +66,8 @@ def write(tmp_path: Path) -> Callable[..., str]:
     return write_file
 
 
-def hh(prompt: str, reply: str) -> str:
-    return f"\n\nHuman: {prompt}\n\nAssistant: {reply}"
+def hh(prompt: str, response: str) -> str:
+    return f"\n\nHuman: {prompt}\n\nAssistant: {response}"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from lit_rlhf.data.batching import (
     partition_rows,
     plan_steps,
     token_budget_batches,
+    token_packs,
 )
 
 lengths_of = st.lists(st.integers(1, 60), min_size=8, max_size=120)
@@ -127,6 +128,15 @@ def test_the_largest_micro_batch_is_as_small_as_that_many_allow(lengths, budget)
     if largest > 1:
         assert len(micro_batches(lengths, largest)) == len(parts)
         assert len(micro_batches(lengths, largest - 1)) > len(parts)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 300))
+def test_packs_take_the_longest_rows_first_and_as_many_as_fit(lengths, budget):
+    packs = token_packs(lengths, budget)
+    assert [i for pack in packs for i in pack] == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    assert all(len(pack) == 1 or len(pack) * lengths[pack[0]] <= budget for pack in packs)
+    assert all((len(pack) + 1) * lengths[pack[0]] > budget for pack in packs[:-1])
 
 
 def test_padding_on_either_side():

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lit_rlhf.data.formats import RowFormat
-from lit_rlhf.data.loading import read_dialogues, read_preferences, read_prompts, read_sft, read_texts
+from lit_rlhf.data.loading import read_dialogues, read_preferences, read_prompts, read_sft
 from lit_rlhf.data.records import DialogueRecord, Message, Reason, TextRecord
 from lit_rlhf.data.text import TextFormat
 
@@ -128,10 +128,10 @@ GOOD = json.dumps({"chosen": hh("q", "good"), "rejected": hh("q", "bad")}).encod
         ({"chosen": hh("q", "a"), "rejected": hh("q", "b"), "margin": "big"}, Reason.WRONG_TYPES),
         ({"chosen": hh("q", "a"), "rejected": hh("q", "b"), "margin": float("nan")}, Reason.WRONG_TYPES),
         ({"chosen": hh("q", "a"), "rejected": hh("q", "b"), "margin": 10**400}, Reason.WRONG_TYPES),
-        ({"chosen": hh("q", " "), "rejected": hh("q", "b")}, Reason.EMPTY_REPLY),
+        ({"chosen": hh("q", " "), "rejected": hh("q", "b")}, Reason.EMPTY_RESPONSE),
         ({"chosen": hh("", "a"), "rejected": hh("", "b")}, Reason.EMPTY_PROMPT),
         ({"chosen": hh("", "x") + hh("q", "a"), "rejected": hh("", "x") + hh("q", "b")}, Reason.EMPTY_TURN),
-        ({"chosen": hh("q", "a"), "rejected": hh("q", "a ")}, Reason.EQUAL_REPLIES),
+        ({"chosen": hh("q", "a"), "rejected": hh("q", "a ")}, Reason.EQUAL_RESPONSES),
         ({"chosen": hh("q", "a"), "rejected": hh("r", "b")}, Reason.DIFFERING_PROMPTS),
         ({"chosen": hh("q", "a\n\nAssistant: c"), "rejected": hh("q", "b")}, Reason.REPEATED_ROLE),
         ({"chosen": hh("q", "a\n\nHuman: c"), "rejected": hh("q", "b")}, Reason.ENDS_WITH_HUMAN),
@@ -149,7 +149,7 @@ def test_bad_row_is_counted_with_line_and_reason(write, line, reason):
 
 
 def test_one_bad_byte_in_a_json_list_refuses_its_row_only(write):
-    records, report = read_texts(write("x.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "b"}]'))
+    records, report = read_sft(write("x.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "b"}]'))
     assert [r.text for r in records] == ["a", "b"]
     assert [(r.line, r.reason) for r in report.rejected] == [(2, Reason.NOT_UTF8)]
 

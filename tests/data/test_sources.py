@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
+import os
+from decimal import Decimal
 from typing import Any
 
 import datasets
@@ -12,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_rlhf.data.hub import looks_like_hub_name, parse_hub_name
-from lit_rlhf.data.loading import FORMATS, collect, read_preferences, read_texts
+from lit_rlhf.data.loading import FORMATS, collect, read_preferences, read_prompts, read_sft
 from lit_rlhf.data.records import RowError
+from lit_rlhf.data.sources import read_rows
 
 from .conftest import hh
 
@@ -21,7 +25,7 @@ TEXTS = [{"text": "a"}, {"text": "b"}]
 
 
 def texts(path: Any, **kwargs: Any) -> list[str]:
-    return [r.text for r in read_texts(path, **kwargs)[0]]
+    return [r.text for r in read_sft(path, **kwargs)[0]]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.json.gz"])
@@ -49,14 +53,14 @@ def test_folder_and_glob_in_a_fixed_order(write, tmp_path):
 
 def test_path_errors_name_the_path(tmp_path, write):
     with pytest.raises(FileNotFoundError, match=r"No data at .*nothing\.jsonl: not a file"):
-        read_texts(str(tmp_path / "nothing.jsonl"))
+        read_sft(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(ValueError, match="holds no data file"):
-        read_texts(str(tmp_path))
+        read_sft(str(tmp_path))
     path = write("x.jsonl", TEXTS)
     with pytest.raises(ValueError, match="Data given twice"):
-        read_texts([path, path])
+        read_sft([path, path])
     with pytest.raises(ValueError, match="No data path"):
-        read_texts([])
+        read_sft([])
 
 
 @pytest.mark.parametrize(
@@ -69,12 +73,12 @@ def test_path_errors_name_the_path(tmp_path, write):
         ("x.jsonl", b"", "No usable row in .*no rows"),
         ("x.json", b"[]", "No usable row"),
         ("x.jsonl", b"{\n[\n", "none of the first 2 rows could be decoded"),
-        ("x.jsonl", b'{"text": " "}', r"No usable row in .*x\.jsonl:1: empty reply"),
+        ("x.jsonl", b'{"text": " "}', r"No usable row in .*x\.jsonl:1: empty response"),
     ],
 )
 def test_unusable_file_is_one_clear_error(write, name, data, message):
     with pytest.raises(ValueError, match=message):
-        read_texts(write(name, data))
+        read_sft(write(name, data))
 
 
 def test_hub_names():
@@ -119,9 +123,45 @@ def test_hub_percent_slice(hub):
         texts("owner/name:train[:20%]", streaming=True)
 
 
+def test_values_that_json_has_not_become_text(monkeypatch):
+    """Records are written to checkpoints, which hold plain values alone, and to JSON files."""
+    when, amount = datetime.datetime(2023, 7, 11, 12, 30), Decimal("1.50")
+    row_given = {"prompt": "q", "meta": [{"when": when, "day": when.date()}], "amount": amount, "x": 1.5, "n": None}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: [row_given])
+    (row,) = read_rows("owner/name")
+    assert row.error is None
+    assert row.value == {
+        "prompt": "q",
+        "meta": [{"when": "2023-07-11T12:30:00", "day": "2023-07-11"}],
+        "amount": "1.50",
+        "x": 1.5,
+        "n": None,
+    }
+    records, _ = read_prompts("owner/name")
+    assert records[0].raw == row.value
+
+
+def test_plain_rows_are_not_copied(tmp_path, monkeypatch):
+    plain = {"prompt": "q", "x": [1, 2]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: [plain])
+    (row,) = read_rows("owner/name")
+    assert row.value is plain
+
+
 def test_hub_failure_is_one_line(hub):
     with pytest.raises(ValueError, match=r"owner/missing: not a local path, and not loadable .*\(no such thing\)"):
         texts("owner/missing")
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": str(i) * 50}) + "\n" for i in range(20_000)))
+    size = path.stat().st_size
+    rows = read_rows(str(path))
+    assert next(rows).error is None
+    os.truncate(path, size // 2)
+    with pytest.raises(ValueError, match=rf"x\.jsonl: was cut while it was read, after {size // 2} of {size} bytes"):
+        list(rows)
 
 
 json_values = st.recursive(
@@ -182,7 +222,7 @@ def test_hh_sample_is_accounted_for_row_by_row(hh_sample):
     records, report = read_preferences(hh_sample)
     assert report.read == 1812
     assert len(records) == report.accepted == 1802
-    assert report.reasons == {"repeated role": 7, "empty reply": 3}
+    assert report.reasons == {"repeated role": 7, "empty response": 3}
     assert len({r.line for r in records} | {r.line for r in report.rejected}) == 1812
     assert {r.subset for r in records} == {"harmless"}
 
@@ -192,7 +232,7 @@ def test_rejects_file_and_table(write, hh_rows, tmp_path):
     _, report = read_preferences(path)
     written = report.write_rejects(tmp_path / "out" / "rejects.jsonl")
     (row,) = [json.loads(line) for line in written.read_text().splitlines()]
-    assert (row["source"], row["line"], row["reason"]) == (path, 11, "empty reply")
+    assert (row["source"], row["line"], row["reason"]) == (path, 11, "empty response")
     assert row["row"]["rejected"] == hh("q", "b")
-    assert report.summary().startswith("10 of 11 rows accepted (format: hh); refused: 1 empty reply")
+    assert report.summary().startswith("10 of 11 rows accepted (format: hh); refused: 1 empty response")
     assert read_preferences(write("y.jsonl", hh_rows))[1].write_rejects(tmp_path / "none.jsonl") is None

@@ -1,4 +1,4 @@
-"""Ids of prompts and replies: one BOS, EOS on replies, exact boundaries, oldest turns dropped first."""
+"""Ids of prompts and responses: one BOS, EOS on responses, exact boundaries, oldest turns dropped first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_rlhf.data.template import (
     encode_dialogue,
     encode_pair,
     encode_prompt,
-    encode_reply,
+    encode_response,
     encode_text,
     fit_prompt,
 )
@@ -30,11 +30,11 @@ RENDERED = {
 
 @pytest.mark.parametrize("template", RENDERED)
 def test_named_templates_word_for_word(tokenizer, template):
-    prompt, reply = RENDERED[template].split("|" if template != "moss-zh" else ">|s")
-    reply = reply if template != "moss-zh" else "s" + reply
+    prompt, response = RENDERED[template].split("|" if template != "moss-zh" else ">|s")
+    response = response if template != "moss-zh" else "s" + response
     prompt = prompt if template != "moss-zh" else prompt + ">"
     assert tokenizer.decode(encode_prompt(tokenizer, DIALOGUE, template=template)) == prompt
-    assert tokenizer.decode(encode_reply(tokenizer, "so", template=template)) == reply
+    assert tokenizer.decode(encode_response(tokenizer, "so", template=template)) == response
 
 
 def test_moss_zh_speakers_are_the_special_tokens(tokenizer):
@@ -43,7 +43,7 @@ def test_moss_zh_speakers_are_the_special_tokens(tokenizer):
 
 
 @pytest.mark.parametrize("template", [*RENDERED, None])
-def test_exactly_one_bos_and_eos_on_every_reply(chat_tokenizer, template):
+def test_exactly_one_bos_and_eos_on_every_response(chat_tokenizer, template):
     record = DialogueRecord(messages=(*DIALOGUE, Message("assistant", "so")))
     encoded = encode_dialogue(chat_tokenizer, record, template=template)
     assert encoded.ids.count(BOS) == 1
@@ -65,12 +65,12 @@ def test_a_bos_from_template_and_tokenizer_is_not_doubled():
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20), st.sampled_from([*RENDERED, None]))
-def test_prompt_ids_are_a_prefix_whatever_the_text(prompt, reply, template):
+def test_prompt_ids_are_a_prefix_whatever_the_text(prompt, response, template):
     tokenizer = make_tokenizer(CHAT_TEMPLATE, merges=[(":", "Ġ"), ("Ċ", "Ċ"), ("s", "o"), (">", "s")])
-    messages = (Message("user", prompt), Message("assistant", reply))
+    messages = (Message("user", prompt), Message("assistant", response))
     whole = encode_dialogue(tokenizer, DialogueRecord(messages=messages), template=template)
     head = encode_prompt(tokenizer, messages[:1], template=template)
-    assert whole.ids == head + encode_reply(tokenizer, reply, template=template)
+    assert whole.ids == head + encode_response(tokenizer, response, template=template)
     assert whole.learned == [False] * len(head) + [True] * (len(whole.ids) - len(head))
 
 
@@ -82,9 +82,9 @@ def test_merges_never_cross_the_boundary():
 
 
 def test_special_tokens_written_in_the_text_stay_text(tokenizer):
-    reply = encode_reply(tokenizer, "a</s>b<pad>", template="hh")
-    assert reply.count(EOS) == 1
-    assert PAD not in reply
+    response = encode_response(tokenizer, "a</s>b<pad>", template="hh")
+    assert response.count(EOS) == 1
+    assert PAD not in response
     prompt = encode_prompt(tokenizer, [Message("user", "<s></s>")], template="hh")
     assert (prompt.count(BOS), prompt.count(EOS)) == (1, 0)
 
@@ -100,7 +100,7 @@ def test_oldest_exchanges_go_first_and_are_counted(tokenizer):
         fit_prompt(tokenizer, long, template="hh", max_length=5)
 
 
-def test_pair_makes_room_for_the_longer_reply(tokenizer):
+def test_pair_makes_room_for_the_longer_response(tokenizer):
     record = PreferenceRecord(prompt=DIALOGUE, chosen="a" * 5, rejected="b" * 50)
     whole = encode_pair(tokenizer, record, template="hh")
     longest = len(whole.prompt) + len(whole.rejected)
@@ -108,12 +108,12 @@ def test_pair_makes_room_for_the_longer_reply(tokenizer):
     assert encode_pair(tokenizer, record, template="hh", max_length=longest - 1).dropped_turns == 2
 
 
-def test_replies_equal_after_tokenising_are_refused():
+def test_responses_equal_after_tokenising_are_refused():
     unknown = make_tokenizer()
     unknown.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Lowercase()
     with pytest.raises(RowError) as error:
         encode_pair(unknown, PreferenceRecord(prompt=DIALOGUE, chosen="A", rejected="a"), template="hh")
-    assert error.value.reason is Reason.EQUAL_REPLIES
+    assert error.value.reason is Reason.EQUAL_RESPONSES
 
 
 def test_text_is_cut_in_pieces_with_nothing_lost(tokenizer):
@@ -148,6 +148,6 @@ def test_a_tokenizer_that_prepends_a_space_does_not_double_it():
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token=None
     )
     assert llama.convert_ids_to_tokens(llama("so", add_special_tokens=False)["input_ids"]) == ["\u2581", "s", "o"]
-    assert llama.convert_ids_to_tokens(encode_reply(llama, "so", template="hh")) == ["\u2581", "s", "o", "</s>"]
+    assert llama.convert_ids_to_tokens(encode_response(llama, "so", template="hh")) == ["\u2581", "s", "o", "</s>"]
     prompt = llama.convert_ids_to_tokens(encode_prompt(llama, DIALOGUE, template="hh"))
     assert "".join(prompt) == "<s>\n\nHuman:\u2581hi\n\nAssistant:\u2581yo</s>\n\nHuman:\u2581why?\n\nAssistant:"

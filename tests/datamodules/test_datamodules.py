@@ -53,7 +53,7 @@ def test_preference_batch_columns(tokenizer_path, pairs_path):
     assert batch.info == {"global_rows": 40, "global_tokens": 40 * len(" good!")}
 
 
-def test_sft_batch_learns_replies_and_texts(tokenizer_path, pairs_path, write):
+def test_sft_batch_learns_responses_and_texts(tokenizer_path, pairs_path, write):
     text = write("t.jsonl", [{"text": "abcdef"}])
     data = ready(SFTDataModule, tokenizer_path, [pairs_path, text], batch_size=64, max_length=100)
     (batch,) = list(data.train_dataloader())
@@ -112,9 +112,9 @@ def test_refused_rows_are_written_beside_the_run_and_error_policy_stops(tokenize
     path = write("x.jsonl", hh_rows_bad)
     data = ready(PreferenceDataModule, tokenizer_path, path, max_length=60, rejects_dir=str(tmp_path / "run"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "rejects-train.jsonl").read_text().splitlines()]
-    assert [(r["line"], r["reason"]) for r in rows] == [(2, "empty reply"), (3, "too long")]
+    assert [(r["line"], r["reason"]) for r in rows] == [(2, "empty response"), (3, "too long")]
     assert data.reports["train"].accepted + len(rows) == data.reports["train"].read == 4
-    with pytest.raises(ValueError, match=r"2 of 4 rows cannot be used: .*x\.jsonl:2: empty reply"):
+    with pytest.raises(ValueError, match=r"2 of 4 rows cannot be used: .*x\.jsonl:2: empty response"):
         ready(PreferenceDataModule, tokenizer_path, path, max_length=60, on_bad_row="error")
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
+from lit_rlhf.evaluation.intervals import Interval
 from lit_rlhf.evaluation.table import PolicyEvaluation, ResultTable
 from lit_rlhf.evaluation.win_rate import WinRate
 
@@ -17,19 +18,23 @@ def rate(mean: float, low: float = 0.4, high: float = 0.7) -> WinRate:
 
 @pytest.fixture
 def table() -> ResultTable:
-    sft = PolicyEvaluation(name="SFT", gold=0.02, score=0.2, kl=0.0, perplexity=1.8, response_length=13.1, eos_rate=1.0)
+    sft = PolicyEvaluation(
+        name="SFT", judge_score=0.02, score=0.2, kl=0.0, perplexity=1.8, response_length=13.1, eos_rate=1.0
+    )
     best = PolicyEvaluation(
         name="PPO-max",
         seeds=(1, 2, 3),
-        win_rates={"harmless": rate(0.8), "all": rate(0.65), "helpful": rate(0.55)},
-        gold=0.42,
+        win_rates={"helpful": rate(0.55), "all": rate(0.65), "harmless": rate(0.8)},
+        judge_score=0.42,
         score=1.9,
         kl=0.05,
         perplexity=1.6,
         response_length=19.25,
         eos_rate=0.995,
     )
-    worst = PolicyEvaluation(name="vanilla | PPO [x]", win_rates={"all": rate(0.35, math.nan, math.nan)}, gold=-0.3)
+    worst = PolicyEvaluation(
+        name="vanilla | PPO [x]", win_rates={"all": rate(0.35, math.nan, math.nan)}, judge_score=-0.3
+    )
     return ResultTable(policies=[sft, best, worst])
 
 
@@ -58,7 +63,7 @@ def test_terminal_fits_80_columns_and_shows_brackets(table):
 
 
 def test_without_win_rates_there_are_no_such_columns():
-    table = ResultTable(policies=[PolicyEvaluation(name="SFT", gold=0.1)], judge="helpful judge")
+    table = ResultTable(policies=[PolicyEvaluation(name="SFT", judge_score=0.1)], judge="helpful judge")
     assert table.to_markdown().splitlines()[0].startswith("| policy | helpful judge | score |")
 
 
@@ -83,8 +88,8 @@ def test_round_trip_through_json(table, tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "no list 'policies'"),
-        ('{"policies": [{"gold": 1}]}', "no key 'name'"),
-        ('{"policies": [{"name": "a", "glod": 1}]}', "unknown key 'glod'; the keys are eos_rate, gold"),
+        ('{"policies": [{"judge_score": 1}]}', "no key 'name'"),
+        ('{"policies": [{"name": "a", "glod": 1}]}', "unknown key 'glod'; the keys are eos_rate, judge_score"),
         ('{"policies": [{"name": "a", "win_rates": {"all": {"win": 1}}}]}', "win rate 'all' .* must have the keys"),
     ],
 )
@@ -93,3 +98,22 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         ResultTable.read(path)
+
+
+def test_length_controlled_rates_and_p_values_have_columns_where_they_are_measured(tmp_path):
+    row = PolicyEvaluation(
+        name="a",
+        win_rates={"all": rate(0.5)},
+        p_values={"all": 0.0004},
+        length_controlled={"all": Interval(0.41, 0.5, math.nan)},
+    )
+    table = ResultTable(policies=[PolicyEvaluation(name="SFT"), row])
+    assert table.to_markdown().splitlines()[0] == (
+        "| policy | win/tie/lose | win % all | LC win % | p | gold | score | KL | perplexity | length | ended % |"
+    )
+    assert "| 50.0 [n/a] | <0.001 |" in table.to_markdown()
+    assert "LC win %: were both of equal length" in table.caption()
+    read = ResultTable.read(table.write(tmp_path / "t.json"))
+    assert read.policies[1].p_values == {"all": 0.0004}
+    assert read.policies[1].length_controlled["all"].low == 0.41
+    assert math.isnan(read.policies[1].length_controlled["all"].high)

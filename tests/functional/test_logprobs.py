@@ -8,11 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lit_rlhf.functional import chunked_logprobs, entropy, selected_logprobs
+from lit_rlhf.functional import chunked_logprobs
+from lit_rlhf.functional import logprobs as logprobs_module
+from tests.live_bytes import LiveBytes
 
 from .cases import close, finite, normal, seeds
 
 N, H, V = 23, 8, 17
+
+
+def of_logits(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies where the hidden states are the logits already."""
+    logprobs, entropies = chunked_logprobs(logits, nn.Identity(), ids, with_entropy=True)
+    assert entropies is not None
+    return logprobs, entropies
+
+
+def entropy(logits: Tensor) -> Tensor:
+    return of_logits(logits.unsqueeze(0), torch.tensor([0]))[1].squeeze(0)
 
 
 def world(dtype: torch.dtype = torch.float32, rows: int = N) -> tuple[Tensor, nn.Linear, Tensor]:
@@ -34,10 +47,8 @@ def reference(logits: Tensor, ids: Tensor) -> tuple[list[float], list[float]]:
 
 def test_selected_and_entropy_term_by_term():
     logits, ids = normal(5, V, seed=0, scale=3.0), torch.tensor([0, 16, 3, 3, 9])
-    logprobs, entropies = reference(logits, ids)
-    close(selected_logprobs(logits, ids), logprobs)
-    close(entropy(logits), entropies)
-    close(selected_logprobs(logits.view(5, 1, V), ids.view(5, 1)), torch.tensor(logprobs).view(5, 1))
+    for got, want in zip(of_logits(logits, ids), reference(logits, ids), strict=True):
+        close(got, want)
 
 
 def test_entropy_of_known_distributions():
@@ -53,7 +64,7 @@ def test_forbidden_tokens_have_no_gradient_and_no_nan(with_entropy):
     logits.requires_grad_()
     ids = torch.tensor([0, 1, 2, 4])
     logprobs, entropies = reference(logits.detach(), ids)
-    out = entropy(logits) if with_entropy else selected_logprobs(logits, ids)
+    out = of_logits(logits, ids)[with_entropy]
     close(out, entropies if with_entropy else logprobs)
     out.sum().backward()
     assert finite(logits.grad)
@@ -63,14 +74,14 @@ def test_forbidden_tokens_have_no_gradient_and_no_nan(with_entropy):
 
 def test_forbidden_choice_has_probability_zero():
     logits = torch.tensor([[0.0, -math.inf]])
-    assert selected_logprobs(logits, torch.tensor([1])).item() == -math.inf
+    assert of_logits(logits, torch.tensor([1]))[0].item() == -math.inf
 
 
 @given(seeds, st.sampled_from([0.0, 1.0, 1e4, 1e30]))
 def test_finite_at_extreme_logits(seed, scale):
     logits = normal(6, V, seed=seed, scale=scale).requires_grad_()
     ids = logits.argmax(-1)
-    logprobs, entropies = selected_logprobs(logits, ids), entropy(logits)
+    logprobs, entropies = of_logits(logits, ids)
     (logprobs.sum() + entropies.sum()).backward()
     assert finite(logprobs.detach(), entropies.detach(), logits.grad)
     assert torch.all(logprobs <= 0)
@@ -178,6 +189,51 @@ def test_backward_makes_the_logits_of_one_chunk_at_a_time():
     assert widths == [N]  # nothing to save: no recomputation
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_blocks_of_rows_tell_nothing_not_even_in_the_last_bit(dtype, with_entropy, monkeypatch):
+    """Against autograd through the formulas as they stand, on all rows at once."""
+    logits = normal(N, V, seed=4, scale=3.0).to(dtype)
+    logits[:, 5] = -math.inf
+    ids = torch.randint(5, (N,), generator=torch.Generator().manual_seed(2))
+    weights, runs = normal(N, seed=3), []
+    for block in (1, 5 * V, 2**18):
+        monkeypatch.setattr(logprobs_module, "CPU_BLOCK", block)
+        z = logits.clone().requires_grad_()
+        logprobs, entropies = chunked_logprobs(z, lambda x: x, ids, with_entropy=with_entropy)
+        loss = (logprobs * weights).sum() + ((entropies * weights.flip(0)).sum() if with_entropy else 0)
+        runs.append([logprobs.detach(), entropies, torch.autograd.grad(loss, z)[0]])
+    z = logits.clone().requires_grad_()
+    logp = torch.log_softmax(z, -1, dtype=torch.promote_types(dtype, torch.float32))
+    logprobs, bounded = logp.gather(1, ids[:, None])[:, 0], logp.clamp(min=-1000.0)
+    entropies = -(bounded.exp() * bounded).sum(-1)
+    loss = (logprobs * weights).sum() + ((entropies * weights.flip(0)).sum() if with_entropy else 0)
+    runs.append([logprobs.detach(), entropies, torch.autograd.grad(loss, z)[0]])
+    for run in runs[1:]:
+        assert torch.equal(runs[0][0], run[0])
+        assert not with_entropy or torch.equal(runs[0][1], run[1])
+        assert torch.equal(runs[0][2], run[2])
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+@pytest.mark.parametrize(("grad", "copies"), [(False, 1), (True, logprobs_module.LOGIT_COPIES)])
+@pytest.mark.parametrize("chunk_size", [256, 2048])
+def test_bytes_of_a_logit(with_entropy, dtype, size, grad, copies, chunk_size, monkeypatch):
+    """One copy in scoring, two in an update, entropy or not, in the head's own dtype; the rest is blocks of rows."""
+    rows, words = 1024, 512
+    head = nn.Linear(H, words, bias=False).to(dtype)
+    monkeypatch.setattr(logprobs_module, "CPU_BLOCK", 8 * words)
+    hidden = normal(rows, H, seed=0).to(dtype).requires_grad_(grad)
+    ids = torch.randint(words, (rows,), generator=torch.Generator().manual_seed(2))
+    with LiveBytes() as memory, torch.set_grad_enabled(grad):
+        logprobs, entropies = chunked_logprobs(hidden, head, ids, chunk_size=chunk_size, with_entropy=with_entropy)
+        if grad:
+            (logprobs.sum() + (entropies.sum() if with_entropy else 0)).backward()
+    per_logit = memory.peak / (min(chunk_size, rows) * words)
+    assert copies * size <= per_logit < 1.25 * copies * size + 0.1
+
+
 def test_no_tokens():
     hidden, head, ids = world(rows=0)
     logprobs, entropies = chunked_logprobs(hidden, head, ids, with_entropy=True)
@@ -197,5 +253,3 @@ def test_refusals():
         chunked_logprobs(hidden, head, ids[1:])
     with pytest.raises(ValueError, match=r"`chunk_size` \(0\) must be at least 1"):
         chunked_logprobs(hidden, head, ids, chunk_size=0)
-    with pytest.raises(ValueError, match=r"`ids` \(22,\) must have the leading shape of `logits` \(23, 17\)"):
-        selected_logprobs(head(hidden), ids[1:])

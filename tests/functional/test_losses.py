@@ -362,7 +362,8 @@ def test_micro_batches_add_up_to_the_batch(loss: Loss, as_tensor):
 def test_the_normalizer_divides_and_the_default_is_the_token_count(loss: Loss):
     cols = columns(MASK, 0)
     assert torch.equal(loss(*cols, MASK).loss, loss(*cols, MASK, normalizer=9).loss)
-    close(loss(*cols, MASK, normalizer=0.5).loss, 18 * loss(*cols, MASK).loss)
+    for half in (0.5, torch.tensor(0.5)):
+        close(loss(*cols, MASK, normalizer=half).loss, 18 * loss(*cols, MASK).loss)
 
 
 @every_loss

@@ -60,9 +60,9 @@ def test_fp32_from_bf16():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"`rejected` \(2,\) must have the shape of the chosen scores \(3,\)"):
+    with pytest.raises(ValueError, match=r"`chosen` \(3,\) and `rejected` \(2,\) must have one shape"):
         pairwise_loss(torch.zeros(3), torch.zeros(2))
-    with pytest.raises(ValueError, match=r"`margin` \(1,\) must have the shape of the chosen scores \(3,\)"):
+    with pytest.raises(ValueError, match=r"`chosen` \(3,\) and `margin` \(1,\) must have one shape"):
         pairwise_loss(torch.zeros(3), torch.zeros(3), margin=torch.zeros(1))
     with pytest.raises(ValueError, match="`rejected`"):
         accuracy(torch.zeros(3), torch.zeros(3, 1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_rlhf.models.causal import projector, trunk_hidden
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.loading.causal import load_causal_lm
 
 ARCHITECTURES = ["llama", "gpt2", "gemma2", "qwen2", "cohere", "granite"]
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from lit_rlhf.models.checkpoint import load_pickle
 from lit_rlhf.models.export import (
     causal_lm_from_state,
     export_policy,
     export_scalar,
     extract_submodule_state,
-    load_state,
     scalar_model_from_state,
 )
 from lit_rlhf.models.fingerprint import FILE_NAME
-from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
 IDS = torch.arange(4, 20).unsqueeze(0)
 
@@ -159,6 +160,10 @@ class _Module(nn.Module):
         self.policy, self.critic = policy, critic
 
 
+def _state(checkpoint):
+    return load_pickle(checkpoint)["state_dict"]
+
+
 class TestFromCheckpoint:
     @pytest.fixture
     def trained(self, causal_folder, tmp_path):
@@ -171,14 +176,14 @@ class TestFromCheckpoint:
 
     def test_policy(self, trained):
         folder, policy, _, checkpoint = trained
-        model = causal_lm_from_state(folder, extract_submodule_state(load_state(checkpoint), "policy"))
+        model = causal_lm_from_state(folder, extract_submodule_state(_state(checkpoint), "policy"))
         assert torch.equal(model(input_ids=IDS).logits, policy(input_ids=IDS).logits)
         assert model.model.rotary_emb.inv_freq.device.type == "cpu"
         assert not any(p.is_meta for p in model.parameters())
 
     def test_critic(self, trained, tokenizer, tmp_path):
         folder, _, critic, checkpoint = trained
-        model = scalar_model_from_state(folder, extract_submodule_state(load_state(checkpoint), "critic"))
+        model = scalar_model_from_state(folder, extract_submodule_state(_state(checkpoint), "critic"))
         assert torch.equal(model(IDS), critic(IDS))
         out = export_scalar(model, tokenizer, tmp_path / "out")
         assert torch.equal(load_scalar_model(out, head="load")(IDS), critic(IDS))
@@ -192,12 +197,12 @@ class TestFromCheckpoint:
     def test_only_the_configuration_of_the_path_is_needed(self, trained):
         folder, policy, _, checkpoint = trained
         (folder / "model.safetensors").unlink()
-        model = causal_lm_from_state(folder, extract_submodule_state(load_state(checkpoint), "policy"))
+        model = causal_lm_from_state(folder, extract_submodule_state(_state(checkpoint), "policy"))
         assert torch.equal(model(input_ids=IDS).logits, policy(input_ids=IDS).logits)
 
     def test_missing_and_left_over_weights(self, trained):
         folder, _, _, checkpoint = trained
-        state = extract_submodule_state(load_state(checkpoint), "policy")
+        state = extract_submodule_state(_state(checkpoint), "policy")
         with pytest.raises(
             ValueError, match=r"state dict holds weights that LlamaForCausalLM does not have: extra\.weight"
         ):
@@ -212,43 +217,11 @@ class TestFromCheckpoint:
 
     def test_unknown_part(self, trained):
         with pytest.raises(ValueError, match="has no `reward`; it has critic, policy"):
-            extract_submodule_state(load_state(trained[3]), "reward")
+            extract_submodule_state(_state(trained[3]), "reward")
 
     def test_prefix_is_a_whole_name(self):
         state = {"policy_old.w": torch.ones(1), "policy.w": torch.zeros(1)}
         assert list(extract_submodule_state(state, "policy")) == ["w"]
-
-
-class TestLoadState:
-    def test_code_is_refused(self, tmp_path):
-        class AsksForCode:
-            def __reduce__(self):
-                return os.mkdir, (str(tmp_path / "ran"),)
-
-        torch.save({"state_dict": {}, "callbacks": AsksForCode()}, tmp_path / "bad.ckpt")
-        with pytest.raises(ValueError, match=r"Refused to open .*bad\.ckpt.*could run code.*mkdir"):
-            load_state(tmp_path / "bad.ckpt")
-        assert not (tmp_path / "ran").exists()
-
-    def test_damaged(self, tmp_path):
-        torch.save({"state_dict": {"w": torch.ones(1000)}}, tmp_path / "cut.ckpt")
-        data = (tmp_path / "cut.ckpt").read_bytes()
-        for end in (0, 10, len(data) // 2):
-            (tmp_path / "cut.ckpt").write_bytes(data[:end])
-            with pytest.raises(ValueError, match=r"cut\.ckpt"):
-                load_state(tmp_path / "cut.ckpt")
-
-    def test_other_files(self, tmp_path):
-        with pytest.raises(ValueError, match="is a folder: consolidate"):
-            load_state(tmp_path)
-        with pytest.raises(FileNotFoundError, match="No checkpoint file at"):
-            load_state(tmp_path / "none.ckpt")
-        torch.save({"weights": 1}, tmp_path / "a.pt")
-        with pytest.raises(ValueError, match="has no `state_dict`; its keys are weights"):
-            load_state(tmp_path / "a.pt")
-        torch.save([1], tmp_path / "b.pt")
-        with pytest.raises(ValueError, match="must hold a dict of tensors, not a list"):
-            load_state(tmp_path / "b.pt")
 
 
 def test_saved_config_names_the_classes(causal_folder, tokenizer, tmp_path):

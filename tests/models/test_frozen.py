@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_rlhf.models.checkpoint import same_source
-from lit_rlhf.models.frozen import FrozenModel, cast_parameters
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.frozen import FrozenModel, HostWeights, cast_parameters
+from lit_rlhf.models.loading.causal import load_causal_lm
 
 
 def _digest(model: nn.Module) -> str:
@@ -59,17 +58,21 @@ def test_offload_moves_in_and_out_with_the_same_bits(causal_folder, monkeypatch)
     assert frozen.to("meta").device.type == "cpu"
     # A copy in other memory stands for an accelerator.
     monkeypatch.setattr("lit_rlhf.models.frozen._brought", lambda tensor, device: tensor.clone())
-    tensors = [*model.parameters(), *model.buffers()]
-    home = [t.data_ptr() for t in tensors]
+
+    def places():
+        return [t.data_ptr() for t in [*model.parameters(), *model.buffers()]]
+
+    home = places()
     for _ in range(2):
-        with frozen.on("cpu"):
-            away = [t.data_ptr() for t in tensors]
+        with frozen.on("meta"):
+            away = places()
             assert not set(away) & set(home)
-            with frozen.on("cpu"):
+            with frozen.on("meta"):
                 pass
-            assert [t.data_ptr() for t in tensors] == away
+            assert places() == away
             assert _digest(model) == before
-        assert [t.data_ptr() for t in tensors] == home
+            assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert places() == home
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert _digest(model) == before
 
@@ -78,9 +81,30 @@ def test_offload_comes_back_after_an_error(causal_folder, monkeypatch):
     frozen = FrozenModel(load_causal_lm(causal_folder()), placement="cpu")
     monkeypatch.setattr("lit_rlhf.models.frozen._brought", lambda tensor, device: tensor.clone())
     home = [p.data_ptr() for p in frozen.model.parameters()]
-    with pytest.raises(RuntimeError, match="boom"), frozen.on("cpu"):
+    with pytest.raises(RuntimeError, match="boom"), frozen.on("meta"):
         raise RuntimeError("boom")
     assert [p.data_ptr() for p in frozen.model.parameters()] == home
+
+
+def test_weights_that_are_on_a_device_come_home_before_they_are_pinned(monkeypatch):
+    """Pinning is refused for anything but host memory."""
+    model, pinned = nn.Linear(2, 2, device="meta"), []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape))
+    monkeypatch.setattr("lit_rlhf.models.frozen._pinned", lambda tensor: pinned.append(tensor.device.type) or tensor)
+    HostWeights(model, pin=True)
+    assert pinned == ["cpu", "cpu"]
+    assert model.weight.device.type == "cpu"
+    assert isinstance(model.weight, nn.Parameter)
+
+
+def test_lent_weights_still_learn():
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(requires_grad=False)
+    before = model.weight
+    with HostWeights(model).on("meta"):
+        assert model.weight.device.type == "meta"
+        assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)
+    assert model.weight is before
 
 
 def test_on_device_placement_stays():
@@ -99,14 +123,3 @@ def test_on_the_cpu_is_free(causal_folder):
 def test_unknown_placement():
     with pytest.raises(ValueError, match="`placement` must be 'device' or 'cpu', not 'gpu'"):
         FrozenModel(nn.Linear(1, 1), placement="gpu")
-
-
-def test_same_source(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").symlink_to(tmp_path / "a")
-    (tmp_path / "c").mkdir()
-    assert same_source(tmp_path / "a", f"{tmp_path}/a/")
-    assert same_source(tmp_path / "a", tmp_path / "b")
-    assert not same_source(tmp_path / "a", tmp_path / "c")
-    assert same_source("org/model", "org/model")
-    assert not same_source("org/model", "org/other")

@@ -13,7 +13,7 @@ from lit_rlhf.types import PreferenceBatch
 
 PAIRS = [  # prompt length, chosen row, rejected row
     (3, [1, 5, 6, 7, 8, 2], [1, 5, 6, 9, 2]),
-    (2, [1, 5, 6, 7, 8, 9, 2], [1, 5, 6, 7, 2]),  # the replies begin alike
+    (2, [1, 5, 6, 7, 8, 9, 2], [1, 5, 6, 7, 2]),  # the responses begin alike
     (4, [1, 4, 4, 4, 7, 2], [1, 4, 4, 4, 8, 8, 8, 8, 2]),
     (1, [1, 7], [1, 7, 7]),  # one row is the other's beginning: each keeps a token of its own
     (1, [3, 7], [4, 8]),  # nothing in common
@@ -49,7 +49,7 @@ def trunk(attention: str, kv_heads: int = 2) -> LlamaModel:
 
 
 def separate(model, head, batch):
-    """Scores and the chosen reply's hidden states at its predecessors, row by row with nothing shared or padded."""
+    """Scores and the chosen response's hidden states at its predecessors, row by row with nothing shared or padded."""
     scores, before = [], []
     for ids, mask in ((batch.chosen_ids, batch.chosen_mask), (batch.rejected_ids, batch.rejected_mask)):
         rows = [model(input_ids=row[keep][None]).last_hidden_state[0] for row, keep in zip(ids, mask, strict=True)]

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_rlhf.models.fingerprint import FILE_NAME, check_fingerprint, write_fingerprint
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.frozen import HostWeights
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.scalar import last_positions, score_rows
 
 TEXTS = ["Hello there!", "a", "The cat sat on the mat. It was 12 o'clock."]
@@ -121,7 +122,7 @@ class TestHead:
 
 
 def test_lm_head_gives_the_causal_models_logits(causal_folder):
-    from lit_rlhf.models.loading import load_causal_lm
+    from lit_rlhf.models.loading.causal import load_causal_lm
 
     for architecture in ("llama", "gemma2"):
         folder = causal_folder(architecture, name=architecture)
@@ -234,6 +235,25 @@ class TestFingerprint:
         save_file(weights, exported / "model.safetensors", {"format": "pt"})
         with pytest.raises(ValueError, match="does not give the scores"):
             load_scalar_model(exported, head="load")
+
+    @pytest.mark.parametrize(
+        ("rank", "check_on", "scored"), [(0, "cpu", True), (1, "cpu", False), (0, None, False), (1, "meta", True)]
+    )
+    def test_is_checked_on_the_device_or_by_one_rank(self, exported, monkeypatch, rank, check_on, scored):
+        """A large model takes minutes on the one thread that a rank of a CPU has."""
+        places = []
+        lend = HostWeights.on
+
+        def on(weights, device):
+            places.append(torch.device(device).type)
+            return lend(weights, "cpu")
+
+        monkeypatch.setattr(HostWeights, "on", on)
+        monkeypatch.setattr("lit_rlhf.models.loading.scalar.rank", lambda: rank)
+        rows = "lit_rlhf.models.fingerprint.score_rows"
+        monkeypatch.setattr(rows, lambda model, ids, *, device, **options: score_rows(model, ids, **options))
+        load_scalar_model(exported, head="load", check_on=check_on)
+        assert places == ([check_on] if scored else [])
 
     def test_swapped_tokenizer_is_loud(self, exported):
         from tests.models.tiny import CHARACTERS, make_tokenizer

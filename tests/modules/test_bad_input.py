@@ -117,7 +117,7 @@ def test_is_refused_before_any_model_loads(edit, told, world, tmp_path, monkeypa
     def load(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lit_rlhf.models.loading._load", load)
+    monkeypatch.setattr("lit_rlhf.models.loading.pretrained.check_weights_are_plain", load)
     (tmp_path / "inputs").mkdir()
     config = ppo_config(world, tmp_path / "run")
     edit(config, tmp_path / "inputs")

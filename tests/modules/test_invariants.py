@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
-from lit_rlhf.models.loading import load_causal_lm, load_scalar_model
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig
 from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss
@@ -146,7 +147,7 @@ def test_reference_and_reward_are_bitwise_what_was_loaded_and_in_eval(world, tra
     module.train()
     frozen = {
         "reference": (module.reference.model, load_causal_lm(str(world / "policy"))),
-        "reward": (module.reward.model.model, load_scalar_model(str(world / "reward"), head="load")),
+        "reward": (module.reward._model.model, load_scalar_model(str(world / "reward"), head="load")),
     }
     for name, (model, loaded) in frozen.items():
         assert not any(part.training for part in model.modules()), name

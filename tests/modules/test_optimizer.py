@@ -18,6 +18,9 @@ class _Toy(BaseModule):
         super().__init__(model=ModelConfig(), optimizer=OptimizerConfig(), schedule=ScheduleConfig())
         self.layer = nn.Linear(3, 3)
 
+    def load_models(self) -> None:
+        raise NotImplementedError
+
     def parameter_groups(self) -> dict[str, Any]:
         return {"layer": (list(self.layer.parameters()), 1e-2)}
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from datasets import Dataset
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.config import ScheduleConfig
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.modules import ppo as ppo_module
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, PTXConfig, ShapingConfig
@@ -55,7 +58,7 @@ def test_freed_memory_goes_back_before_each_rollout_where_passes_are_small(
     world, tmp_path, monkeypatch, budget, times
 ) -> None:
     calls = []
-    monkeypatch.setattr(ppo_module, "release_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr("lit_rlhf.models.cpu.memory.trim", lambda: calls.append(1) or True)
     fit(world, tmp_path, data=make_data(world, micro_batch_tokens=budget), max_epochs=2)
     assert len(calls) == times
 
@@ -88,6 +91,30 @@ def test_resume_is_bit_for_bit(world, tmp_path, stop) -> None:
     assert resumed.moments == straight.moments
 
 
+def test_a_resume_in_the_middle_of_an_iteration_keeps_records_that_json_has_no_value_for(
+    world, tmp_path, monkeypatch
+) -> None:
+    """Data sets with a time column: the raw records are in the checkpoint, which holds plain values alone."""
+    rows = [json.loads(line) for line in (world / "prompts.jsonl").read_text().splitlines()]
+    table = Dataset.from_list([{**row, "written": datetime(2023, 7, 11, 12, row["id"])} for row in rows])
+    assert isinstance(table[3]["written"], datetime)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
+
+    def data():
+        return make_data(world, train="owner/name", val=None)
+
+    straight, _, recorder = fit(world, tmp_path / "a", data=data(), max_epochs=2)
+    assert recorder.experiences[0].records[0]["written"].startswith("2023-07-11T12:")
+    saver = ModelCheckpoint(tmp_path, filename="half", every_n_train_steps=3)
+    fit(world, tmp_path / "b", data=data(), max_steps=3, enable_checkpointing=True, callbacks=[saver], max_epochs=2)
+    resumed, again = make_ppo(world), Recorder()
+    make_trainer(tmp_path / "b", callbacks=[again]).fit(
+        resumed, data(), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True
+    )
+    assert same(weights(resumed), weights(straight))
+    assert not again.experiences, "the iteration was not resumed but begun anew"
+
+
 def test_resume_from_the_end_of_an_epoch_is_bit_for_bit(world, tmp_path) -> None:
     """Where ModelCheckpoint saves by default, and where Lightning leaves the loader's state out."""
     straight, _, recorder = fit(world, tmp_path / "a", max_epochs=3)
@@ -99,6 +126,38 @@ def test_resume_from_the_end_of_an_epoch_is_bit_for_bit(world, tmp_path) -> None
     assert len(again.experiences) == 2
     assert torch.equal(again.experiences[0].prompt_ids, recorder.experiences[1].prompt_ids), "an iteration came twice"
     assert same(weights(resumed), weights(straight))
+
+
+class SavesInside(PPOModule):
+    """Saves before the optimizer's step of update ``at``, where a loss that is not finite saves as well."""
+
+    at, path = 0, ""
+
+    def optimize(self, losses):
+        if self.global_step == self.at:
+            self.trainer.save_checkpoint(self.path)
+        return super().optimize(losses)
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_resume_from_inside_an_update_does_it_again(world, tmp_path, at) -> None:
+    def module(kind: type[PPOModule]) -> PPOModule:
+        return make_ppo(world, kind=kind, kl_controller=AdaptiveKL(0.1, target=0.5, horizon=50))
+
+    straight = module(SavesInside)
+    straight.at, straight.path = at, str(tmp_path / "inside.ckpt")
+    data = {"minibatch_size": 8, "micro_batch_tokens": 100_000}
+    _, trainer, recorder = fit(world, tmp_path / "a", module=straight, data=make_data(world, **data), max_epochs=3)
+    resumed, again = module(PPOModule), Recorder()
+    after = make_trainer(tmp_path / "b", max_epochs=3, callbacks=[again])
+    after.fit(resumed, make_data(world, **data), ckpt_path=straight.path, weights_only=True)
+    assert (after.global_step, len(again.metrics)) == (trainer.global_step, len(recorder.metrics) - at)
+    counted, expected = (t.fit_loop.epoch_loop.state_dict() for t in (after, trainer))
+    for name in ("state_dict", "batch_progress"):  # the loggers' steps, the batches in all
+        assert counted[name] == expected[name]
+    assert same(weights(resumed), weights(straight))
+    assert resumed.moments == straight.moments
+    assert resumed.kl_controller.value == straight.kl_controller.value
 
 
 def test_checkpoint_holds_no_frozen_weight_and_loads_without_code(world, tmp_path) -> None:
@@ -361,3 +420,41 @@ def test_a_loss_that_is_not_finite_names_the_prompts(world, tmp_path) -> None:
 def test_sampler_logprobs_need_an_engine_that_gives_them(world) -> None:
     with pytest.raises(ValueError, match="needs an engine with"):
         make_ppo(world, loss=LossConfig(old_logprobs="sampler"))
+
+
+class Explodes(PPOModule):
+    """The loss is NaN from the second update on, or from the first."""
+
+    after = 1
+
+    def policy_token_loss(self, *columns):
+        loss, clipped = super().policy_token_loss(*columns)
+        return loss * (float("nan") if self.global_step >= self.after else 1.0), clipped
+
+
+def test_a_run_that_skips_everything_ends_with_a_failure(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lit_rlhf.modules.base.MOST_SKIPPED", 5)
+    module = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    with pytest.raises(NonFiniteError, match=r"step 1: 5 updates in a row were skipped"):
+        fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=9)
+    assert module.skipped_updates == 5
+
+
+def test_a_short_run_without_one_update_fails_as_well(world, tmp_path) -> None:
+    module = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    module.after = 0
+    with pytest.raises(NonFiniteError, match="None of the 4 updates was made"):
+        fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=2)
+
+
+def test_skipped_updates_in_a_row_are_counted_over_a_resume(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lit_rlhf.modules.base.MOST_SKIPPED", 5)
+    module = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    _, trainer, _ = fit(world, tmp_path, module=module, data=make_data(world, val=None), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    resumed = make_ppo(world, kind=Explodes, on_non_finite="skip")
+    with pytest.raises(NonFiniteError, match="5 updates in a row"):
+        make_trainer(tmp_path, max_epochs=9).fit(
+            resumed, make_data(world, val=None), ckpt_path=str(tmp_path / "three.ckpt"), weights_only=True
+        )
+    assert resumed.skipped_updates == 5

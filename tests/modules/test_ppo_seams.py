@@ -20,6 +20,7 @@ from lit_rlhf.ppo.kl_controller import FixedKL
 from lit_rlhf.ppo.losses import PolicyLoss
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.model import ModelReward
+from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import RewardOutput
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
@@ -82,6 +83,24 @@ def test_an_engine_is_not_asked_between_rest_and_sync(world, tmp_path) -> None:
     uniforms = data.uniforms(0, module.sampling.max_response_length)
     with pytest.raises(RuntimeError, match="call `sync"):
         module.generate(data.take(0), uniforms, module.sampling)
+
+
+def test_the_engine_is_told_of_the_longest_row_there_can_be(world, tmp_path) -> None:
+    """From the data, before the first rollout: fixed buffers are then made once for training and validation."""
+    asked = []
+
+    class Listening(TransformersEngine):
+        def generate(self, request: Any) -> Any:
+            asked.append((request.longest_row, request.prompts.prompt_ids.size(1)))
+            return super().generate(request)
+
+    sampling = SamplingConfig(max_response_length=13)
+    module, data = make_ppo(world, engine=Listening(), eval_sampling=sampling), make_data(world, eval_batch_size=2)
+    make_trainer(tmp_path, max_epochs=2).fit(module, data)
+    longest = max(len(prompt.ids) for prompt in data._prompts["val"]) + 13
+    longest = max(longest, max(len(prompt.ids) for prompt in data._prompts["train"]) + 10)
+    assert {row for row, _ in asked} == {longest}
+    assert len({width for _, width in asked}) > 1
 
 
 # ---------------------------------------------------------------- no reference

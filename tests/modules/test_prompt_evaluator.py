@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lit_rlhf.datamodules.prompts import EncodedPrompt, prompt_batch
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.tokenizer import load_tokenizer
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.requests import generation_request, reward_request
@@ -88,13 +89,24 @@ def test_without_reference_or_rewards_there_are_texts_and_log_probabilities(part
     assert not {"ref_logprob", "score"} & rows[0].keys()
 
 
-def test_a_problem_of_a_batch_is_raised_at_the_end(parts) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_problem_of_a_batch_is_raised_at_once_or_with_several_ranks_at_the_end(parts, ranks, monkeypatch) -> None:
     policy, _, tokenizer, _ = parts
     evaluator = PromptEvaluator(sampling=SAMPLING, rewards={"score": Broken()})
     evaluator.setup(device=torch.device("cpu"), tokenizer=tokenizer)
     rollout = answered(evaluator, parts)
     evaluator.start()
-    with evaluator.noting_problems():
-        evaluator.score(rollout, reward_request(tokenizer, rollout), policy=policy, reference=None)
+    monkeypatch.setattr("lit_rlhf.modules.prompt_evaluator.is_distributed", lambda: ranks > 1)
+
+    def batch() -> list:
+        return evaluator.score(rollout, reward_request(tokenizer, rollout), policy=policy, reference=None)[1]
+
+    if ranks == 1:
+        with pytest.raises(ValueError, match="gave nan for prompt"):
+            evaluator.attempt(batch)
+        return
+    assert evaluator.attempt(batch) == []
+    assert evaluator.attempt(lambda: [{"later": "batches are skipped"}]) == []
     with pytest.raises(ValueError, match="gave nan for prompt"):
         evaluator.finish(None, "")
+    assert evaluator.attempt(lambda: [{"a": "new evaluation"}]) == [{"a": "new evaluation"}]

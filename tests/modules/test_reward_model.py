@@ -18,7 +18,7 @@ from tests.modules.tiny_ppo import LETTERS, Recorder, make_trainer, same, weight
 
 
 def write_pairs(path: Path, *, count: int = 24, margin: float | None = None) -> Path:
-    """The reply that holds an ``a`` is the better one; prompts are all different."""
+    """The response that holds an ``a`` is the better one; prompts are all different."""
     rows = []
     for i in range(count):
         prompt = LETTERS[i % 8] + LETTERS[(i // 8) % 8] + LETTERS[(5 * i) % 8]
@@ -59,7 +59,7 @@ def fit(module: RewardModelModule, data: PreferenceDataModule, root: Path, **opt
     return recorder.metrics
 
 
-def test_learns_which_reply_is_better(world, pairs, tmp_path) -> None:
+def test_learns_which_response_is_better(world, pairs, tmp_path) -> None:
     module = make_module(world)
     data = make_data(pairs, val=str(pairs))
     metrics = fit(module, data, tmp_path, max_epochs=12, limit_val_batches=1.0, check_val_every_n_epoch=12)
@@ -76,13 +76,13 @@ def test_loss_term_by_term(world, tmp_path) -> None:
     model, ranking, nll, tokens, right = module.reward_model.eval(), 0.0, 0.0, 0, 0
     for row in data.rows["train"]:
         scores = []
-        for reply in (row.chosen, row.rejected):
-            ids = torch.cat([row.prompt, reply]).long()
+        for response in (row.chosen, row.rejected):
+            ids = torch.cat([row.prompt, response]).long()
             with torch.no_grad():
                 scores.append(float(model(ids[None])[0, -1]))
                 hidden = model.hidden(ids[None])[0]
                 logprobs = model.lm_project(hidden).log_softmax(-1)
-            if reply is row.chosen:
+            if response is row.chosen:
                 for at in range(len(row.prompt), len(ids)):
                     nll, tokens = nll - float(logprobs[at - 1, ids[at]]), tokens + 1
         ranking += math.log1p(math.exp(-(scores[0] - scores[1] - 0.3)))

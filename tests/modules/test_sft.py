@@ -1,4 +1,4 @@
-"""SFTModule: learns in seconds, learns replies only, resumes bit for bit, and is the same in any micro-batches."""
+"""SFTModule: learns in seconds, learns responses only, resumes bit for bit, and is the same in any micro-batches."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from tests.modules.tiny_ppo import LETTERS, Recorder, make_trainer, same, weight
 
 @pytest.fixture(scope="module")
 def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen dialogues; the reply to a letter is that letter three times, the prompt's rest is noise."""
+    """Sixteen dialogues; the response to a letter is that letter three times, the prompt's rest is noise."""
     path = tmp_path_factory.mktemp("dialogues") / "dialogues.jsonl"
     rows = [{"prompt": LETTERS[i % 8] + LETTERS[(3 * i) % 8], "completion": LETTERS[i % 8] * 3} for i in range(16)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def make_sft(world: Path, **options) -> SFTModule:
+def make_sft(world: Path, kind: type[SFTModule] = SFTModule, **options) -> SFTModule:
     defaults = {
         "policy": str(world / "policy"),
         "optimizer": OptimizerConfig(lr=1e-2),
         "schedule": ScheduleConfig(kind="constant", warmup=0),
         "sampling": SamplingConfig(temperature=0, max_response_length=6),
     }
-    return SFTModule(**{**defaults, **options})
+    return kind(**{**defaults, **options})
 
 
 def make_data(path: Path, **options) -> SFTDataModule:
     return SFTDataModule(**{"train": str(path), "val": str(path), "batch_size": 4, "max_length": 32, **options})
 
 
-def test_learns_to_reply(world, dialogues, tmp_path) -> None:
+def test_learns_to_respond(world, dialogues, tmp_path) -> None:
     module, data = make_sft(world), make_data(dialogues, test=str(dialogues))
     before = make_trainer(tmp_path).validate(module, data, verbose=False)[0]
     make_trainer(tmp_path, max_epochs=40, limit_val_batches=0).fit(module, data)
@@ -55,7 +55,7 @@ def test_learns_to_reply(world, dialogues, tmp_path) -> None:
     assert all(row["ended"] for row, ok in zip(rows, right, strict=True) if ok)
 
 
-def test_loss_is_the_mean_over_reply_tokens(world, dialogues, tmp_path) -> None:
+def test_loss_is_the_mean_over_response_tokens(world, dialogues, tmp_path) -> None:
     """Term by term with transformers' own logits."""
     module, data = make_sft(world), make_data(dialogues, batch_size=16)
     logged = make_trainer(tmp_path).validate(module, data, verbose=False)[0]
@@ -68,12 +68,12 @@ def test_loss_is_the_mean_over_reply_tokens(world, dialogues, tmp_path) -> None:
         for position in range(1, len(ids)):
             if row.learned[position]:
                 total, count = total - float(logprobs[position - 1, ids[position]]), count + 1
-    assert count == 16 * 4, "a reply is three letters and EOS"
+    assert count == 16 * 4, "a response is three letters and EOS"
     assert logged["val/loss"] == pytest.approx(total / count, rel=1e-5)
 
 
 def test_prompt_tokens_are_not_learned(world, dialogues, tmp_path) -> None:
-    """Whatever stands in the learned rows' prompts as labels, only their replies are labels."""
+    """Whatever stands in the learned rows' prompts as labels, only their responses are labels."""
     module, data = make_sft(world), make_data(dialogues, batch_size=16)
     make_trainer(tmp_path).validate(module, data, verbose=False)
     (batch,) = data.val_dataloader()
@@ -82,7 +82,7 @@ def test_prompt_tokens_are_not_learned(world, dialogues, tmp_path) -> None:
     module.text_loss(text, 1.0).backward()
     head = module.policy.get_output_embeddings().weight.grad
     # The gradient of the logits sums to -count + probability mass; a token that is never a label never gets a negative
-    # bias. Take the one with the largest share of the prompt that no reply holds: the template's colon.
+    # bias. Take the one with the largest share of the prompt that no response holds: the template's colon.
     colon = module.tokenizer.convert_tokens_to_ids(":")
     assert not bool((text.input_ids[text.loss_mask] == colon).any())
     assert bool((text.input_ids[text.attention_mask & ~text.loss_mask] == colon).any())
@@ -118,6 +118,23 @@ def test_resume_is_bit_for_bit(world, dialogues, tmp_path, stop) -> None:
     )
     assert len(recorder.metrics) == 12 - stop
     assert not same(weights(half), weights(straight))
+    assert same(weights(resumed), weights(straight))
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 4])
+def test_resume_from_inside_a_step_does_it_again(world, dialogues, tmp_path, at) -> None:
+    class SavesInside(SFTModule):
+        def optimize(self, losses):
+            if self.global_step == at:
+                self.trainer.save_checkpoint(tmp_path / "inside.ckpt")
+            return super().optimize(losses)
+
+    straight, resumed, recorder = make_sft(world, kind=SavesInside), make_sft(world), Recorder()
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(straight, make_data(dialogues))
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, callbacks=[recorder]).fit(
+        resumed, make_data(dialogues), ckpt_path=str(tmp_path / "inside.ckpt"), weights_only=True
+    )
+    assert len(recorder.metrics) == 12 - at
     assert same(weights(resumed), weights(straight))
 
 

@@ -49,6 +49,14 @@ def write_world(folder: Path, *, prompts: int = 32) -> Path:
     return folder
 
 
+def write_opponent(world: Path, response: str = "a", gold: float = 0.0) -> Path:
+    """The same saved answer to every prompt of the world."""
+    lines = (world / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [{"row": i, "record": json.loads(line), "response": response, "gold": gold} for i, line in enumerate(lines)]
+    (world / "opponent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return world / "opponent.jsonl"
+
+
 def make_ppo(world: Path, kind: type[PPOModule] = PPOModule, **options: Any) -> PPOModule:
     """The module (or a subclass, ``kind``) on a world, any option overridden."""
     defaults: dict[str, Any] = {

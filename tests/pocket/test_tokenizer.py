@@ -28,7 +28,7 @@ def test_everything_the_world_says_is_in_the_vocabulary_and_round_trips():
                 assert tokenizer.decode(ids) == text
 
 
-def test_chat_template_marks_turns_and_ends_replies():
+def test_chat_template_marks_turns_and_ends_responses():
     tokenizer = build_tokenizer()
     turns = [
         {"role": "user", "content": "hi !"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import json
 import logging
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,6 +201,43 @@ class TestRetries:
         with pytest.raises(RuntimeError, match=r"no reply within 0\.5 s"):
             _reward(service, timeout=0.5, retries=0)(request_)
 
+    @pytest.mark.parametrize("part", ["status line", "headers", "chunks"])
+    def test_drips_before_the_body(self, service, request_, part):
+        """The attempt's time runs from its start, not from the last byte that came."""
+
+        def drip(handler, payload, attempt):
+            begun = {"status line": b"", "headers": b"HTTP/1.1 200 OK\r\n", "chunks": b""}[part]
+            if part == "chunks":
+                begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            handler.wfile.write(begun)
+            for i in range(200):
+                piece = {"status line": b"H", "headers": b"X-%d: y\r\n" % i, "chunks": b"1\r\n \r\n"}[part]
+                handler.wfile.write(piece)
+                time.sleep(0.1)
+
+        service.behave = drip
+        started = time.monotonic()
+        with pytest.raises(RuntimeError, match="failed 2 times"):
+            _reward(service, timeout=0.5, retries=1)(request_)
+        assert time.monotonic() - started < 10  # 40 s, were it the time between two bytes
+
+    @pytest.mark.parametrize("cut", [b"", b'{"scores"', b'{"scores": [1.0, 2.0, 3.0, 4.0, 5.0]'])
+    def test_breaks_off_without_a_length(self, service, request_, cut):
+        def half(handler, payload, attempt):
+            if attempt == 3:
+                answer(handler, payload, attempt)
+            else:
+                handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + cut)
+
+        service.behave = half
+        assert len(_reward(service)(request_).scores) == 5
+        assert len(service.requests) == 3
+
+    @pytest.mark.parametrize("value", ["\xb2", "-1", "1e3", "Wed, 21 Oct 2015 07:28:00 GMT", "9" * 5000, "", "nan"])
+    def test_any_retry_after(self, service, request_, value):
+        service.behave = failing(1, 503, [("Retry-After", value)])
+        assert len(_reward(service, max_backoff=0.1)(request_).scores) == 5
+
     def test_breaks_off(self, service, request_):
         def half(handler, payload, attempt):
             if attempt == 2:
@@ -254,11 +294,44 @@ class TestRetries:
         monkeypatch.setattr(HTTPReward, "_wait", lambda *_: 30.0)
         with pytest.raises(RuntimeError, match="HTTP 400"):
             _reward(service, batch_size=1, concurrency=2, retries=2, backoff=30.0)(request_)
-        # The other threads do not sit out their backoff (which would also keep the process from ending).
-        mine = [thread for thread in threading.enumerate() if thread.name.startswith("http-reward")]
-        for thread in mine:
+        # The others did not sit out their backoff.
+
+    def test_nothing_is_left_open(self, service, request_):
+        reward = _reward(service, batch_size=1, concurrency=3, retries=1, timeout=0.3)
+        open_files, threads = len(list(Path("/proc/self/fd").iterdir())), set(threading.enumerate())
+        for behave in (answer, failing(99), failing(99, 404), lambda *_: time.sleep(1)):
+            service.requests.clear()
+            service.behave = behave
+            with contextlib.suppress(RuntimeError):
+                reward(request_)
+        servers = [t for t in threading.enumerate() if "process_request_thread" in t.name]
+        for thread in servers:
             thread.join(10)
-        assert not any(thread.is_alive() for thread in mine)
+        assert set(threading.enumerate()) <= threads
+        assert len(list(Path("/proc/self/fd").iterdir())) <= open_files
+
+    def test_inside_a_running_loop(self, service, request_):
+        """As in a notebook."""
+
+        async def cell():
+            return _reward(service)(request_).scores.tolist()
+
+        assert asyncio.run(cell()) == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+    def test_a_proxy_of_the_environment_is_asked(self, service, request_, monkeypatch):
+        monkeypatch.setenv("http_proxy", service.url.removesuffix("/score"))
+        reward = HTTPReward("http://reward.invalid/score", timeout=20.0)
+        assert reward(request_).scores.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+        monkeypatch.setenv("no_proxy", "reward.invalid")
+        reward = HTTPReward("http://reward.invalid/score", timeout=5.0, retries=0)
+        with pytest.raises(RuntimeError, match="failed 1 times"):
+            reward(request_)
+
+    def test_a_password_file_is_not_read(self, service, request_, monkeypatch, tmp_path):
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password mine\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        _reward(service)(request_)
+        assert "Authorization" not in service.headers[0]
 
 
 class TestNonsense:
@@ -276,6 +349,9 @@ class TestNonsense:
             ({"scores": [1, 2, "x", 4, 5]}, "gave 'x', which is no number, for prompt 'prompt 2'"),
             (b'{"scores": [1, 2, 3, NaN, 5]}', "Reward 'http' gave nan for prompt 'prompt 3'"),
             (b'{"scores": [1, 2, 3, 4, 1e999]}', "Reward 'http' gave inf for prompt 'prompt 4'"),
+            (b'{"scores": [1, 2, 3, 4, %s]}' % (b"1" * 400), "Reward 'http' gave inf for prompt 'prompt 4'"),
+            (b'{"scores": [1, 2, 3, 4, %s]}' % (b"1" * 6000), "Reward 'http' gave inf for prompt 'prompt 4'"),
+            (b'{"scores": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "did not reply with JSON"),
             ({"scores": [1] * 5, "token_scores": [[1]] * 5}, "gave 1 token scores for 2 tokens of prompt 'prompt 0'"),
         ],
     )
@@ -318,6 +394,38 @@ class TestToken:
             [*messages, repr(reward), str(vars(reward)), str(reward.describe()), caplog.text, *capfd.readouterr()]
         )
         assert TOKEN not in seen
+
+    @pytest.mark.parametrize("where", ["status line", "header", "JSON", "keys", "escapes", "base64", "cut", "no HTTP"])
+    def test_an_echo_is_not_shown(self, service, request_, monkeypatch, where):
+        """Not as it is, not escaped, encoded, cut in two or as a number."""
+        monkeypatch.setenv("REWARD_TOKEN", TOKEN)
+        escaped = "".join(f"\\u{ord(c):04x}" for c in TOKEN)
+        encoded = base64.b64encode(TOKEN.encode()).decode()
+        raw = {
+            "status line": f"HTTP/1.1 {TOKEN} {TOKEN}\r\n\r\n",
+            "header": f"HTTP/1.1 400 {TOKEN}\r\nX-{TOKEN}: {TOKEN}\r\nContent-Length: {TOKEN}\r\n\r\n",
+            "no HTTP": f"{TOKEN}\r\n{TOKEN}",
+        }
+        bodies = {
+            "JSON": json.dumps({"scores": [TOKEN] * 5}),
+            "keys": json.dumps({"scores": {TOKEN: TOKEN}}),
+            "escapes": f'{{"scores": ["{escaped}", 1, 2, 3, {{"{escaped}": 1}}]}}',
+            "base64": f"<html>{encoded}</html>",
+            "cut": f"{'.' * 74}{TOKEN}",
+        }
+
+        def behave(handler, payload, attempt):
+            if where in raw:
+                handler.wfile.write(raw[where].encode())
+            else:
+                reply(handler, bodies[where].encode())
+
+        service.behave = behave
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            _reward(service, token_env="REWARD_TOKEN", retries=0)(request_)
+        told = str(caught.value)
+        assert not [part for part in (TOKEN, TOKEN[:5], encoded[:6], escaped[:12]) if part in told], told
+        assert "Reward service http://127.0.0.1" in told
 
     def test_missing_at_setup(self, service, monkeypatch):
         monkeypatch.delenv("REWARD_TOKEN", raising=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_rlhf.models.loading import load_scalar_model
+from lit_rlhf.models.frozen import HostWeights
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.scalar import score_rows
-from lit_rlhf.rewards.model import ModelReward, encode_pair, translate_special
+from lit_rlhf.rewards.model import ModelReward, encode_again, translate_special
 from tests.models.tiny import CHARACTERS, make_tokenizer
 from tests.rewards.requests import make_request
 
@@ -36,7 +37,7 @@ def test_same_tokenizer_scores_the_ids(reward_folder, tokenizer, placement, budg
     for padding in (0, 7):
         scores = reward(make_request(tokenizer, PROMPTS, RESPONSES, extra_padding=padding)).scores
         torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
-    assert reward.model is not None
+    assert reward.shares_vocabulary
 
 
 def test_cut_response_is_scored_without_eos(reward_folder, tokenizer):
@@ -59,7 +60,7 @@ def test_other_tokenizer_scores_equal_scoring_the_text(reward_folder, tokenizer)
     assert request.prompts[0].startswith("<bos>")
     reward = ModelReward(str(folder), max_batch_tokens=40)
     reward.setup(device=CPU, tokenizer=policy)
-    assert reward.model is None
+    assert not reward.shares_vocabulary
     texts = ["<bos>Hi.<eos>Yes? Hello!<eos>", "<bos>What is 12?A number, of course.", "<bos>a<eos>"]
     expected = _transformers_scores(folder, tokenizer, texts)
     torch.testing.assert_close(reward(request).scores, expected, rtol=1e-5, atol=1e-5)
@@ -75,18 +76,18 @@ class TestEncoding:
     @pytest.mark.parametrize("prompt", ["ab", "<bos>ab"])
     def test_exactly_one_bos_and_eos(self, adds_bos, prompt):
         tokenizer = make_tokenizer(bos=adds_bos)
-        assert encode_pair(tokenizer, prompt, "c", ended=True) == [3, 4, 5, 6, 1]
-        assert encode_pair(tokenizer, prompt, "c", ended=False) == [3, 4, 5, 6]
+        assert encode_again(tokenizer, prompt, "c", ended=True) == [3, 4, 5, 6, 1]
+        assert encode_again(tokenizer, prompt, "c", ended=False) == [3, 4, 5, 6]
 
     def test_no_bos_of_its_own(self):
         tokenizer = make_tokenizer()
         tokenizer.bos_token = "<eos>"
-        assert encode_pair(tokenizer, "ab", "c", ended=True) == [4, 5, 6, 1]
-        assert encode_pair(tokenizer, "", "", ended=False) == [1]
+        assert encode_again(tokenizer, "ab", "c", ended=True) == [4, 5, 6, 1]
+        assert encode_again(tokenizer, "", "", ended=False) == [1]
 
     def test_special_tokens_count_in_the_prompt_only(self):
         tokenizer = make_tokenizer(CHARACTERS + "<>")
-        ids = encode_pair(tokenizer, "a<eos>b", "c<eos>", ended=True)
+        ids = encode_again(tokenizer, "a<eos>b", "c<eos>", ended=True)
         assert ids[:5] == [3, 4, 1, 5, 6]
         assert ids[5:-1] == tokenizer("<")["input_ids"] + tokenizer("eos")["input_ids"] + tokenizer(">")["input_ids"]
         assert ids[-1] == 1
@@ -102,12 +103,11 @@ class TestEncoding:
         backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
         assert tokenizer("b", add_special_tokens=False)["input_ids"] == [2, 5]
-        assert encode_pair(tokenizer, "a", "b", ended=True) == [2, 4, 5, 0]
+        assert encode_again(tokenizer, "a", "b", ended=True) == [2, 4, 5, 0]
 
 
 def test_before_setup(tokenizer):
     reward = ModelReward("somewhere")
-    assert reward.model is None
     with pytest.raises(ValueError, match="call `setup` first"):
         reward(make_request(tokenizer, PROMPTS, RESPONSES))
 
@@ -155,9 +155,10 @@ def test_model_goes_where_the_rollout_is(reward_folder, tokenizer, monkeypatch):
     reward = ModelReward(str(reward_folder()), placement="cpu")
     reward.setup(device=torch.device("meta"), tokenizer=tokenizer)
     asked = []
-    monkeypatch.setattr("lit_rlhf.models.frozen._brought", lambda tensor, device: asked.append(device) or tensor)
+    lend = HostWeights.on
+    monkeypatch.setattr(HostWeights, "on", lambda weights, device: asked.append(device) or lend(weights, device))
     assert reward(make_request(tokenizer, PROMPTS, RESPONSES)).scores.isfinite().all()
-    assert set(asked) == {CPU}
+    assert asked == [CPU]
 
 
 def test_describe(tmp_path):

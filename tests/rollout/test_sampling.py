@@ -4,7 +4,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, keep_top_k, keep_top_p, token_weights
+from lit_rlhf.rollout.sampling import (
+    SamplingConfig,
+    _sorted_threshold,
+    inverse_cdf,
+    keep_top_k,
+    keep_top_p,
+    token_weights,
+)
 
 LOGITS = [1.5, 0.2, -0.7, 2.1, -1.3, 0.9, 0.1, -3.0, 1.1]
 EOS = 4
@@ -145,6 +152,45 @@ def test_every_eos_is_held_back_until_the_minimum():
     assert before.gt(0).tolist() == [[True, False, True, False, True]]
     # Token number 3 may be the EOS: the response then has 3 tokens.
     assert token_weights(logits, sampling=sampling, eos_token_ids=[1, 3], position=2).gt(0).all()
+
+
+def test_rows_may_stand_at_different_positions():
+    logits = torch.zeros(3, 5)
+    sampling = SamplingConfig(min_response_length=3)
+    kept = token_weights(logits, sampling=sampling, eos_token_ids=[1, 3], position=torch.tensor([1, 2, 0])).gt(0)
+    early = [True, False, True, False, True]
+    assert kept.tolist() == [early, [True] * 5, early]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999, 1 - 1e-7])
+@pytest.mark.parametrize("flat", [False, True])
+def test_sorting_finds_the_nucleus_that_looking_finds(p, flat):
+    g = torch.Generator().manual_seed(0)
+    weights = (torch.randn(16, 700, generator=g) * (0.1 if flat else 4)).softmax(-1)
+    weights[:, ::7] = 0.0
+    weights[0, 1:4] = weights[0].max()  # ties
+    threshold = _sorted_threshold(weights, target=p * weights.sum(-1, keepdim=True))
+    assert torch.equal(weights * (weights >= threshold), keep_top_p(weights, p=p, first_look=700))
+    if p < 0.9999:  # where sums of another order do not decide
+        assert torch.equal(weights * (weights >= threshold), keep_top_p(weights, p=p))
+
+
+@pytest.mark.parametrize("sampling", [case[0] for case in CASES.values()], ids=CASES.keys())
+def test_on_an_accelerator_no_draw_asks_the_host(sampling):
+    """Meta tensors have no values: whatever looks at one (``bool``, ``nonzero``, ``item``) raises."""
+    meta = {"device": "meta", "dtype": torch.int64}
+    weights = token_weights(
+        torch.empty(4, 3000, device="meta"),
+        sampling=sampling,
+        eos_token_ids=torch.zeros(2, **meta),
+        position=torch.zeros(4, **meta),
+        seen_ids=torch.zeros(4, 6, **meta),
+        seen_mask=torch.zeros(4, 6, **meta).bool(),
+    )
+    drawn = inverse_cdf(weights, torch.zeros(4, dtype=torch.float64, device="meta"))
+    assert drawn.shape == (4,)
+    with pytest.raises(RuntimeError, match="meta"):
+        bool((drawn > 0).all())
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,20 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
+from lit_rlhf.models.cpu import tune
 from lit_rlhf.rollout.engine import GenerationRequest
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
@@ -213,7 +223,7 @@ def test_sampler_logprobs_are_of_the_raw_logits(name):
 def test_under_autocast_the_cache_serves_any_mix_of_dtypes(make_model, tuned, static_cache):
     model, prompts = make_model(), some_prompts()
     if tuned:
-        tune_for_cpu(model)
+        tune(model, "cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rollout = generate(
             model, batch_of(prompts), some_uniforms(len(prompts)), sampler_logprobs=True, static_cache=static_cache
@@ -270,3 +280,54 @@ def test_requests_are_checked():
     right = dataclasses.replace(batch, prompt_mask=torch.tensor([[True, True], [True, False]]))
     with pytest.raises(ValueError, match="left-padded"):
         generate(model, right, some_uniforms(2))
+
+
+def test_static_cache_serves_models_that_build_their_mask_from_the_whole_width():
+    """Bloom's alibi is as wide as the mask it is given, and has to be as wide as the keys."""
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
+    model, prompts = BloomForCausalLM(config).eval(), some_prompts(rows=11)
+    uniforms = some_uniforms(len(prompts))
+    plain = generate(model, batch_of(prompts), uniforms, eos=ENDS)
+    static = generate(model, batch_of(prompts), uniforms, eos=ENDS, static_cache=True)
+    assert torch.equal(plain.input_ids, static.input_ids)
+    assert len(set(plain.response_lengths.tolist())) > 1
+
+
+def test_what_is_not_said_depends_on_the_device_and_the_bytes_of_a_slot():
+    engine, config = TransformersEngine(), llama().config  # 2 layers x 2 groups x 8, keys and values: 64 numbers
+    for device, dtype, slots in (
+        ("cpu", torch.float32, 65536),
+        ("cuda", torch.float32, 2**33 // 256),
+        ("cuda", torch.bfloat16, 2**33 // 128),
+    ):
+        policy = SimpleNamespace(device=torch.device(device), dtype=dtype, config=config)
+        assert engine.cache_slots(policy) == slots
+        assert TransformersEngine(max_batch_tokens=77).cache_slots(policy) == 77
+
+
+def test_rest_gives_memory_back(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
+    engine = TransformersEngine(static_cache=True)
+    asked(engine, llama(), batch_of(some_prompts()), some_uniforms(9), SAMPLINGS["plain"])
+    assert engine._cache is not None
+    assert not calls
+    engine.rest()
+    assert engine._cache is None
+    assert calls == ["empty"]
+
+
+def test_a_failed_generation_leaves_nothing_in_a_static_cache():
+    """What is not finite in a buffer would stay so under any mask: 0 times NaN."""
+    broken, prompts, engine = llama(), [[5, 6], [7, 9], [5, 8]], TransformersEngine(static_cache=True)
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[9] = float("nan")
+    sampling, uniforms = SAMPLINGS["greedy"], some_uniforms(3)
+    with pytest.raises(FloatingPointError):
+        asked(engine, broken, batch_of(prompts), uniforms, sampling)
+    other = asked(engine, llama(), batch_of([[5, 6], [7, 8], [5, 8]]), uniforms, sampling)
+    assert torch.equal(
+        other.input_ids, generate(llama(), batch_of([[5, 6], [7, 8], [5, 8]]), uniforms, sampling=sampling).input_ids
+    )

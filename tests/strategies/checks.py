@@ -105,7 +105,7 @@ class Evil:
 
 
 def plant_code(path: Path) -> None:
-    """Put a pickle that asks for code into the first file of the checkpoint ``path``."""
+    """Put a pickle that would execute code into the first file of the checkpoint ``path``."""
     file = path if path.is_file() else next((path / "checkpoint").glob("*model_states.pt"))
     content = torch.load(file, weights_only=False)
     torch.save({**content, "evil": Evil()}, file)

@@ -24,10 +24,12 @@ CLIP = 1.0
 
 def make_world(folder: Path) -> Path:
     """A policy, a reward model whose scores differ, prompts and text."""
-    from lit_rlhf.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
-    from lit_rlhf.pocket.make import main as make_pocket
+    from lit_rlhf.models.loading.causal import load_causal_lm
+    from lit_rlhf.models.loading.scalar import load_scalar_model
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
+    from lit_rlhf.pocket.make import make
 
-    make_pocket([str(folder / "pocket")])
+    make(folder / "pocket")
     base = folder / "pocket" / "base"
     torch.manual_seed(1)
     policy = load_causal_lm(str(base))
@@ -47,6 +49,17 @@ def make_world(folder: Path) -> Path:
 
 class SGDPPO(SGDMixin, PPOModule):
     """PPO with SGD."""
+
+
+class SavesInside(PPOModule):
+    """Saves inside the second iteration's second update, where a loss that is not finite saves as well."""
+
+    path = ""
+
+    def optimize(self, losses: Any) -> Any:
+        if self.global_step == STEPS + 1:
+            self.trainer.save_checkpoint(self.path)
+        return super().optimize(losses)
 
 
 class Watch(L.Callback):
@@ -123,8 +136,9 @@ def first_ratios(world: Path, strategy: str, devices: int, precision: str) -> li
 
 
 def resume(world: Path, strategy: str, devices: int, out: Path, precision: str = "32-true") -> dict[str, str]:
-    """AdamW: straight, and resumed from the end of the first iteration and from the middle of the second."""
-    adamw = {"cls": PPOModule, "optimizer": PPOOptimizerConfig(lr=1e-3, critic_lr=1e-3), "precision": precision}
+    """AdamW: straight, and resumed from the end of the first iteration, the middle of the second, inside an update."""
+    cls = type("SavesInside", (SavesInside,), {"path": str(out / f"i-{strategy}-{precision}.ckpt")})
+    adamw = {"cls": cls, "optimizer": PPOOptimizerConfig(lr=1e-3, critic_lr=1e-3), "precision": precision}
     paths = {
         "boundary": (out / f"b-{strategy}-{precision}.ckpt", STEPS),
         "middle": (out / f"m-{strategy}-{precision}.ckpt", STEPS + 1),
@@ -133,12 +147,14 @@ def resume(world: Path, strategy: str, devices: int, out: Path, precision: str =
     at_end = SaveAtEpochEnd(out / f"e-{strategy}-{precision}.ckpt")
     module, _ = fit(world, strategy, devices, callbacks=[*saves, at_end], **adamw)
     hashes = {"straight": fingerprint(module)}
-    for name, path in {**{name: path for name, (path, _) in paths.items()}, "epoch_end": at_end.path}.items():
+    adamw["cls"] = PPOModule
+    ends = {"epoch_end": at_end.path, "inside": cls.path}
+    for name, path in {**{name: path for name, (path, _) in paths.items()}, **ends}.items():
         again = out / f"again-{name}-{strategy}-{precision}.ckpt"
         callbacks = [SaveAt(again, STEPS + 2)]
         resumed, _ = fit(world, strategy, devices, ckpt_path=str(path), callbacks=callbacks, **adamw)
         hashes[name] = fingerprint(resumed)
-        if name != "middle":  # a resumed run is itself resumed, in the middle of the iteration after
+        if name not in ("middle", "inside"):  # a resumed run is itself resumed, in the middle of the iteration after
             resumed, _ = fit(world, strategy, devices, ckpt_path=str(again), **adamw)
             hashes[f"{name}, then middle"] = fingerprint(resumed)
     return hashes

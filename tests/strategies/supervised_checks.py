@@ -53,7 +53,7 @@ class Faulty(SFTModule):
 
 
 def write_files(folder: Path) -> None:
-    """A tiny world, replies of many lengths (so that ranks hold different token counts), and pairs."""
+    """A tiny world, responses of many lengths (so that ranks hold different token counts), and pairs."""
     folder.mkdir()
     write_world(folder)
     rows = [{"prompt": LETTERS[i % 8], "completion": LETTERS[: 1 + (5 * i) % 9]} for i in range(16)]

@@ -81,5 +81,5 @@ def test_ratios_start_at_one_exactly(precision: str, one: dict[str, Any], two: d
 def test_resume_is_bit_for_bit(one: dict[str, Any], two: dict[str, Any]) -> None:
     for found in (one, two):
         hashes = found["resume"]
-        assert len(hashes) == 6
+        assert len(hashes) == 7
         assert {name: h for name, h in hashes.items() if h != hashes["straight"]} == {}

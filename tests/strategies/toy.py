@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, world_size
-from lit_rlhf.strategies.accumulation import accumulate, clipped_step, configure_clipping, equal_backwards
+from lit_rlhf.distributed import all_gather_object, all_reduce_max, all_reduce_sum, rank, world_size
+from lit_rlhf.strategies.accumulation import accumulate, clipped_step, configure_clipping
 from lit_rlhf.strategies.errors import require_training_state
 from lit_rlhf.types import Columns, DeviceBatch
 
@@ -125,7 +125,7 @@ class Toy(L.LightningModule):
         # Rank 1 cuts finer than rank 0: the number of micro-batches differs between ranks.
         rows = max(1, self.micro_rows - rank())
         micro = [content.rows(part) for part in torch.arange(len(content)).split(rows)]
-        count = equal_backwards(self.trainer, len(micro))
+        count = int(all_reduce_max(torch.tensor(len(micro), device=self.device)))
         if self.fault == "two_backwards":
             self.manual_backward(self.loss_sum(content))
         for i in range(count):

@@ -162,6 +162,7 @@ def sdpa_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
         return out.to(query.dtype), weights
 
 
+@functools.cache
 def _register_attention() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
@@ -170,20 +171,33 @@ def _register_attention() -> None:
     AttentionMaskInterface.register(SDPA_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def tune_for_cpu(model: Any) -> int:
-    """Give a transformers model the CPU kernels above, in place; parameters and their names stay.
+def install(model: Any) -> None:
+    """Give the transformers models inside a module the kernels above, in place; attention only where it is "sdpa"."""
+    _register_attention()
+    _rename_attention(model, "sdpa", SDPA_NAME)
+    _retype(model, nn.Linear, CpuLinear)
 
-    Args:
-        model: A transformers model; attention is changed only where it is "sdpa".
 
-    Returns:
-        How many linear layers were changed.
+def remove(model: Any) -> None:
+    """Undo :func:`install`."""
+    _rename_attention(model, SDPA_NAME, "sdpa")
+    _retype(model, CpuLinear, nn.Linear)
+
+
+def _retype(model: nn.Module, old: type[nn.Linear], new: type[nn.Linear]) -> None:
+    """Make every ``old`` layer, but no layer of a class derived from it, a ``new`` one.
+
+    The class alone is exchanged (as ``torch.nn.utils.parametrize`` does): a new object in its place would lose hooks,
+    and would be unknown to whoever holds the layer already, such as a :class:`~lit_rlhf.models.causal.Projection`.
     """
-    config = getattr(model, "config", None)
-    if config is not None and config._attn_implementation == "sdpa":
-        _register_attention()
-        model.set_attn_implementation(SDPA_NAME)
-    layers = [module for module in model.modules() if type(module) is nn.Linear]
-    for layer in layers:
-        layer.__class__ = CpuLinear
-    return len(layers)
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new
+
+
+def _rename_attention(model: nn.Module, old: str, new: str) -> None:
+    module: Any
+    for module in model.modules():
+        settable = getattr(module, "_can_set_attn_implementation", None)  # a model that cannot would warn every time
+        if settable is not None and settable() and module.config._attn_implementation == old:
+            module.set_attn_implementation(new)

@@ -6,12 +6,15 @@ import ctypes
 import functools
 from collections.abc import Callable
 
+SMALL_PASS = 768
+"""Tokens of a forward pass up to which its activations leave holes that the buffers of a rollout do not fit into."""
 
-def release_freed_memory() -> bool:
+
+def trim() -> bool:
     """Give the pages back that are free inside the C library's heap; whether there were any.
 
     Activations of many sizes leave holes, in which the large buffers of the next phase have no room, so that the
-    process grows by them. Pages given back cost a page fault when they are used again: worth it once an iteration, not
+    process grows by them. Pages given back cost a page fault when they are used again: worth it once per iteration, not
     once a step (docs/performance.md). Does nothing where the C library is not glibc.
     """
     trim = _malloc_trim()

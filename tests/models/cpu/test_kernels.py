@@ -6,7 +6,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lit_rlhf.models.cpu import kernels as cpu_kernels
-from lit_rlhf.models.cpu.kernels import SDPA_NAME, CpuLinear, tune_for_cpu
+from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.cpu.kernels import SDPA_NAME, CpuLinear
 
 
 @pytest.fixture(params=[False, True], ids=["plain fp32", "oneDNN"])
@@ -20,7 +21,7 @@ def pair_of_layers(*, bias: bool) -> tuple[nn.Linear, CpuLinear]:
     plain = nn.Linear(24, 40, bias=bias)
     tuned = nn.Linear(24, 40, bias=bias)
     tuned.load_state_dict(plain.state_dict())
-    tune_for_cpu(tuned_in := nn.Sequential(tuned))
+    tune(tuned_in := nn.Sequential(tuned), "cpu")
     return plain, tuned_in[0]
 
 
@@ -121,6 +122,10 @@ def test_other_dtypes_take_the_plain_layer():
     assert tuned.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
+def layers_of(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(type(module) is kind for module in model.modules())
+
+
 def small_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -139,7 +144,8 @@ def small_llama() -> LlamaForCausalLM:
 @pytest.mark.parametrize("padded", [False, True])
 def test_model_gives_the_same_logits(padded):
     model, tuned = small_llama(), small_llama()
-    assert tune_for_cpu(tuned) == 2 * 7 + 1
+    tune(tuned, "cpu")
+    assert layers_of(tuned, CpuLinear) == 2 * 7 + 1
     assert tuned.config._attn_implementation == SDPA_NAME
     ids = torch.randint(64, (3, 11))
     mask = torch.ones_like(ids)
@@ -154,7 +160,7 @@ def test_model_gives_the_same_logits(padded):
 
 def test_checkpoint_of_a_tuned_model_is_that_of_the_plain_one(tmp_path):
     model, tuned = small_llama(), small_llama()
-    tune_for_cpu(tuned)
+    tune(tuned, "cpu")
     assert list(tuned.state_dict()) == list(model.state_dict())
     tuned.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -170,6 +176,35 @@ def test_subclasses_and_other_attention_are_left_alone():
     model = small_llama()
     model.set_attn_implementation("eager")
     model.model.layers[0].mlp.up_proj = Adapter(32, 48, bias=False)
-    assert tune_for_cpu(model) == 2 * 7
+    tune(model, "cpu")
+    assert layers_of(model, CpuLinear) == 2 * 7
     assert type(model.model.layers[0].mlp.up_proj) is Adapter
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("first", [(), ("cpu",), ("cpu", "cpu")], ids=["never tuned", "tuned", "tuned twice"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", torch.device("meta")])
+def test_for_another_device_nothing_of_it_is_left(first, device):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = small_llama(), nn.Linear(4, 1)
+
+    model, plain = Wrapped(), Wrapped()
+    weights = [id(parameter) for parameter in model.parameters()]
+    for place in (*first, device, device):
+        tune(model, place)
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert model.inner.config._attn_implementation == "sdpa"
+    assert [id(parameter) for parameter in model.parameters()] == weights
+
+
+def test_hooks_and_holders_of_a_layer_keep_it():
+    model = small_llama()
+    head, seen = model.get_output_embeddings(), []
+    head.register_forward_hook(lambda *_: seen.append(1))
+    tune(model, "cpu")
+    model(input_ids=torch.randint(64, (1, 3)))
+    assert model.get_output_embeddings() is head
+    assert type(head) is CpuLinear
+    assert seen == [1]

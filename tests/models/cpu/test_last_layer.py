@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lit_rlhf.models.causal import trunk_hidden
-from lit_rlhf.models.cpu.kernels import tune_for_cpu
-from lit_rlhf.models.cpu.last_layer import last_layer_at
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.causal import run_trunk, trunk_hidden
+from lit_rlhf.models.cpu import seen_at, tune
+from lit_rlhf.models.cpu.last_layer import PLAIN
+from lit_rlhf.models.loading.causal import load_causal_lm
 
-PLAIN = ["llama", "qwen2", "qwen3", "mistral"]
-OTHER = ["gpt2", "gemma2", "cohere", "stablelm"]
+OTHER = ["gpt2", "gemma2", "cohere", "stablelm", "granite"]
 AT = torch.tensor([3, 4, 17, 41])
 
 
@@ -33,7 +33,9 @@ def _both(model):
         model.zero_grad()
         hidden = trunk_hidden(model, _ids(), at=at)
         hidden = hidden.flatten(0, 1)[AT] if at is None else hidden
-        hidden.float().square().sum().backward()
+        # Weighed at random: the plain sum of squares of normalized rows is a constant, its gradient all rounding.
+        probe = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+        (hidden.float() * probe).sum().backward()
         results.append(
             (hidden.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         )
@@ -45,11 +47,12 @@ def _both(model):
 def test_numbers_and_gradients_are_those_of_a_whole_pass(causal_folder, architecture, tuned):
     model = load_causal_lm(causal_folder(architecture))
     if tuned:
-        tune_for_cpu(model)
+        tune(model, "cpu")
     (whole, whole_gradients), (some, gradients) = _both(model)
     assert whole.std() > 1e-3
     torch.testing.assert_close(some, whole, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == whole_gradients.keys()
+    assert all(gradient.abs().max() > 1e-3 for gradient in whole_gradients.values())
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, whole_gradients[name], rtol=1e-4, atol=1e-5)
 
@@ -57,13 +60,12 @@ def test_numbers_and_gradients_are_those_of_a_whole_pass(causal_folder, architec
 @pytest.mark.parametrize("architecture", [*PLAIN, *OTHER])
 def test_only_a_plain_last_layer_is_trimmed(causal_folder, architecture):
     model = load_causal_lm(causal_folder(architecture))
-    with last_layer_at(model.base_model, AT) as trimmed:
-        assert trimmed == (architecture in PLAIN)
+    assert (seen_at(model.base_model, AT) is not None) == (architecture in PLAIN)
+    assert (seen_at(model, AT) is not None) == (architecture in PLAIN)
 
 
 def test_the_mlp_sees_the_wanted_positions_alone(causal_folder):
     model = load_causal_lm(causal_folder())
-    trunk_hidden(model, _ids(), at=AT)  # the first call looks at 8 tokens of its own
     seen = _mlp_rows(model)
     trunk_hidden(model, _ids(), at=AT)
     trunk_hidden(model, _ids())
@@ -71,82 +73,67 @@ def test_the_mlp_sees_the_wanted_positions_alone(causal_folder):
     assert seen == [4, 42, 42]
 
 
-@pytest.mark.parametrize("multiplier", [1.0, 0.5])
-@pytest.mark.parametrize("low", ["", "autocast", "weights"])
-def test_a_layer_that_computes_otherwise_is_found_out(causal_folder, multiplier, low):
-    """Granite's layer has a plain one's parts, and scales what it adds; an outlier would hide that in bf16."""
-    model = load_causal_lm(causal_folder("granite", residual_multiplier=multiplier))
-    with torch.no_grad():
-        model.base_model.embed_tokens.weight[:, 0] *= 50
-    if low == "weights":
-        model.to(torch.bfloat16)
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=low == "autocast"),
-        last_layer_at(model.base_model, AT) as trimmed,
-    ):
-        assert trimmed == (multiplier == 1.0)
+def test_nothing_of_it_runs_on_another_device(causal_folder):
+    model = load_causal_lm(causal_folder()).to("meta")
+    seen, ids = _mlp_rows(model), _ids().to("meta")
+    assert seen_at(model, AT.to("meta")) is None
+    # A mask as attention takes it: to make one transformers would look at values, which there are none of on "meta".
+    mask, positions = torch.ones(3, 1, 14, 14, dtype=torch.bool, device="meta"), torch.zeros_like(ids)
+    assert run_trunk(model.base_model, ids, mask, position_ids=positions, at=AT.to("meta")).shape == (4, 32)
+    assert seen == [42]
 
 
-@pytest.mark.parametrize("kind", ["parameter", "buffer", "dropout", "hook", "hook on attention", "trunk's checkpoints"])
-def test_a_layer_that_was_changed_is_left_whole(causal_folder, kind):
+def test_a_causal_model_gives_logits_at_the_positions(causal_folder):
     model = load_causal_lm(causal_folder())
-    layer = model.base_model.layers[-1]
-    if kind == "parameter":
-        layer.scale = torch.nn.Parameter(torch.ones(32))
-    elif kind == "buffer":
-        layer.register_buffer("scale", torch.ones(32))
-    elif kind == "dropout":
-        layer.hidden_dropout = 0.1
-    elif kind == "trunk's checkpoints":
-        model.base_model.gradient_checkpointing = True
-    else:
-        (layer if kind == "hook" else layer.self_attn).register_forward_hook(lambda *_: None)
-    with last_layer_at(model.base_model, AT) as trimmed:
-        assert not trimmed
+    some = seen_at(model, AT)(input_ids=_ids(), use_cache=False).logits
+    assert some.shape[:2] == (1, 4)
+    torch.testing.assert_close(some[0], model(input_ids=_ids()).logits.flatten(0, 1)[AT], rtol=1e-5, atol=1e-6)
 
 
-def test_a_trunk_that_leaves_its_last_layer_out(causal_folder):
+def _another_forward(part):
+    forward = part.forward
+    part.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+
+
+CHANGES = {
+    "forward": lambda trunk: _another_forward(trunk.layers[-1]),
+    "attention's forward": lambda trunk: _another_forward(trunk.layers[-1].self_attn),
+    "hook": lambda trunk: trunk.layers[-1].register_forward_hook(lambda *_: None),
+    "hook before": lambda trunk: trunk.layers[-1].register_forward_pre_hook(lambda *_: None),
+    "attention's hook": lambda trunk: trunk.layers[-1].self_attn.register_forward_hook(lambda *_: None),
+    "checkpointing": lambda trunk: trunk.gradient_checkpointing_enable({"use_reentrant": False}),
+    "last layer left out": lambda trunk: setattr(trunk.config, "num_hidden_layers", 1),
+    "a list": lambda trunk: setattr(trunk, "layers", torch.nn.Sequential(*trunk.layers)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_layer_that_was_changed_is_left_whole(causal_folder, change):
     model = load_causal_lm(causal_folder())
-    trunk_hidden(model, _ids(), at=AT)
-    model.config.num_hidden_layers = 1
+    assert seen_at(model, AT) is not None
+    change(model.base_model)
+    assert seen_at(model, AT) is None
     torch.testing.assert_close(trunk_hidden(model, _ids(), at=AT), trunk_hidden(model, _ids()).flatten(0, 1)[AT])
 
 
-class _Otherwise(torch.nn.Module):
-    """A plain layer's parts in a layer that is called, or answers, in another way."""
-
-    def __init__(self, layer, answer):
-        super().__init__()
-        for name, part in list(layer.named_children()):
-            self.add_module(name, part)
-        self.plain, self.answer = [layer], answer
-
-    def forward(self, hidden_states, **kwargs):
-        return self.answer(self.plain[0](hidden_states, **kwargs))
+class _Louder(LlamaDecoderLayer):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs) * 1.5
 
 
-@pytest.mark.parametrize(
-    "answer", [lambda out: (out,), lambda out: out * 1.5, lambda out: out], ids=["tuple", "more", "same"]
-)
-def test_a_layer_that_answers_otherwise_is_found_out(causal_folder, answer):
+class _Named(LlamaDecoderLayer):
+    pass
+
+
+@pytest.mark.parametrize(("kind", "plain"), [(_Louder, False), (_Named, True)])
+def test_a_derived_layer_is_plain_while_it_computes_the_same(causal_folder, kind, plain):
     model = load_causal_lm(causal_folder())
     trunk = model.base_model
-    trunk.layers[-1] = _Otherwise(trunk.layers[-1], answer)
-    trunk.norm = torch.nn.Identity()
-    with last_layer_at(trunk, AT) as trimmed:
-        assert trimmed == (answer(1.0) == 1.0)
-
-
-def test_attention_that_answers_otherwise_is_found_out(causal_folder):
-    model = load_causal_lm(causal_folder())
-    layer = model.base_model.layers[-1]
-    attend = layer.self_attn.forward
-    layer.self_attn.forward = lambda **kwargs: (*attend(**kwargs), None)
-    trunk = model.base_model
-    trunk.layers[-1] = _Otherwise(layer, lambda out: out)
-    layer.forward = lambda hidden_states, **kwargs: hidden_states
-    with last_layer_at(trunk, AT) as trimmed:
-        assert not trimmed
+    layer = kind(trunk.config, 1)
+    layer.load_state_dict(trunk.layers[-1].state_dict())
+    trunk.layers[-1] = layer
+    assert (seen_at(model, AT) is not None) == plain
+    torch.testing.assert_close(trunk_hidden(model, _ids(), at=AT), trunk_hidden(model, _ids()).flatten(0, 1)[AT])
 
 
 def test_no_positions(causal_folder):
@@ -154,46 +141,30 @@ def test_no_positions(causal_folder):
     assert trunk_hidden(model, _ids(), at=AT[:0]).shape == (0, 32)
 
 
-def test_gradient_checkpointing_runs_whole_layers(causal_folder):
+def test_gradient_checkpointing_gives_the_same_gradients(causal_folder):
     model = load_causal_lm(causal_folder()).train()
-    trunk_hidden(model, _ids(), at=AT)
     expected = _both(model)[1][1]
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with last_layer_at(model.base_model, AT) as trimmed:
-        assert not trimmed
     for name, gradient in _both(model)[1][1].items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_look_leaves_the_model_as_it_was(causal_folder):
+def test_the_model_is_what_it_was(causal_folder):
     model = load_causal_lm(causal_folder(attention_dropout=0.5)).train()
     model.base_model.layers[0].eval()
-    state = torch.get_rng_state()
-    with last_layer_at(model.base_model, AT) as trimmed:
-        assert trimmed
-    assert torch.equal(torch.get_rng_state(), state)
-    assert "forward" not in vars(model.base_model.layers[-1])
-    assert model.base_model.layers[-1].self_attn.training
-    assert not model.base_model.layers[0].self_attn.training
-    assert not model.base_model.layers[-1].self_attn.o_proj._forward_pre_hooks
-    assert all(p.grad is None for p in model.parameters())
 
+    def state():
+        return [(id(m), type(m), m.training, sorted(vars(m)), list(m._modules.items())) for m in model.modules()]
 
-def test_an_error_inside_leaves_the_layer_as_it_was(causal_folder):
-    model = load_causal_lm(causal_folder())
-    with pytest.raises(RuntimeError, match="stop"), last_layer_at(model.base_model, AT):
-        raise RuntimeError("stop")
-    assert trunk_hidden(model, _ids()).shape == (3, 14, 32)
-
-
-def test_a_forward_that_somebody_else_put_there_is_kept(causal_folder):
-    model = load_causal_lm(causal_folder())
-    layer = model.base_model.layers[-1]
-    mine = layer.forward
-    layer.forward = mine
-    with last_layer_at(model.base_model, AT) as trimmed:
-        assert not trimmed
-    assert vars(layer)["forward"] is mine
+    before, randomness = state(), torch.get_rng_state()
+    view = seen_at(model, AT)
+    view(input_ids=_ids(), use_cache=False).logits.sum().backward()
+    assert state() == before
+    assert torch.equal(torch.get_rng_state(), randomness)
+    assert {id(p) for p in view.parameters()} == {id(p) for p in model.parameters()}
+    with pytest.raises(IndexError):
+        view(input_ids=_ids()[:, :2])
+    assert state() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -203,8 +174,6 @@ def test_bf16_weights_and_autocast(causal_folder, dtype):
         whole, some = trunk_hidden(model, _ids()).flatten(0, 1)[AT], trunk_hidden(model, _ids(), at=AT)
     assert some.dtype == whole.dtype
     torch.testing.assert_close(some, whole, rtol=2e-2, atol=2e-2)
-    with last_layer_at(model.base_model, AT) as trimmed:
-        assert trimmed
 
 
 def test_adapters_on_the_trimmed_parts(causal_folder):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_rlhf.models.cpu import memory as cpu_memory
-from lit_rlhf.models.cpu.memory import release_freed_memory
+from lit_rlhf.models.cpu import release_freed_memory
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def test_holes_go_back_to_the_system():
     for _ in range(64):  # each block is too small for a mapping of its own
         kept += [torch.ones(16_000), torch.ones(16_000)]
     del kept[::2]
-    assert release_freed_memory()
+    assert release_freed_memory("cpu", pass_tokens=64)
     assert all(block.sum() == 16_000 for block in kept)
 
 
@@ -31,4 +31,4 @@ def test_another_c_library_is_left_alone(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert not release_freed_memory()
+    assert not release_freed_memory("cpu", pass_tokens=64)

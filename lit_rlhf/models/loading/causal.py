@@ -1,0 +1,47 @@
+"""Causal language models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_rlhf.models.checkpoint import resolve_folder
+from lit_rlhf.models.loading.pretrained import load_pretrained
+
+
+def load_causal_lm(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str | None = None,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """A causal language model with every weight from the checkpoint and every dropout off.
+
+    Dropout is off because the update must see the very distribution that sampled: with it the first importance ratios
+    of an iteration would not be 1.
+
+    Args:
+        path: Local folder or hub name.
+        dtype: Of the weights.
+        attn_implementation: As in transformers; None takes its default for the architecture.
+        gradient_checkpointing: Recompute each layer's activations in backward (active in train mode only).
+        trust_remote_code: Run Python files that come with the model.
+
+    Returns:
+        ``PreTrainedModel`` on the CPU, in eval mode as transformers leaves it.
+
+    Raises:
+        FileNotFoundError: No such folder or hub name.
+        ValueError: Weights are missing, damaged, or a pickle with code.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = resolve_folder(path, trust_remote_code=trust_remote_code)
+    return load_pretrained(
+        AutoModelForCausalLM, folder, dtype=dtype, attn_implementation=attn_implementation,
+        gradient_checkpointing=gradient_checkpointing, trust_remote_code=trust_remote_code,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Checks that take minutes or hours, run by hand: kills and resumes, slips put into the code on purpose."""
