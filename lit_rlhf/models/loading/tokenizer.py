@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.models.checkpoint import resolve_folder
+from lit_rlhf.models.loading.origin import with_file
+
+TOKENIZER_FILE = "tokenizer_config.json"
 
 
 def load_tokenizer(
@@ -14,7 +16,7 @@ def load_tokenizer(
     """A tokenizer that can tell padding from the end of a response.
 
     Args:
-        path: Local folder or hub name.
+        path: Local folder or hub name; an adapter without a tokenizer has its base's.
         pad_token: A token of its vocabulary to pad with, for tokenizers that come without one or with pad = EOS.
         needs_pad: False for a model that only scores whole rows, where padding never reaches the result.
         trust_remote_code: Run Python files that come with the tokenizer.
@@ -28,7 +30,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
+    folder = with_file(path, TOKENIZER_FILE, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     if pad_token is not None:
         if pad_token not in tokenizer.get_vocab():
@@ -90,8 +92,8 @@ def check_tokenizers(tokenizer: Any, path: str | Path, *, trust_remote_code: boo
         FileNotFoundError: No such folder or hub name.
         ValueError: The same ids mean different tokens.
     """
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
-    if not (folder / "tokenizer_config.json").is_file():
+    folder = with_file(path, TOKENIZER_FILE, trust_remote_code=trust_remote_code)
+    if not (folder / TOKENIZER_FILE).is_file():
         return
     other = load_tokenizer(folder, needs_pad=False, trust_remote_code=trust_remote_code)
     try:
