@@ -127,7 +127,7 @@ class ModelReward(Reward):
 
     def describe(self) -> dict[str, Any]:
         """Name, type, path and dtype."""
-        return {**super().describe(), "path": self.path, "dtype": self.dtype, "placement": self.placement}
+        return {**super().describe(), "path": self.path, "dtype": self.dtype or "float32", "placement": self.placement}
 
 
 def id_rows(rollout: Rollout) -> list[list[int]]:
