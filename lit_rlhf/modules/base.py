@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
 from lit_rlhf.models.adapters import frozen_names
 from lit_rlhf.models.cpu import tune
@@ -98,9 +98,9 @@ class BaseModule(L.LightningModule, ABC):
         if on_non_finite not in ("stop", "skip"):
             raise ValueError(f"`on_non_finite` ({on_non_finite}) must be `stop` or `skip`.")
         self.automatic_optimization = False
-        self.model_config = model
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
+        self.model_config = group(ModelConfig, model, "model")
+        self.optimizer_config = group(self.optimizer_kind, optimizer, "optimizer")
+        self.schedule_config = group(ScheduleConfig, schedule, "schedule")
         self.on_non_finite = on_non_finite
         self.skipped_updates = 0
         self._skipped_in_a_row = 0
@@ -109,6 +109,9 @@ class BaseModule(L.LightningModule, ABC):
         self._rng_state: list[dict[str, Any]] | None = None
         self._rates: dict[str, float] = {}
         self._template: str | None = None
+
+    optimizer_kind: type[OptimizerConfig] = OptimizerConfig
+    """What a dict of optimizer options is made into."""
 
     # ---------------------------------------------------------------- what subclasses say of themselves
 

@@ -16,12 +16,13 @@ class CriticConfig:
 
     Attributes:
         init: `reward` (PPO-max: the reward model's trunk and head), `policy` (the SFT trunk under a fresh head), or a
-            folder or hub name of a sequence-classification model.
+            folder or hub name of a sequence-classification model. None: `reward` where the reward is a model, else
+            `policy`.
         num_layers: Keep the first layers of its trunk alone, with `init: policy`; None for all.
         adapter: With `model.adapter`: train an adapter and the head (true), or all weights of a model of its own.
     """
 
-    init: str = "reward"
+    init: str | None = None
     num_layers: int | None = None
     adapter: bool = True
 
