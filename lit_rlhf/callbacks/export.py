@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
-from lit_rlhf.callbacks.hooks import RolloutCallback
+from lit_rlhf.callbacks.hooks import RolloutCallback, writes_files
 from lit_rlhf.distributed import run_together
 
 
@@ -52,7 +51,6 @@ class ExportCallback(RolloutCallback):
             raise ValueError(f"`ExportCallback` needs `{type(pl_module).__name__}.export(path)`, which does not exist.")
         if self.best and self._best_path(trainer) is None:
             raise ValueError("`ExportCallback(best=True)` needs a `BestPolicy` among the trainer's callbacks.")
-        self._trained = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """There is something to train; :meth:`on_train_end` will come."""
@@ -88,10 +86,13 @@ class ExportCallback(RolloutCallback):
             self._export(trainer, pl_module, "best")
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        if not writes_files(trainer):
+            return
         path = Path(self.dirpath or Path(trainer.default_root_dir) / "export") / name
         # All wait for rank 0, and a disk that is full ends all of them.
         run_together(lambda: pl_module.export(path))  # type: ignore[operator]
-        rank_zero_info(f"Exported to {path}.")
+        if trainer.is_global_zero:
+            print(f"model: {path}", flush=True)  # noqa: T201
 
     @staticmethod
     def _best_path(trainer: L.Trainer) -> str | None:

@@ -81,11 +81,11 @@ def export_checkpoint(
     weights = extract_submodule_state(state, PARTS[chosen])
     origin = source or about["sources"].get(chosen) or about["sources"]["policy"]
     tokenizer = load_tokenizer(source or about["sources"]["tokenizer"], pad_token=pad_token)
-    kind = None if dtype is None else getattr(torch, dtype)
+    kind, template = None if dtype is None else getattr(torch, dtype), about.get("template")
     if chosen == "policy":
-        export_policy(causal_lm_from_state(origin, weights), tokenizer, out, dtype=kind)
+        export_policy(causal_lm_from_state(origin, weights), tokenizer, out, dtype=kind, template=template)
     else:
-        export_scalar(scalar_model_from_state(origin, weights), tokenizer, out, dtype=kind)
+        export_scalar(scalar_model_from_state(origin, weights), tokenizer, out, dtype=kind, template=template)
     return chosen
 
 

@@ -11,6 +11,7 @@ Templates: the tokenizer's chat template where it has one and none is named; els
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,6 +88,38 @@ def check_template(tokenizer: Any, template: str | None) -> None:
         raise ValueError(f"The tokenizer has no chat template: name one with `template=` ({names}).")
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no EOS token, which every response must end with.")
+
+
+def chat_template(tokenizer: Any, template: str | None) -> str | None:
+    """The chat template that renders dialogues as they were encoded in training, BOS included.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: What the data was encoded with: a name of ``TEMPLATES``, or None for the tokenizer's own.
+
+    Returns:
+        Jinja text for ``tokenizer.chat_template``; None where there is neither a name nor a template.
+    """
+    bos = "{{ bos_token }}" if _bos(tokenizer) else ""
+    if template is not None:
+        return bos + _as_jinja(TEMPLATES[template])
+    own = getattr(tokenizer, "chat_template", None)
+    if not bos or not isinstance(own, str):
+        return own if isinstance(own, str) else None
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    return own if rendered.startswith(tokenizer.bos_token) else bos + own
+
+
+def _as_jinja(layout: NamedTemplate) -> str:
+    texts = (layout.user, layout.assistant, layout.response_start)
+    user, assistant, start = (json.dumps(text, ensure_ascii=False) for text in texts)  # a string of jinja as well
+    after = "{{ eos_token }}" if layout.separator else ""
+    return (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        f"{{{{ {assistant} + {start} + m['content'] + eos_token }}}}"
+        f"{{% else %}}{{{{ {user} + m['content'] }}}}{after}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {assistant} }}}}{{% endif %}}"
+    )
 
 
 def encode_prompt(

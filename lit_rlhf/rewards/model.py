@@ -10,7 +10,9 @@ from torch import Tensor
 from lit_rlhf.config import ModelConfig
 from lit_rlhf.data.template import encode_piece, encode_rendered, response_end
 from lit_rlhf.models.frozen import FrozenModel, Placement
+from lit_rlhf.models.loading.adapted import load_frozen_scalar, shared_origin
 from lit_rlhf.models.loading.checks import check_context, check_embeddings
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import as_dtype
 from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
@@ -34,9 +36,12 @@ class ModelReward(Reward):
     scored without an end.
 
     Args:
-        path: Local folder or hub name of a sequence-classification model with one label, or of the MOSS-RLHF layout.
-        dtype: Of its weights.
-        placement: ``"device"``, or ``"cpu"`` to bring it to the device for scoring only.
+        path: Local folder or hub name of a sequence-classification model with one label, of the MOSS-RLHF layout, or of
+            an adapter with a head. Where policy or critic are adapters on the same base, it runs on their very weights.
+        dtype: Of its weights; None for that of the policy's on the device (bf16 under DeepSpeed's bf16, else fp32), or
+            whatever a shared base has. With another one than that it has weights of its own, an adapter merged into
+            its base.
+        placement: ``"device"``, or ``"cpu"`` to bring a model of its own to the device for scoring only.
         max_batch_tokens: Most tokens, padding included, of one forward pass; None: 2048 on a CPU, where activations
             then stay in its caches, 16384 elsewhere.
         trust_remote_code: Run Python files that come with the model.
@@ -48,9 +53,9 @@ class ModelReward(Reward):
 
     def __init__(
         self,
-        path: str,
+        path: ModelLike,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
         placement: Placement = "device",
         max_batch_tokens: int | None = None,
         trust_remote_code: bool = False,
@@ -61,7 +66,8 @@ class ModelReward(Reward):
             raise ValueError(f"`placement` must be 'device' or 'cpu', not '{placement}'.")
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ValueError(f"`max_batch_tokens` ({max_batch_tokens}) must be at least 1.")
-        self.path, self.dtype, self.placement, self.max_batch_tokens = path, dtype, placement, max_batch_tokens
+        self.path, self.dtype = model_source(path, "path"), dtype
+        self.placement, self.max_batch_tokens = placement, max_batch_tokens
         self.trust_remote_code, self.name = trust_remote_code, name
         self.shares_vocabulary = False
         self._model: FrozenModel[ScalarModel] | None = None
@@ -78,11 +84,16 @@ class ModelReward(Reward):
         self._policy_tokenizer = tokenizer
         self._tokenizer = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
-        scalar = load_scalar_model(
-            self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code, check_on=device
-        )
+        scalar = self._load(device)
         check_embeddings(scalar.config, self._tokenizer)
         self._model = FrozenModel(scalar, placement=self.placement).to(device)
+
+    def _load(self, device: torch.device) -> ScalarModel:
+        trust = self.trust_remote_code
+        shared = shared_origin(self.path, dtype=self.dtype, placement=self.placement, trust_remote_code=trust)
+        if shared is not None:
+            return load_frozen_scalar(self.path, *shared, check_on=device, trust_remote_code=trust)
+        return load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=trust, check_on=device)
 
     def score(self, request: RewardRequest) -> RewardOutput:
         """Score prompt + response at the last token, in packs of rows of similar length, on the rollout's device.
@@ -123,9 +134,12 @@ class ModelReward(Reward):
         place = self.placement
         return [ModelUse(role=role, path=self.path, causal=False, dtype=self.dtype, placement=place, loading=loading)]
 
+    def _dtype_name(self) -> str | None:
+        return self.dtype if self._model is None else str(self._model.dtype).removeprefix("torch.")
+
     def describe(self) -> dict[str, Any]:
         """Name, type, path and dtype."""
-        return {**super().describe(), "path": self.path, "dtype": self.dtype, "placement": self.placement}
+        return {**super().describe(), "path": self.path, "dtype": self._dtype_name(), "placement": self.placement}
 
 
 def id_rows(rollout: Rollout) -> list[list[int]]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lit_rlhf.data.records import DialogueRecord, Message, PreferenceRecord, Reason, RowError
 from lit_rlhf.data.template import (
+    chat_template,
     check_template,
     encode_dialogue,
     encode_pair,
@@ -53,6 +54,25 @@ def test_exactly_one_bos_and_eos_on_every_response(chat_tokenizer, template):
     learned = [i for i, on in zip(encoded.ids, encoded.learned, strict=True) if on]
     told = chat_tokenizer.decode(learned).replace(" ", "")
     assert told == ("so</s>" if template is None else "yo</s>so</s>")
+
+
+@pytest.mark.parametrize("template", [*RENDERED, None])
+def test_the_exported_chat_template_gives_the_ids_of_training(template):
+    """Also where the tokenizer's own template leaves the BOS out, which training puts in front."""
+    tokenizer = make_tokenizer(CHAT_TEMPLATE.replace("{{ bos_token }}", ""))
+    wanted = encode_prompt(tokenizer, DIALOGUE, template=template)
+    assert wanted[0] == BOS
+    whole = encode_dialogue(tokenizer, DialogueRecord(messages=DIALOGUE[:2]), template=template).ids
+    tokenizer.chat_template = chat_template(tokenizer, template)
+    turns = [{"role": message.role, "content": message.content} for message in DIALOGUE]
+    assert tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"] == wanted
+    if template is not None:  # every response with its EOS
+        assert tokenizer.apply_chat_template(turns[:2])["input_ids"] == whole
+    assert chat_template(tokenizer, None) == tokenizer.chat_template, "a BOS too many"
+
+
+def test_no_template_is_made_up():
+    assert chat_template(make_tokenizer(None), None) is None
 
 
 def test_a_bos_from_template_and_tokenizer_is_not_doubled():

@@ -180,6 +180,6 @@ def test_model_goes_where_the_rollout_is(reward_folder, tokenizer, monkeypatch):
 
 
 def test_describe(tmp_path):
-    assert ModelReward("org/rm", name="rm").describe() == {
+    assert ModelReward("org/rm", name="rm", dtype="float32").describe() == {
         "name": "rm", "type": "ModelReward", "path": "org/rm", "dtype": "float32", "placement": "device",
     }  # fmt: skip
