@@ -29,7 +29,8 @@ class AdapterConfig:
         rslora: Rank-stabilized scale (Kalajdzievski 2023, arXiv 2312.03732).
         dora: Magnitude and direction apart (Liu et al. 2024, arXiv 2402.09353).
         base: How the frozen base is kept: `float32`, `bfloat16`, or its linear layers in four bits, `nf4` (QLoRA,
-            Dettmers et al. 2023, arXiv 2305.14314; needs the extra `qlora`).
+            Dettmers et al. 2023, arXiv 2305.14314; needs the extra `qlora`). None: as trained weights are, bf16 under
+            DeepSpeed's bf16, else fp32.
     """
 
     r: int = 16
@@ -38,14 +39,17 @@ class AdapterConfig:
     dropout: float = 0.0
     rslora: bool = False
     dora: bool = False
-    base: BaseKind = "float32"
+    base: BaseKind | None = None
 
     def __post_init__(self) -> None:
         require(self.r >= 1, "adapter.r", self.r, "must be at least 1")
         require(self.alpha > 0, "adapter.alpha", self.alpha, "must be positive")
         require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must lie in [0, 1)")
         require(
-            self.base in ("float32", "bfloat16", "nf4"), "adapter.base", self.base, "must be float32, bfloat16 or nf4"
+            self.base in (None, "float32", "bfloat16", "nf4"),
+            "adapter.base",
+            self.base,
+            "must be float32, bfloat16 or nf4",
         )
 
 
@@ -57,7 +61,7 @@ class ModelConfig:
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None for transformers' own choice.
         gradient_checkpointing: Trade compute for activation memory in the trained models.
         trust_remote_code: Whether code from a model's folder may run. Off unless you set it.
-        pad_token: Token of the vocabulary to pad with, for tokenizers that have none.
+        pad_token: Special token of the vocabulary to pad with, in place of the tokenizer's own; where it has none, EOS.
         adapter: Train a LoRA adapter and keep the model's own weights frozen; None trains all of them. Models of one
             run on one folder then share its weights (docs/adapters.md).
         freeze_layers: Without an adapter: keep the embeddings and this many of the first layers as they are. An output

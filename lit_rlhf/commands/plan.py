@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 RESERVE_BYTES, RESERVE_SHARE = 2 * GIB, 0.05
 """Assumed, not measured: CUDA context and library workspaces, and the share an allocator loses to fragments."""
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -192,8 +192,14 @@ def parse_size(text: str) -> int:
 
 
 def as_json(memory: Memory) -> dict[str, Any]:
-    """The parts in bytes, and their peak."""
-    return {"resident": memory.resident, "phases": memory.phases, "host": memory.host, "peak": memory.peak}
+    """The parts in bytes, their peak, and a checkpoint's size."""
+    return {
+        "resident": memory.resident,
+        "phases": memory.phases,
+        "host": memory.host,
+        "peak": memory.peak,
+        "checkpoint": memory.checkpoint,
+    }
 
 
 def table(memory: Memory, setup: TrainerSetup, *, needed: int, limit: int | None) -> str:
@@ -208,6 +214,7 @@ def table(memory: Memory, setup: TrainerSetup, *, needed: int, limit: int | None
     lines.append(f"  {'peak:':<44}{memory.peak / GIB:9.3f}")
     if needed != memory.peak:
         lines.append(f"  {'with a reserve for context and fragments:':<44}{needed / GIB:9.3f}")
+    lines.append(f"  {'a checkpoint on disk:':<44}{memory.checkpoint / GIB:9.3f}")
     if limit is not None:
         verdict = "fits" if needed <= limit else "DOES NOT FIT"
         lines.append(f"  {verdict}: {needed / GIB:.1f} of {limit / GIB:.1f} GiB")

@@ -16,7 +16,7 @@ from lit_rlhf.data.loading import read_prompts
 from lit_rlhf.data.records import PromptRecord, RowError
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template, fit_prompt
-from lit_rlhf.datamodules.base import load_module_tokenizer, write_report
+from lit_rlhf.datamodules.base import load_module_tokenizer, tokenizer_source, write_report
 from lit_rlhf.datamodules.loader import batch_under_way
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.datamodules.ptx import PTXText
@@ -108,11 +108,21 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         self._order: tuple[int, list[int]] = (-1, [])
         self._loader: RolloutLoader | None = None
         self._tokenizer: Any = None
+        self._encoded_for: tuple[Any, ...] | None = None
 
     # ---------------------------------------------------------------- files to prompts
 
     def setup(self, stage: str) -> None:
-        """Read and encode the prompts of the stage; nothing heavier has been loaded yet."""
+        """Read and encode the prompts of the stage; nothing heavier has been loaded yet.
+
+        A trainer that has trained nothing yet begins at the first iteration, whatever this object was used for before.
+        """
+        if stage == "fit" and self.trainer is not None and self.trainer.global_step == 0:
+            self._loader = None
+        tokenizer = tokenizer_source(self, self.tokenizer_path)
+        if tokenizer != self._encoded_for:
+            self._prompts, self._tokenizer, self._ptx_text = {}, None, None
+            self._encoded_for = tokenizer
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ("predict",)):
             if self.files[split] and split not in self._prompts:
                 self._prompts[split] = self._read(split)
@@ -249,7 +259,10 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
     def train_dataloader(self) -> RolloutLoader:
         """The loader of iterations; free of side effects, since Lightning may ask more than once."""
         if self._loader is None:
-            self._loader = RolloutLoader(self, self.batching.steps_per_iteration)
+            names = ("rollout_batch_size", "minibatch_size", "ppo_epochs", "group_size", "seed")
+            sizes = {name: getattr(self.batching, name) for name in names}
+            sizes["prompts"] = len(self._prompts.get("train", []))
+            self._loader = RolloutLoader(self, self.batching.steps_per_iteration, sizes)
         return self._loader
 
     # ---------------------------------------------------------------- evaluation

@@ -80,10 +80,11 @@ class SizedModel(ModelUse):
     base: str = ""
     adapter: AdapterConfig | None = None
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of a weight while it is frozen."""
-        return FP32 if self.dtype in (None, "float32") else BF16
+    def weight_bytes(self, setup: TrainerSetup) -> int:
+        """Bytes of a weight on the device."""
+        if self.trained or self.dtype is None:
+            return setup.trained
+        return FP32 if self.dtype == "float32" else BF16
 
     @property
     def adapted(self) -> bool:
@@ -185,11 +186,13 @@ class Memory:
         resident: Parts that live all the time.
         phases: Parts of each phase.
         host: Parts in host memory, per rank.
+        checkpoint: Bytes of a checkpoint on disk, all ranks together.
     """
 
     resident: dict[str, int] = field(default_factory=dict)
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     host: dict[str, int] = field(default_factory=dict)
+    checkpoint: int = 0
 
     @property
     def peak(self) -> int:
@@ -220,7 +223,7 @@ def predict(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> 
         sizes: Rows and tokens of one rank.
         setup: Strategy and precision.
     """
-    memory = Memory()
+    memory = Memory(checkpoint=_checkpoint(models, setup))
     _weights(memory, models, setup)
     memory.phases["update"] = _update(models, sizes, setup)
     if sizes.generated_rows:
@@ -237,14 +240,14 @@ def _weights(memory: Memory, models: list[SizedModel], setup: TrainerSetup) -> N
         part = "shared base weights"
         memory.resident[part] = memory.resident.get(part, 0) + _base_bytes(largest, kind, setup)
     for model in models:
-        size = model.weight_bytes if not model.trained else setup.trained
+        size = model.weight_bytes(setup)
         on_base = _shares(model, shared)
         if on_base and not model.adapter_parameters:
             continue
         place = memory.host if model.offloaded and not on_base else memory.resident
         part = f"{model.role} {'adapter' if on_base else 'weights'}"
         count = model.adapter_parameters if on_base else model.parameters
-        place[part] = place.get(part, 0) + count * (FP32 if on_base and not model.trained else size)
+        place[part] = place.get(part, 0) + count * (setup.trained if on_base else size)
     trained = sum(m.trained_parameters for m in models)
     shards = setup.devices if setup.sharding == "zero" else 1
     # AdamW's two moments in fp32; ZeRO adds its own fp32 master weights, also when the weights are fp32 already.
@@ -258,23 +261,29 @@ def _weights(memory: Memory, models: list[SizedModel], setup: TrainerSetup) -> N
         memory.resident["communication buckets"] = 3 * min(setup.bucket, trained) * setup.trained
 
 
-def _shared_bases(models: list[SizedModel]) -> dict[str, BaseKind]:
+def _shared_bases(models: list[SizedModel]) -> dict[str, BaseKind | None]:
     """How each base is kept that an adapter is trained on."""
     return {m.base: m.loading.adapter.base for m in models if m.adapted and m.loading.adapter is not None}
 
 
-def _shares(model: SizedModel, shared: dict[str, BaseKind]) -> bool:
+def _shares(model: SizedModel, shared: dict[str, BaseKind | None]) -> bool:
     """Whether the model runs on a shared base; the rule of ``loading.adapted.shared_origin`` for frozen ones."""
     if model.trained:
         return model.adapted
     return model.placement == "device" and model.base in shared and model.dtype in (None, shared[model.base])
 
 
-def _base_bytes(model: SizedModel, kind: BaseKind, setup: TrainerSetup) -> int:
+def _base_bytes(model: SizedModel, kind: BaseKind | None, setup: TrainerSetup) -> int:
     if kind == "nf4":
         return int(NF4 * model.linear_parameters) + setup.compute * (model.parameters - model.linear_parameters)
     # DeepSpeed casts all weights of the module, frozen ones too.
-    return model.parameters * min(FP32 if kind == "float32" else BF16, setup.trained)
+    return model.parameters * min(BF16 if kind == "bfloat16" else FP32, setup.trained)
+
+
+def _checkpoint(models: list[SizedModel], setup: TrainerSetup) -> int:
+    """Trained weights, AdamW's two moments, and ZeRO's fp32 masters; frozen models are in no checkpoint."""
+    trained = sum(m.trained_parameters for m in models)
+    return trained * (setup.trained + (3 if setup.sharding == "zero" else 2) * FP32)
 
 
 def _update(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
@@ -299,7 +308,7 @@ def _update(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> 
 
 def _copied(model: SizedModel) -> int:
     """Weights of a frozen fp32 base whose bf16 copies a backward pass keeps: all, or a layer's at a time."""
-    if not model.adapted or model.loading.adapter is None or model.loading.adapter.base != "float32":
+    if not model.adapted or model.loading.adapter is None or model.loading.adapter.base not in (None, "float32"):
         return 0
     layers = model.config.get_text_config().num_hidden_layers if model.loading.gradient_checkpointing else 1
     return model.linear_parameters // int(layers)
@@ -330,7 +339,7 @@ def _scoring(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) ->
     tokens = sizes.update_rows * sizes.update_width
     return {
         "offloaded weights, while in use": max(
-            (m.parameters * m.weight_bytes for m in models if m.offloaded), default=0
+            (m.parameters * m.weight_bytes(setup) for m in models if m.offloaded), default=0
         ),
         "forward pass": tokens * max(m.widest(setup.compute) for m in models),
         "logits": max((_logits(m, sizes, setup, 1) for m in models if m.causal), default=0),

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation
+from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation, writes_files
 from lit_rlhf.config import ModelConfig, ScheduleConfig
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
 from lit_rlhf.evaluation.opponent import Opponent
@@ -35,7 +35,7 @@ from lit_rlhf.models.loading.checks import check_context
 from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
 from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
-from lit_rlhf.modules.base import BaseModule, trained_parameters
+from lit_rlhf.modules.base import BaseModule, run_directory, trained_parameters
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.ppo.collector import ExperienceCollector
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, ReferenceConfig, ShapingConfig
@@ -230,7 +230,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         """Write the policy (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
             write = export_policy if self.model_config.adapter is None else export_policy_adapter
-            write(self.policy, self.tokenizer, path)
+            write(self.policy, self.tokenizer, path, template=self.template)
 
     # ---------------------------------------------------------------- collecting experience
 
@@ -676,7 +676,8 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def _finish_evaluation(self, stage: str) -> None:
         self.engine.rest()
-        folder = None if self.trainer.sanity_checking else Path(self.trainer.default_root_dir) / "evaluations"
+        kept = writes_files(self.trainer) and not self.trainer.sanity_checking
+        folder = run_directory(self.trainer) / "evaluations" if kept else None
         means = self.evaluator.finish(folder, f"{stage}-step{self.global_step:06d}.jsonl")
         self.log_values({f"{stage}/{k}": v for k, v in means.items()}, prog_bar=(f"{stage}/score",))
 
@@ -698,14 +699,29 @@ class PPOModule(BaseModule, ExperienceCollector):
         return {
             "moments": self.moments.state_dict(),
             "kl_controller": self.kl_controller.state_dict(),
+            "reference": self._reference_mark(),
             "iteration": self.iteration,
             "skip_reason": self.skip_reason,
             "early_stopped_updates": self.early_stopped_updates,
             "rollout_metrics": dict(self.rollout_metrics),
         }
 
+    def _reference_mark(self) -> str | None:
+        return self.reference.mark() if isinstance(self.reference, FrozenModel) else None
+
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`extra_state`."""
+        """See :meth:`extra_state`.
+
+        Raises:
+            ValueError: If training is resumed with another reference: its KL would be measured against another model.
+        """
+        before, mark = state.get("reference"), self._reference_mark()
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and None not in (before, mark) and before != mark:
+            raise ValueError(
+                f"`reference` ('{self.models.reference_path}') is not the model that the run's KL was measured against "
+                "before it was resumed: name that one as `reference`, or start a new run."
+            )
         self.moments = RunningMoments.from_state(state["moments"])
         self.kl_controller.load_state_dict(dict(state["kl_controller"]))
         self.iteration = state["iteration"]

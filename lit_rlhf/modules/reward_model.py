@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.micro import length_micro_batches
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
@@ -76,6 +78,7 @@ class RewardModelModule(BaseModule):
         self.lm_coef = lm_coef
         self.micro_batch_tokens = micro_batch_tokens
         self.reward_model: Any = None
+        self._head_is_trained = head == "load"
 
     def load_models(self) -> None:
         """See ``BaseModule``."""
@@ -117,7 +120,7 @@ class RewardModelModule(BaseModule):
         """Write a folder that ``AutoModelForSequenceClassification`` (with `adapter`, peft) loads; rank 0 writes."""
         if rank() == 0:
             write = export_scalar if self.model_config.adapter is None else export_scalar_adapter
-            write(self.reward_model, self.tokenizer, path)
+            write(self.reward_model, self.tokenizer, path, template=self.template)
 
     # ---------------------------------------------------------------- training
 
@@ -189,6 +192,44 @@ class RewardModelModule(BaseModule):
 
     # ---------------------------------------------------------------- evaluation
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See ``BaseModule``."""
+        super().on_load_checkpoint(checkpoint)
+        self._head_is_trained = True
+
+    def on_train_start(self) -> None:
+        """See ``BaseModule``."""
+        super().on_train_start()
+        self._head_is_trained = True
+
+    def on_validation_start(self) -> None:
+        """See ``BaseModule``; inside a fit the head is what it is."""
+        super().on_validation_start()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._check_head()
+
+    def on_test_start(self) -> None:
+        """See ``BaseModule``."""
+        super().on_test_start()
+        self._check_head()
+
+    def on_predict_start(self) -> None:
+        """See ``BaseModule``."""
+        super().on_predict_start()
+        self._check_head()
+
+    def _check_head(self) -> None:
+        """Scores of a head that was drawn at random mean nothing.
+
+        Raises:
+            ValueError: If the head is fresh and neither trained nor from a checkpoint.
+        """
+        if not self._head_is_trained:
+            raise ValueError(
+                "`head: fresh` is an untrained head, whose scores mean nothing. Give a checkpoint (`--ckpt_path last`),"
+                " or `head: load` with `lm_coef: 0` and a reward model, RUN/export/final for example, as `model_path`."
+            )
+
     def on_validation_epoch_start(self) -> None:
         """Start an empty table."""
         self._rows: list[dict[str, Any]] = []
@@ -257,7 +298,7 @@ class RewardModelModule(BaseModule):
             model=self.model_path,
             data=", ".join(test_sources(self.trainer)),
         )
-        if rank() == 0:
+        if rank() == 0 and writes_files(self.trainer):
             for path in write_reward_report(report, run_directory(self.trainer)):
                 print(path)  # noqa: T201
         return report

@@ -87,7 +87,7 @@ class SFTModule(BaseModule):
         """Write the model (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
             write = export_policy if self.model_config.adapter is None else export_policy_adapter
-            write(self.policy, self.tokenizer, path)
+            write(self.policy, self.tokenizer, path, template=self.template)
 
     def training_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
         """One global batch, one optimizer step."""

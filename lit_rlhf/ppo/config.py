@@ -39,8 +39,10 @@ class ReferenceConfig:
     Attributes:
         path: Folder or hub name; None for the policy's own.
         placement: `device`, or `cpu` to keep it in host memory between scoring phases.
-        dtype: Dtype of its weights; None for float32. With `model.adapter`, a reference on the policy's base runs on
-            its very weights, unless `placement` is `cpu` or `dtype` another than theirs: then it has its own.
+        dtype: Dtype of its weights; None for that of the policy's on the device: then it computes the same numbers, and
+            the KL before the first update is exactly 0.
+            With `model.adapter`, a reference on the policy's base runs on its very weights, unless `placement` is `cpu`
+            or `dtype` another than theirs: then it has its own.
     """
 
     path: str | None = None

@@ -13,7 +13,6 @@ from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.models.loading.adapted import load_frozen_lm, shared_origin
 from lit_rlhf.models.loading.causal import load_causal_lm
 from lit_rlhf.models.loading.configured import load_options, load_policy, load_scalar, load_tokenizer_for
-from lit_rlhf.models.loading.pretrained import as_dtype
 from lit_rlhf.models.loading.tokenizer import check_tokenizers
 from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.ppo.config import CriticConfig, ReferenceConfig
@@ -141,17 +140,14 @@ class PPOModels:
         if self.reference is None:
             return None
         assert self.reference_path is not None
-        placement, trust = self.reference.placement, self.model.trust_remote_code
-        shared = shared_origin(
-            self.reference_path, dtype=self.reference.dtype, placement=placement, trust_remote_code=trust
-        )
+        placement, dtype, trust = self.reference.placement, self.reference.dtype, self.model.trust_remote_code
+        shared = shared_origin(self.reference_path, dtype=dtype, placement=placement, trust_remote_code=trust)
         if shared is not None:
-            model, dtype = load_frozen_lm(*shared, self.model), None  # the weights stay as the policy's base has them
+            model = load_frozen_lm(*shared, self.model)
         else:
-            name = self.reference.dtype or "float32"
-            model, dtype = load_causal_lm(self.reference_path, dtype=name, **load_options(self.model)), as_dtype(name)
+            model = load_causal_lm(self.reference_path, dtype=dtype, **load_options(self.model))
         check_same_vocabulary(policy, model, "reference")
-        return FrozenModel(model, placement=placement, dtype=dtype)
+        return FrozenModel(model, placement=placement)
 
     def build_critic(self, policy: Any, *, device: torch.device | str = "cpu") -> nn.Module | None:
         """The trainable critic (detail 8) from the reward model, the policy, or a folder of its own; or None.

@@ -13,7 +13,7 @@ from lit_rlhf.models.loading.whole import load_whole
 def load_causal_lm(
     path: str | Path,
     *,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
@@ -25,7 +25,7 @@ def load_causal_lm(
 
     Args:
         path: Local folder or hub name; an adapter is merged into a copy of its base.
-        dtype: Of the weights.
+        dtype: Of the weights; None: the run's (``loading_in``), fp32 outside of one.
         attn_implementation: As in transformers; None takes its default for the architecture.
         gradient_checkpointing: Recompute each layer's activations in backward (active in train mode only).
         trust_remote_code: Run Python files that come with the model.

@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_rlhf.models.checkpoint import check_weights_are_plain
 from lit_rlhf.models.loading.origin import origin
+from lit_rlhf.models.loading.run_dtype import run_dtype
 from lit_rlhf.models.scalar import HEAD_KEY
 
 HEAD_KEYS = (HEAD_KEY, "reward_head.weight")
@@ -21,12 +22,14 @@ HEAD_KEYS = (HEAD_KEY, "reward_head.weight")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A weight dtype by its name in a config.
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """A weight dtype by its name in a config; None is the run's (``run_dtype.py``).
 
     Raises:
         ValueError: Not one of float32, bfloat16, float16.
     """
+    if dtype is None:
+        return run_dtype()
     found = _DTYPES.get(str(dtype).removeprefix("torch."))
     if found is None:
         raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}, not '{dtype}'.")
@@ -46,7 +49,7 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_pretrained(
-    auto_class: Any, folder: Path, *, dtype: str | torch.dtype, attn_implementation: str | None,
+    auto_class: Any, folder: Path, *, dtype: str | torch.dtype | None, attn_implementation: str | None,
     trust_remote_code: bool, **options: Any,
 ) -> Any:  # fmt: skip
     """``auto_class.from_pretrained`` on a local folder, on the CPU, with every dropout off; see ``load_causal_lm``.

@@ -27,7 +27,7 @@ def load_scalar_model(
     *,
     head: Literal["load", "fresh"],
     lm_head: bool = False,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
@@ -42,7 +42,7 @@ def load_scalar_model(
             (``reward_head.weight``) or an adapter with a head; with "fresh" any causal LM too.
         head: Take the head from the checkpoint, or draw a new one (from torch's global generator).
         lm_head: Keep the causal LM's output embedding as well, for the reward model's auxiliary LM loss.
-        dtype: Of the trunk's weights; the head is kept in fp32.
+        dtype: Of the trunk's weights; None: the run's (``loading_in``), fp32 outside of one. The head is kept in fp32.
         attn_implementation: As in transformers; None takes its default for the architecture.
         gradient_checkpointing: Recompute each layer's activations in backward (active in train mode only).
         trust_remote_code: Run Python files that come with the model.
