@@ -14,6 +14,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +131,10 @@ class BaseModule(L.LightningModule, ABC):
     @abstractmethod
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
+
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """How each exportable part was made of its source; stored in checkpoints, which lack frozen weights."""
+        return {name: loading_of(self.model_config) for name in self.sources() if name != "tokenizer"}
 
     def memory_models(self) -> list[ModelUse]:
         """The models that a fit holds, for `lit-rlhf plan`; asked before anything is loaded.
@@ -384,6 +389,7 @@ class BaseModule(L.LightningModule, ABC):
             "sources": self.sources(),
             "module": type(self).__name__,
             "template": self.template,
+            "loading": self.part_loading(),
             "world_size": world_size(),
             "skipped_updates": self.skipped_updates,
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -461,6 +467,12 @@ class BaseModule(L.LightningModule, ABC):
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each group in the last step, as ``lr/<group>``."""
         return self._rates
+
+
+def loading_of(config: ModelConfig, num_layers: int | None = None) -> dict[str, Any]:
+    """What makes a trained part differ from a whole model of its source, in primitives; None and 0: nothing."""
+    adapter = None if config.adapter is None else asdict(config.adapter)
+    return {"adapter": adapter, "freeze_layers": config.freeze_layers, "num_layers": num_layers}
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -25,7 +25,7 @@ from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
-from lit_rlhf.modules.base import BaseModule, run_directory, trained_parameters
+from lit_rlhf.modules.base import BaseModule, loading_of, run_directory, trained_parameters
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.reward_report.response_scorer import ResponseScorer
@@ -102,6 +102,10 @@ class RewardModelModule(BaseModule):
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
         return {"reward": self.model_path, "tokenizer": self.model_path}
+
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """See ``BaseModule``."""
+        return {"reward": loading_of(self.model_config, self.num_layers)}
 
     def memory_models(self) -> list[ModelUse]:
         """The reward model, with an LM head where its loss has one."""
