@@ -53,6 +53,8 @@ Exit codes:
        a stage of `pocket run` failed, or the program has a fault and shows its traceback
   2    something given cannot be used; one line says what
   130  interrupted with Ctrl-C
+  138, 140, 143
+       fit: ended by SIGUSR1, SIGUSR2 or SIGTERM, saved; `--ckpt_path last` goes on
 """
 
 TRAINING = ("fit", "validate", "test", "predict")

@@ -6,6 +6,7 @@ was there.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,10 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.data.template import chat_template
+from lit_rlhf.models.adapters import ADAPTER_FILE, LAYERS_FILE, base_of, save_adapter
+from lit_rlhf.models.causal import unwrap
 from lit_rlhf.models.checkpoint import resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
-from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
-from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare, host_copy, merged
+from lit_rlhf.models.loading.pretrained import check_loaded, load_config, quiet, without_dropout
+from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare, host_copy, merged, sequence_classifier
+from lit_rlhf.models.shared_base import held_base
 
 _HEAD = "head.weight"
 
@@ -85,6 +89,67 @@ def export_scalar(
     return Path(out)
 
 
+def export_policy_adapter(
+    model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = True, template: str | None = None
+) -> Path:
+    """Write a causal LM's adapter and the tokenizer: what `PeftModel.from_pretrained` puts on the base again.
+
+    Args:
+        model: A PEFT model around a causal LM, on any device.
+        tokenizer: Saved beside it.
+        out: Folder to make.
+        overwrite: Replace an earlier export at ``out``.
+        template: As for :func:`export_policy`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is no model folder, or may not be replaced.
+    """
+    with _written_whole(Path(out), overwrite=overwrite) as folder, quiet():
+        save_adapter(model, folder)
+        _save_tokenizer(tokenizer, folder, template)
+    return Path(out)
+
+
+def export_scalar_adapter(
+    model: ScalarModel, tokenizer: Any, out: str | Path, *, overwrite: bool = True, template: str | None = None
+) -> Path:
+    """Write a reward model's or critic's adapter and head, with its fingerprint.
+
+    Plain peft puts it on `AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)`; where the trunk is
+    cut, with ``num_hidden_layers`` of the file ``lit_rlhf.json``.
+
+    Args:
+        model: With a PEFT trunk, on any device.
+        tokenizer: Saved beside it.
+        out: Folder to make.
+        overwrite: Replace an earlier export at ``out``.
+        template: As for :func:`export_policy`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is no model folder, or may not be replaced.
+        ValueError: The model gives a score that is not finite.
+    """
+    trunk: Any = model.trunk
+    base = held_base(unwrap(trunk))
+    own = next(p for p in unwrap(trunk).parameters() if not p.requires_grad)
+    dtype = None if base is not None and base.kind == "nf4" else own.dtype
+    prefix = sequence_classifier(model.config).base_model_prefix
+    with _written_whole(Path(out), overwrite=overwrite) as folder, quiet(), _in_eval(model):
+        save_adapter(trunk, folder, prefix=prefix, head=model.head.weight)
+        layers = model.config.get_text_config().num_hidden_layers
+        if layers != load_config(base_of(folder)).get_text_config().num_hidden_layers:
+            (folder / LAYERS_FILE).write_text(json.dumps({"num_layers": layers}) + "\n", encoding="utf-8")
+        _save_tokenizer(tokenizer, folder, template)
+        write_fingerprint(folder, model, tokenizer, dtype=dtype, device=own.device)
+    return Path(out)
+
+
 def _save_tokenizer(tokenizer: Any, folder: Path, template: str | None) -> None:
     """Save it with a chat template that gives what the model was trained on; in memory it stays as it was."""
     before = tokenizer.chat_template
@@ -114,6 +179,7 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
         raise FileExistsError(f"Nothing was exported: '{out}' {reason}.")
     # The process id keeps two writers apart.
     partial, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had the same id: in a container all have
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -124,9 +190,31 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
             raise OSError(number, os.strerror(number), str(out)) from error
         raise
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    for path in [old, *_abandoned(out)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _abandoned(out: Path) -> list[Path]:
+    """What killed processes have left beside ``out``."""
+    names = re.compile(rf"\.{re.escape(out.name)}\.(?:partial|old)-(\d+)")
+    found = [(path, names.fullmatch(path.name)) for path in out.parent.iterdir()]
+    return [path for path, match in found if match and not _runs(int(match[1]))]
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process on this machine, as far as can be asked without ending it."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
 
 
 def _system_error(error: BaseException) -> int:
@@ -136,7 +224,8 @@ def _system_error(error: BaseException) -> int:
 
 
 def _is_replaceable(out: Path) -> bool:
-    return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
+    own = any((out / name).is_file() for name in ("config.json", ADAPTER_FILE))
+    return out.is_dir() and (own or not any(out.iterdir()))
 
 
 def extract_submodule_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

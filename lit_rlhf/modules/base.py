@@ -14,6 +14,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
+from lit_rlhf.models.adapters import frozen_names
 from lit_rlhf.models.cpu import tune
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
@@ -132,6 +134,10 @@ class BaseModule(L.LightningModule, ABC):
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
 
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """How each exportable part was made of its source; stored in checkpoints, which lack frozen weights."""
+        return {name: loading_of(self.model_config) for name in self.sources() if name != "tokenizer"}
+
     def memory_models(self) -> list[ModelUse]:
         """The models that a fit holds, for `lit-rlhf plan`; asked before anything is loaded.
 
@@ -205,7 +211,7 @@ class BaseModule(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
         tune(self, self.device)
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             log_every_epoch(self.trainer)
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
@@ -346,6 +352,24 @@ class BaseModule(L.LightningModule, ABC):
 
     # ---------------------------------------------------------------- checkpoints
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch, but for the weights that are frozen: those are where they were loaded from.
+
+        So a checkpoint of adapters holds adapters and heads alone.
+        """
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for name in frozen_names(self):
+            for key in [key for key in state if key == prefix + name or key.startswith(f"{prefix}{name}.")]:
+                del state[key]  # with what belongs to a weight in four bits
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002
+        """As in torch; frozen weights may be missing, trained ones may not."""
+        own = dict(self.named_parameters(remove_duplicate=False))
+        kept = {name: own[name].data for name in frozen_names(self) if name not in state_dict}
+        return super().load_state_dict({**kept, **state_dict}, strict=strict, assign=assign)
+
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # wider than Lightning's
         cls, checkpoint_path: Any, *args: Any, weights_only: bool = True, **kwargs: Any
@@ -382,6 +406,7 @@ class BaseModule(L.LightningModule, ABC):
             "sources": self.sources(),
             "module": type(self).__name__,
             "template": self.template,
+            "loading": self.part_loading(),
             "world_size": world_size(),
             "skipped_updates": self.skipped_updates,
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -459,6 +484,17 @@ class BaseModule(L.LightningModule, ABC):
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each group in the last step, as ``lr/<group>``."""
         return self._rates
+
+
+def loading_of(config: ModelConfig, num_layers: int | None = None) -> dict[str, Any]:
+    """What makes a trained part differ from a whole model of its source, in primitives; None and 0: nothing."""
+    adapter = None if config.adapter is None else asdict(config.adapter)
+    return {"adapter": adapter, "freeze_layers": config.freeze_layers, "num_layers": num_layers}
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``module`` that take a gradient, each once."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def total_steps(trainer: L.Trainer) -> float:

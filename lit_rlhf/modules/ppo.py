@@ -29,14 +29,14 @@ from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 from lit_rlhf.models.compact import compact_rows
 from lit_rlhf.models.cpu import release_freed_memory
-from lit_rlhf.models.export import export_policy
+from lit_rlhf.models.export import export_policy, export_policy_adapter
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.models.loading.checks import check_context
 from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
 from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
-from lit_rlhf.modules.base import BaseModule, run_directory
+from lit_rlhf.modules.base import BaseModule, loading_of, run_directory, trained_parameters
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.ppo.collector import ExperienceCollector
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, ReferenceConfig, ShapingConfig
@@ -151,6 +151,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             kl_controller=self.kl_controller,
             engine=self.engine,
             has_reference=self.models.reference is not None,
+            model=model,
         )
         self.evaluator = PromptEvaluator(
             sampling=self.eval_sampling,
@@ -205,15 +206,22 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """`policy` and, with a critic, `critic`."""
-        groups = {"policy": (list(self.policy.parameters()), self.optimizer_config.lr)}
+        groups = {"policy": (trained_parameters(self.policy), self.optimizer_config.lr)}
         if self.critic is not None:
             assert isinstance(self.optimizer_config, PPOOptimizerConfig)
-            groups["critic"] = (list(self.critic.parameters()), self.optimizer_config.critic_lr)
+            groups["critic"] = (trained_parameters(self.critic), self.optimizer_config.critic_lr)
         return groups
 
     def sources(self) -> dict[str, str]:
         """What checkpoints say of where the parts came from."""
         return self.models.sources(with_critic=self.critic is not None)
+
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """See ``BaseModule``."""
+        parts, critic = super().part_loading(), self.models.critic
+        if "critic" in parts and critic is not None:
+            parts["critic"] = loading_of(self.models.critic_loading, critic.num_layers)
+        return parts
 
     def memory_models(self) -> list[ModelUse]:
         """Policy, reference, the models of all rewards, and the critic where the estimator needs one."""
@@ -235,9 +243,10 @@ class PPOModule(BaseModule, ExperienceCollector):
         )
 
     def export(self, path: str | Path) -> None:
-        """Write the policy and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        """Write the policy (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
-            export_policy(self.policy, self.tokenizer, path, template=self.template)
+            write = export_policy if self.model_config.adapter is None else export_policy_adapter
+            write(self.policy, self.tokenizer, path, template=self.template)
 
     # ---------------------------------------------------------------- collecting experience
 

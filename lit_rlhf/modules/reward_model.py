@@ -19,14 +19,13 @@ from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_to
 from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
-from lit_rlhf.models.export import export_scalar
-from lit_rlhf.models.loading.configured import load_options, load_tokenizer_for
+from lit_rlhf.models.export import export_scalar, export_scalar_adapter
+from lit_rlhf.models.loading.configured import load_scalar, load_tokenizer_for
 from lit_rlhf.models.loading.objects import ModelLike, model_source
-from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
-from lit_rlhf.modules.base import BaseModule, run_directory
+from lit_rlhf.modules.base import BaseModule, loading_of, run_directory, trained_parameters
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.reward_report.response_scorer import ResponseScorer
@@ -46,6 +45,7 @@ class RewardModelModule(BaseModule):
         schedule: Learning rate over steps.
         model: How the model is loaded.
         micro_batch_tokens: Most tokens of one forward pass.
+        num_layers: Keep the first layers of the trunk alone, where the head is fresh; None for all.
         on_non_finite: See ``BaseModule``.
     """
 
@@ -59,6 +59,7 @@ class RewardModelModule(BaseModule):
         model: ModelConfig = ModelConfig(),  # noqa: B008
         micro_batch_tokens: int = 16384,
         on_non_finite: Literal["stop", "skip"] = "stop",
+        num_layers: int | None = None,
     ) -> None:
         model_path = model_source(model_path, "model_path")
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
@@ -69,6 +70,12 @@ class RewardModelModule(BaseModule):
                 f"`lm_coef` ({lm_coef}) needs the LM head of a language model; `head: load` starts from a reward "
                 "model, which has none: set it to 0."
             )
+        require(num_layers is None or num_layers >= 1, "num_layers", num_layers, "must be at least 1")
+        cut_under_head = head == "load" and num_layers is not None
+        require(
+            not cut_under_head, "num_layers", num_layers, "needs `head: fresh`: a trained head reads the last layer"
+        )
+        self.num_layers = num_layers
         self.model_path = model_path
         self.head: Literal["fresh", "load"] = head
         self.lm_coef = lm_coef
@@ -78,38 +85,49 @@ class RewardModelModule(BaseModule):
 
     def load_models(self) -> None:
         """See ``BaseModule``."""
-        config = self.model_config
-        self.tokenizer = load_tokenizer_for(self.model_path, config)
-        self.reward_model = load_scalar_model(
+        self.tokenizer = load_tokenizer_for(self.model_path, self.model_config)
+        self.reward_model = load_scalar(
             self.model_path,
+            self.model_config,
             head=self.head,
             lm_head=self.lm_coef > 0,
-            gradient_checkpointing=config.gradient_checkpointing,
+            num_layers=self.num_layers,
             check_on=self.target_device,
-            **load_options(config),
         )
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """One group, `reward`."""
-        return {"reward": (list(self.reward_model.parameters()), self.optimizer_config.lr)}
+        return {"reward": (trained_parameters(self.reward_model), self.optimizer_config.lr)}
 
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
         return {"reward": self.model_path, "tokenizer": self.model_path}
 
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """See ``BaseModule``."""
+        return {"reward": loading_of(self.model_config, self.num_layers)}
+
     def memory_models(self) -> list[ModelUse]:
         """The reward model, with an LM head where its loss has one."""
-        lm, loading = self.lm_coef > 0, self.model_config
-        return [ModelUse(role="reward model", path=self.model_path, causal=lm, trained=True, loading=loading)]
+        use = ModelUse(
+            role="reward model",
+            path=self.model_path,
+            causal=self.lm_coef > 0,
+            trained=True,
+            num_layers=self.num_layers,
+            loading=self.model_config,
+        )
+        return [use]
 
     def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
         """Rows of ``data.max_length`` tokens."""
         return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
-        """Write a folder that ``AutoModelForSequenceClassification`` loads; rank 0 writes."""
+        """Write a folder that ``AutoModelForSequenceClassification`` (with `adapter`, peft) loads; rank 0 writes."""
         if rank() == 0:
-            export_scalar(self.reward_model, self.tokenizer, path, template=self.template)
+            write = export_scalar if self.model_config.adapter is None else export_scalar_adapter
+            write(self.reward_model, self.tokenizer, path, template=self.template)
 
     # ---------------------------------------------------------------- training
 

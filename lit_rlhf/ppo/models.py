@@ -11,10 +11,10 @@ from torch import nn
 
 from lit_rlhf.config import ModelConfig, group
 from lit_rlhf.models.frozen import FrozenModel
+from lit_rlhf.models.loading.adapted import load_frozen_lm, shared_origin
 from lit_rlhf.models.loading.causal import load_causal_lm
-from lit_rlhf.models.loading.configured import load_options, load_policy, load_tokenizer_for
+from lit_rlhf.models.loading.configured import load_options, load_policy, load_scalar, load_tokenizer_for
 from lit_rlhf.models.loading.objects import ModelLike, model_source
-from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.loading.tokenizer import check_tokenizers
 from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.ppo.config import CriticConfig, ReferenceConfig
@@ -97,6 +97,12 @@ class PPOModels:
             )
         return str(path)
 
+    @property
+    def critic_loading(self) -> ModelConfig:
+        """How the critic is loaded: as the policy is, but for what `critic.adapter` says."""
+        whole = self.critic is not None and not self.critic.adapter
+        return replace(self.model, adapter=None) if whole else self.model
+
     def sources(self, *, with_critic: bool) -> dict[str, str]:
         """Folder or hub name of each part that a checkpoint can be exported to."""
         critic = {"critic": self.critic_path} if with_critic and self.critic_path is not None else {}
@@ -117,7 +123,16 @@ class PPOModels:
             )
             uses.append(reference)
         if self.critic_path is not None:
-            uses.append(ModelUse(role="critic", path=self.critic_path, causal=False, trained=True, loading=loading))
+            assert self.critic is not None
+            critic = ModelUse(
+                role="critic",
+                path=self.critic_path,
+                causal=False,
+                trained=True,
+                num_layers=self.critic.num_layers,
+                loading=self.critic_loading,
+            )
+            uses.append(critic)
         return uses
 
     def load_tokenizer(self) -> Any:
@@ -146,7 +161,7 @@ class PPOModels:
         return load_policy(self.policy_path, self.model)
 
     def build_reference(self, policy: Any) -> FrozenModel[nn.Module] | None:
-        """The frozen reference in its configured dtype and placement, or None.
+        """The frozen reference, or None: on the policy's base where it can be, else a model of its own.
 
         Raises:
             ValueError: If its vocabulary is not the policy's.
@@ -154,9 +169,14 @@ class PPOModels:
         if self.reference is None:
             return None
         assert self.reference_path is not None
-        model = load_causal_lm(self.reference_path, dtype=self.reference.dtype, **load_options(self.model))
+        placement, dtype, trust = self.reference.placement, self.reference.dtype, self.model.trust_remote_code
+        shared = shared_origin(self.reference_path, dtype=dtype, placement=placement, trust_remote_code=trust)
+        if shared is not None:
+            model = load_frozen_lm(*shared, self.model)
+        else:
+            model = load_causal_lm(self.reference_path, dtype=dtype, **load_options(self.model))
         check_same_vocabulary(policy, model, "reference")
-        return FrozenModel(model, placement=self.reference.placement)
+        return FrozenModel(model, placement=placement)
 
     def build_critic(self, policy: Any, *, device: torch.device | str = "cpu") -> nn.Module | None:
         """The trainable critic (detail 8) from the reward model, the policy, or a folder of its own; or None.
@@ -171,12 +191,12 @@ class PPOModels:
         if self.critic is None:
             return None
         assert self.critic_path is not None
-        critic = load_scalar_model(
+        critic = load_scalar(
             self.critic_path,
+            self.critic_loading,
             head="fresh" if self.critic_init == "policy" else "load",
+            num_layers=self.critic.num_layers,
             check_on=None if self.critic_init == "reward" else device,
-            gradient_checkpointing=self.model.gradient_checkpointing,
-            **load_options(self.model),
         )
         check_same_vocabulary(policy, critic.trunk, "critic")
         return critic

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_rlhf.config import ModelConfig
 from lit_rlhf.data.template import encode_piece, encode_rendered, response_end
 from lit_rlhf.models.frozen import FrozenModel, Placement
+from lit_rlhf.models.loading.adapted import load_frozen_scalar, shared_origin
 from lit_rlhf.models.loading.checks import check_context, check_embeddings
 from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import as_dtype
@@ -35,9 +36,11 @@ class ModelReward(Reward):
     scored without an end.
 
     Args:
-        path: Local folder or hub name of a sequence-classification model with one label, or of the MOSS-RLHF layout.
-        dtype: Of its weights; None for that of the policy's on the device (bf16 under DeepSpeed's bf16, else fp32).
-        placement: ``"device"``, or ``"cpu"`` to bring it to the device for scoring only.
+        path: Local folder or hub name of a sequence-classification model with one label, of the MOSS-RLHF layout, or of
+            an adapter with a head. Where policy or critic are adapters on the same base, it runs on their very weights.
+        dtype: Of its weights; None for that of the policy's on the device (bf16 under DeepSpeed's bf16, else fp32), or
+            whatever a shared base has. With another one than that it has weights of its own, an adapter merged.
+        placement: ``"device"``, or ``"cpu"`` to bring a model of its own to the device for scoring only.
         max_batch_tokens: Most tokens, padding included, of one forward pass; None: 2048 on a CPU, where activations
             then stay in its caches, 16384 elsewhere.
         trust_remote_code: Run Python files that come with the model.
@@ -80,11 +83,16 @@ class ModelReward(Reward):
         self._policy_tokenizer = tokenizer
         self._tokenizer = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
-        scalar = load_scalar_model(
-            self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code, check_on=device
-        )
+        scalar = self._load(device)
         check_embeddings(scalar.config, self._tokenizer)
         self._model = FrozenModel(scalar, placement=self.placement).to(device)
+
+    def _load(self, device: torch.device) -> ScalarModel:
+        trust = self.trust_remote_code
+        shared = shared_origin(self.path, dtype=self.dtype, placement=self.placement, trust_remote_code=trust)
+        if shared is not None:
+            return load_frozen_scalar(self.path, *shared, check_on=device, trust_remote_code=trust)
+        return load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=trust, check_on=device)
 
     def score(self, request: RewardRequest) -> RewardOutput:
         """Score prompt + response at the last token, in packs of rows of similar length, on the rollout's device.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.models.checkpoint import resolve_folder
+from lit_rlhf.models.loading.origin import with_file
+
+TOKENIZER_FILE = "tokenizer_config.json"
 
 
 def load_tokenizer(path: str | Path, *, pad_token: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -14,7 +16,7 @@ def load_tokenizer(path: str | Path, *, pad_token: str | None = None, trust_remo
     Padding is told from the end of a response by masks everywhere, so both may be one token.
 
     Args:
-        path: Local folder or hub name.
+        path: Local folder or hub name; an adapter without a tokenizer has its base's.
         pad_token: A special token of its vocabulary to pad with, in place of its own.
         trust_remote_code: Run Python files that come with the tokenizer.
 
@@ -27,7 +29,7 @@ def load_tokenizer(path: str | Path, *, pad_token: str | None = None, trust_remo
     """
     from transformers import AutoTokenizer
 
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
+    folder = with_file(path, TOKENIZER_FILE, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of '{path}' has no EOS token: set `eos_token` in its tokenizer_config.json.")
@@ -81,8 +83,8 @@ def check_tokenizers(tokenizer: Any, path: str | Path, *, trust_remote_code: boo
         FileNotFoundError: No such folder or hub name.
         ValueError: The same ids mean different tokens.
     """
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
-    if not (folder / "tokenizer_config.json").is_file():
+    folder = with_file(path, TOKENIZER_FILE, trust_remote_code=trust_remote_code)
+    if not (folder / TOKENIZER_FILE).is_file():
         return
     other = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     try:
