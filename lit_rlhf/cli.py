@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 
-from lit_rlhf.signals import listening
+from lit_rlhf.signals import let_through, listening
 from lit_rlhf.user_errors import UserError, fail, message_for_user
 
 USAGE = """\
@@ -86,6 +86,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
+    if words[0] != "fit":
+        let_through()  # the others have nothing to save
     try:
         with listening() if words[0] == "fit" else nullcontext():  # from before anything heavy is imported
             command, argv = _find(words)

@@ -2,18 +2,80 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 ScheduleKind = Literal["constant", "linear", "cosine", "inverse_sqrt"]
 DType = Literal["float32", "bfloat16"]
+BaseKind = Literal["float32", "bfloat16", "nf4"]
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:  # noqa: FBT001
     """Raise the library's usual ValueError unless ``condition`` holds: argument, value and rule."""
     if not condition:
         raise ValueError(f"`{name}` ({value}) {rule}.")
+
+
+GroupT = TypeVar("GroupT")
+
+
+def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
+    """``value`` as a group of options: itself, or made of a dict of them.
+
+    Args:
+        kind: The group's dataclass.
+        value: One of it, or a mapping of its options.
+        name: The argument's name, for messages.
+
+    Raises:
+        ValueError: It is neither, or has an option that the group has not.
+    """
+    if isinstance(value, kind):
+        return value
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` ({value!r:.80}) must be a {kind.__name__}, or a dict of {', '.join(known)}.")
+    unknown = next((key for key in value if key not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(str(unknown), known, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(known)}."
+        raise ValueError(f"`{name}` has no option `{unknown}`. {hint}")
+    return kind(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """A LoRA adapter (Hu et al. 2021, arXiv 2106.09685) in place of training all weights; needs the extra `peft`.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale of the update, alpha / r (alpha / sqrt(r) with ``rslora``).
+        target_modules: Names of the layers to adapt, or `all-linear`; None for peft's choice for the architecture.
+        dropout: On the adapter's input. PPO needs 0: the update must see the distribution that sampled.
+        rslora: Rank-stabilized scale (Kalajdzievski 2023, arXiv 2312.03732).
+        dora: Magnitude and direction apart (Liu et al. 2024, arXiv 2402.09353).
+        base: How the frozen base is kept: `float32`, `bfloat16`, or its linear layers in four bits, `nf4` (QLoRA,
+            Dettmers et al. 2023, arXiv 2305.14314; needs the extra `qlora`).
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    target_modules: list[str] | str | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+    base: BaseKind = "float32"
+
+    def __post_init__(self) -> None:
+        require(self.r >= 1, "adapter.r", self.r, "must be at least 1")
+        require(self.alpha > 0, "adapter.alpha", self.alpha, "must be positive")
+        require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must lie in [0, 1)")
+        require(
+            self.base in ("float32", "bfloat16", "nf4"), "adapter.base", self.base, "must be float32, bfloat16 or nf4"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +86,11 @@ class ModelConfig:
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None for transformers' own choice.
         gradient_checkpointing: Trade compute for activation memory in the trained models.
         trust_remote_code: Whether code from a model's folder may run. Off unless you set it.
-        pad_token: Token of the vocabulary to pad with, for tokenizers that have none.
+        pad_token: Special token of the vocabulary to pad with, in place of the tokenizer's own; where it has none, EOS.
+        adapter: Train a LoRA adapter and keep the model's own weights frozen; None trains all of them. Models of one
+            run on one folder then share its weights (docs/adapters.md).
+        freeze_layers: Without an adapter: keep the embeddings and this many of the first layers as they are. An output
+            embedding that is tied to the input's is frozen with it.
         logits_gib: Most memory for logits at a time, in GiB: tokens x vocabulary x 8 bytes (with their gradient).
             Smaller means more passes over the output embedding; on a CPU the numbers stay the same up to the order in
             which the passes' gradients are summed. None: 1 on a CPU, 2 on an accelerator.
@@ -34,9 +100,14 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
     pad_token: str | None = None
+    adapter: AdapterConfig | None = None
+    freeze_layers: int = 0
     logits_gib: float | None = None
 
     def __post_init__(self) -> None:
+        require(self.freeze_layers >= 0, "freeze_layers", self.freeze_layers, "must not be negative")
+        both = self.freeze_layers > 0 and self.adapter is not None
+        require(not both, "freeze_layers", self.freeze_layers, "excludes `adapter`, which freezes all layers")
         require(self.logits_gib is None or self.logits_gib > 0, "logits_gib", self.logits_gib, "must be positive")
 
 

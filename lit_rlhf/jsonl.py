@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from lit_rlhf.files import append_whole, write_whole
 
 Default = Callable[[Any], Any]
 
@@ -19,18 +20,7 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
     Raises:
         OSError: The file cannot be written; it is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = _lines(rows)
-    with path.open("a+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(-1, os.SEEK_END)
-            data = data if file.read(1) == b"\n" else b"\n" + data
-        try:
-            _write_all(file.fileno(), data)
-        except OSError as error:
-            os.ftruncate(file.fileno(), size)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+    append_whole(path, _lines(rows))
 
 
 def write_rows(path: Path, rows: Iterable[Any], *, default: Default | None = None) -> None:
@@ -44,29 +34,9 @@ def write_rows(path: Path, rows: Iterable[Any], *, default: Default | None = Non
     Raises:
         OSError: The file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = _lines(rows, default)
-    if path.exists() and not path.is_file():  # a pipe or a device, which nothing must take the place of
-        path.write_bytes(data)
-        return
-    path = path.resolve()
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            _write_all(file.fileno(), data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    write_whole(path, _lines(rows, default))
 
 
 def _lines(rows: Iterable[Any], default: Default | None = None) -> bytes:
     text = "".join(json.dumps(row, ensure_ascii=False, default=default) + "\n" for row in rows)
     return text.encode(errors="backslashreplace")  # a lone surrogate: as JSON escapes it
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """A full disk takes a part first, and says so only when asked again."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]

@@ -64,9 +64,14 @@ def listen() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     before = {number: signal.signal(number, _note) for number in SIGNALS}
+    let_through()
+    return before
+
+
+def let_through() -> None:
+    """Signals that a launcher has blocked come from now on."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    return before
 
 
 def restore(before: dict[int, Any]) -> None:

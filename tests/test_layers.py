@@ -12,6 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_rlhf"
 FLOORS = (
+    ("files",),
     ("types", "config", "jsonl", "randomness", "signals", "user_errors", "functional"),
     ("distributed",),
     ("data", "strategies"),

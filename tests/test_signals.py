@@ -103,7 +103,9 @@ def test_the_program_listens_before_anything_heavy_is_imported() -> None:
         "    from lit_rlhf import signals\n"
         "    return lambda argv: print('noted', signals.received()), words\n"
         "cli._find = found\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"  # as bin/launch-slurm starts a task
         "cli.main(['fit'])\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
         "cli.main(['validate'])\n"
     )
     ended = python(code)

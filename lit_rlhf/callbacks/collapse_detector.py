@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_rlhf.callbacks.collapse_rule import DIRECTIONS, METRICS, CollapseRule, Flag, RuleConfig
-from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, iteration_of, known_metrics
+from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, append_to_run, iteration_of, known_metrics
 from lit_rlhf.callbacks.kl_monitor import KLMonitor
 from lit_rlhf.callbacks.length_monitor import ResponseLengthMonitor
 from lit_rlhf.callbacks.monitor import RolloutMonitor
@@ -20,7 +20,6 @@ from lit_rlhf.callbacks.repetition_monitor import RepetitionMonitor
 from lit_rlhf.callbacks.reward_distribution import RewardDistributionMonitor
 from lit_rlhf.callbacks.rollback import checkpoint_before, restore
 from lit_rlhf.distributed import any_rank
-from lit_rlhf.jsonl import append_rows
 
 FILENAME = "collapse.jsonl"
 ACTIONS = ("warn", "stop", "raise_kl", "rollback")
@@ -180,8 +179,7 @@ class CollapseDetector(RolloutCallback):
         event = {"step": trainer.global_step, "action": self.action, "did": did, **flag.as_dict()}
         self.flags.append(event)
         rank_zero_warn(f"Collapse flagged at iteration {flag.iteration}: {flag.describe()}. {did}")
-        if trainer.is_global_zero:
-            append_rows(Path(trainer.default_root_dir) / FILENAME, [_finite(event)])
+        append_to_run(trainer, FILENAME, [_finite(event)])
 
     def _react(self, trainer: L.Trainer, pl_module: L.LightningModule, flag: Flag) -> tuple[bool, str]:
         """Take the action; whether training must stop, and what was done, for people."""

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.callbacks.best_policy import BestPolicy
-from lit_rlhf.callbacks.hooks import RolloutCallback
+from lit_rlhf.callbacks.hooks import RolloutCallback, writes_files
 from lit_rlhf.distributed import run_together
 
 
@@ -38,6 +37,7 @@ class ExportCallback(RolloutCallback):
         self.final = final
         self.best = best
         self._exported = ""
+        self._trained = False
 
     @property
     def state_key(self) -> str:
@@ -46,6 +46,7 @@ class ExportCallback(RolloutCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse early what would fail after hours."""
+        self._trained = False
         if not callable(getattr(pl_module, "export", None)):
             raise ValueError(f"`ExportCallback` needs `{type(pl_module).__name__}.export(path)`, which does not exist.")
         if self.best and self._best_path(trainer) is None:
@@ -85,10 +86,13 @@ class ExportCallback(RolloutCallback):
             self._export(trainer, pl_module, "best")
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        if not writes_files(trainer):
+            return
         path = Path(self.dirpath or Path(trainer.default_root_dir) / "export") / name
         # All wait for rank 0, and a disk that is full ends all of them.
         run_together(lambda: pl_module.export(path))  # type: ignore[operator]
-        rank_zero_info(f"Exported to {path}.")
+        if trainer.is_global_zero:
+            print(f"model: {path}", flush=True)  # noqa: T201
 
     @staticmethod
     def _best_path(trainer: L.Trainer) -> str | None:

@@ -117,7 +117,7 @@ class _Pulse(threading.Thread):
         self._rank = dist.get_rank()
         others = range(1, dist.get_world_size()) if self._rank == 0 else [0]
         self._heard = {rank: (b"", time.monotonic()) for rank in others}
-        self._over = threading.Event()
+        self._over, self._speaking = threading.Event(), threading.Lock()
         # A connection of its own: the main thread may hold the other one for as long as it waits for somebody.
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         options: dict[str, Any] = {"wait_for_workers": False, "timeout": timedelta(seconds=30)}
@@ -140,7 +140,7 @@ class _Pulse(threading.Thread):
                     self._end_behind(told)
                 lost = self._dead_child() or self._frozen()
                 if lost and told is None:
-                    self._end(self._first_to_say(lost), code=1)
+                    self._end(lost, code=1)
 
     def leave(self) -> None:
         """Stop, and let the others know that it is in order."""
@@ -169,7 +169,7 @@ class _Pulse(threading.Thread):
         named = f"rank {', '.join(map(str, lost))}" if lost else "another process"
         gone = f"{named} ended without a word: was it killed, for want of memory perhaps?"
         waited = f"the processes did not meet within the strategy's `timeout`: {self._places()}."
-        self._end(self._first_to_say(self._dead_child() or (waited if late else gone)), code=1)
+        self._end(self._dead_child() or (waited if late else gone), code=1)
 
     # ---------------------------------------------------------------- the others
 
@@ -211,11 +211,6 @@ class _Pulse(threading.Thread):
             return str(self._store.compare_set(_FAILED, "", text[:4000]).decode())
         return text if self._rank <= 1 else ""  # the store is gone with rank 0: one of the others speaks
 
-    def _first_to_say(self, line: str) -> str:
-        """``line``, or nothing if another process has spoken first."""
-        own = f"{self._rank} 1 {line}"[:4000]
-        return line if self._publish(own) == own else ""
-
     # ---------------------------------------------------------------- the end
 
     def _wait(self, condition: Callable[[], Any], seconds: float) -> None:
@@ -229,13 +224,17 @@ class _Pulse(threading.Thread):
         self._end("", code=int(told.split()[1]))
 
     def _end(self, line: str, *, code: int) -> None:
-        # Not by an exception: the main thread may be in a collective that nothing else can end.
-        if line:
+        self._speaking.acquire()  # for good: else the main thread could end the process before this one has spoken
+        own = f"{self._rank} 1 {line}"[:4000]
+        if line and self._publish(own) == own:
             signals.tell(line)
+        elif line:
+            self._wait(self._dead_child, 5 * self._every)  # another process has spoken first, or is about to
         sys.stdout.flush()
         for child in self._children:
             with suppress(OSError):
                 child.kill()
+        # Not by an exception: the main thread may be in a collective that nothing else can end.
         os._exit(code)
 
 

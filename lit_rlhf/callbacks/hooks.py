@@ -25,11 +25,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+
+from lit_rlhf.jsonl import append_rows
 
 
 class ExperienceLike(Protocol):
@@ -143,6 +146,17 @@ def emit_phase(trainer: L.Trainer, pl_module: L.LightningModule, phase: str) -> 
     """Set ``pl_module.phase`` and call :meth:`RolloutCallback.on_phase` of every callback that has it."""
     pl_module.phase = phase  # type: ignore[assignment]
     _emit(trainer, "on_phase", pl_module, phase)
+
+
+def append_to_run(trainer: L.Trainer, filename: str, rows: list[dict[str, Any]]) -> None:
+    """Add JSON lines to a file of the run directory; rank 0 writes, a ``fast_dev_run`` leaves no trace."""
+    if trainer.is_global_zero and writes_files(trainer):
+        append_rows(Path(trainer.default_root_dir) / filename, rows)
+
+
+def writes_files(trainer: L.Trainer) -> bool:
+    """Whether this run may leave anything behind: Lightning's ``fast_dev_run`` promises that it does not."""
+    return not getattr(trainer, "fast_dev_run", False)
 
 
 def iteration_of(trainer: L.Trainer, pl_module: L.LightningModule) -> int:

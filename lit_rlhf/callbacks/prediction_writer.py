@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.distributed import all_gather_object, run_together
 from lit_rlhf.jsonl import write_rows
 
@@ -38,7 +39,8 @@ class JSONLWriter(BasePredictionWriter):
         own = [row for batch in predictions for row in batch if isinstance(row, dict)]
         rows = [row for part in all_gather_object(own) for row in part]
         rows.sort(key=lambda row: (row.get("sample", 0), row.get("row", 0)))
-        run_together(lambda: self._write(rows) if trainer.is_global_zero and rows else None)
+        wanted = trainer.is_global_zero and bool(rows) and writes_files(trainer)
+        run_together(lambda: self._write(rows) if wanted else None)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         write_rows(self.path, rows)

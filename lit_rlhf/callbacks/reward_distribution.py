@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_rlhf.callbacks.hooks import ExperienceLike, iteration_of
+from lit_rlhf.callbacks.hooks import ExperienceLike, append_to_run, iteration_of
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseValues
 from lit_rlhf.functional.diagnostics import shape_statistics
-from lit_rlhf.jsonl import append_rows
 
 FILENAME = "reward_histograms.jsonl"
 
@@ -74,7 +72,7 @@ class RewardDistributionMonitor(RolloutMonitor):
             return
         where = {"iteration": iteration_of(trainer, pl_module), "step": trainer.global_step}
         shape = {key: value if math.isfinite(value) else None for key, value in self._shape.items()}
-        append_rows(Path(trainer.default_root_dir) / FILENAME, [{**where, **histogram, **shape}])
+        append_to_run(trainer, FILENAME, [{**where, **histogram, **shape}])
         for logger in trainer.loggers:
             add = getattr(getattr(logger, "experiment", None), "add_histogram", None)
             if add is not None:

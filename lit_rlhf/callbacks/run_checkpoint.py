@@ -1,4 +1,4 @@
-"""The checkpoint a run resumes from: the newest one, written by time as well as at every epoch's end."""
+"""The checkpoint a run resumes from: the newest one, written by time and at the ends of epochs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ class RunCheckpoint(ModelCheckpoint):
         minutes: Save inside an epoch when so much time has passed since the last checkpoint; None: at its end alone.
         every_n_steps: Save inside an epoch whenever the global step is a multiple of it, too.
         filename: Pattern of the file name; default: epoch and step.
+        every_n_epochs: Save at the end of every so many epochs, and of the last one; None: where the time has come, and
+            at the last one's. For models whose checkpoint takes longer to write than an epoch should.
 
     Raises:
-        ValueError: If ``minutes`` is negative or ``every_n_steps`` is under 1.
+        ValueError: If ``minutes`` is negative, or ``every_n_steps`` or ``every_n_epochs`` is under 1.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class RunCheckpoint(ModelCheckpoint):
         minutes: float | None = 10.0,
         every_n_steps: int | None = None,
         filename: str | None = None,
+        every_n_epochs: int | None = 1,
     ) -> None:
         if minutes is not None and minutes < 0:
             raise ValueError(f"`minutes` ({minutes}) must not be negative.")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` ({every_n_steps}) must be at least 1.")
+        for name, count in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` ({count}) must be at least 1.")
         # Without version numbers: a resumed run would leave `last.ckpt` as it is and write `last-v1.ckpt`.
         # At every epoch's end, also in epochs without validation: by default Lightning would wait for the next one.
         super().__init__(
@@ -47,6 +51,7 @@ class RunCheckpoint(ModelCheckpoint):
         )
         self.minutes = minutes
         self.every_n_steps = every_n_steps
+        self.epochs_between = every_n_epochs
         self._saved_at = 0.0
         self._written: list[str] = []
 
@@ -64,6 +69,14 @@ class RunCheckpoint(ModelCheckpoint):
             found = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, found)
             self._save_last_checkpoint(trainer, found)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save at an epoch's end where its turn or the time has come, and at the end of the run."""
+        done, most_epochs, most_steps = trainer.current_epoch + 1, trainer.max_epochs, trainer.max_steps
+        last = trainer.should_stop or done == most_epochs or trainer.global_step == most_steps
+        turn = self.epochs_between is not None and done % self.epochs_between == 0
+        if last or turn or self._due(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def _due(self, trainer: L.Trainer) -> bool:
         """The same answer on all ranks, whose clocks differ."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, iteration_of
+from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, append_to_run, iteration_of
 from lit_rlhf.functional.kl import k1
-from lit_rlhf.jsonl import append_rows
 
 FILENAME = "samples.jsonl"
 
@@ -92,7 +90,7 @@ class SampleLogger(RolloutCallback):
         self._rollouts = state_dict["rollouts"]
 
     def _write(self, trainer: L.Trainer, samples: list[dict[str, Any]]) -> None:
-        append_rows(Path(trainer.default_root_dir) / FILENAME, samples)
+        append_to_run(trainer, FILENAME, samples)
         for logger in trainer.loggers:
             add = getattr(getattr(logger, "experiment", None), "add_text", None)
             if add is None:

@@ -22,6 +22,7 @@ from lit_rlhf.evaluation.comparison import Comparison, Grouping, judge_policies,
 from lit_rlhf.evaluation.judges import HumanJudge, Judge, Verdict
 from lit_rlhf.evaluation.judges.sheet import write_csv, write_key
 from lit_rlhf.evaluation.verdicts import Judged, read_outcomes, verdict_outcomes, verdict_row
+from lit_rlhf.files import write_text
 from lit_rlhf.jsonl import append_rows, write_rows
 from lit_rlhf.reports.compare_page import write_comparison, write_sheet_page
 from lit_rlhf.user_errors import UserError, fail
@@ -230,5 +231,5 @@ def show(result: Comparison) -> None:
 def write(result: Comparison, judged: Sequence[Judged], out: Path) -> None:
     """Write JSON, Markdown and the page beside each other."""
     result.write(out.with_suffix(".json"))
-    out.with_suffix(".md").write_text(result.to_markdown(), encoding="utf-8")
+    write_text(out.with_suffix(".md"), result.to_markdown())
     write_comparison(result, judged, out.with_suffix(".html"))

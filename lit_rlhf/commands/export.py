@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--part", choices=sorted(PARTS), help="what to export (default: policy, else the reward model)")
     parser.add_argument("--source", help="folder the model was loaded from, if it has moved since")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the written weights")
-    parser.add_argument("--pad_token", help="as in the training config, for tokenizers without one")
+    parser.add_argument("--pad_token", help="as in the training config, in place of the tokenizer's own")
     args = parser.parse_args(argv)
     part = export_checkpoint(
         args.checkpoint, args.out, part=args.part, source=args.source, dtype=args.dtype, pad_token=args.pad_token
@@ -63,7 +63,7 @@ def export_checkpoint(
         part: `policy`, `critic` or `reward`; None for the policy, else the reward model.
         source: Where architecture and tokenizer are read from; None for what the checkpoint says.
         dtype: Of the written weights; None keeps them.
-        pad_token: For tokenizers that have none.
+        pad_token: In place of the tokenizer's own.
 
     Returns:
         The part that was written.
@@ -81,11 +81,11 @@ def export_checkpoint(
     weights = extract_submodule_state(state, PARTS[chosen])
     origin = source or about["sources"].get(chosen) or about["sources"]["policy"]
     tokenizer = load_tokenizer(source or about["sources"]["tokenizer"], pad_token=pad_token)
-    kind = None if dtype is None else getattr(torch, dtype)
+    kind, template = None if dtype is None else getattr(torch, dtype), about.get("template")
     if chosen == "policy":
-        export_policy(causal_lm_from_state(origin, weights), tokenizer, out, dtype=kind)
+        export_policy(causal_lm_from_state(origin, weights), tokenizer, out, dtype=kind, template=template)
     else:
-        export_scalar(scalar_model_from_state(origin, weights), tokenizer, out, dtype=kind)
+        export_scalar(scalar_model_from_state(origin, weights), tokenizer, out, dtype=kind, template=template)
     return chosen
 
 

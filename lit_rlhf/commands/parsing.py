@@ -33,7 +33,7 @@ NAMED_IN_YAML = (
 """Rooms whose classes YAML can name without the module path: `class_path: PPOModule`."""
 
 TOP_LEVEL: tuple[str, ...] = (
-    *("trainer", "model", "data", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only"),
+    *("trainer", "model", "data", "seed_everything", "ckpt_path", "weights_only"),
     *("verbose", "return_predictions"),
 )
 """Keys at the top of a config, as Lightning's CLI has them."""

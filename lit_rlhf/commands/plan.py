@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 RESERVE_BYTES, RESERVE_SHARE = 2 * GIB, 0.05
 """Assumed, not measured: CUDA context and library workspaces, and the share an allocator loses to fragments."""
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": GIB}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,7 +87,7 @@ def plan(
     setup = trainer_setup(built.trainer_config, devices)
     device = "cpu" if built.trainer_config.get("accelerator") == "cpu" else "cuda"
     sizes = pass_sizes(built.model, built.datamodule, ranks=setup.devices, device=device)
-    return predict([sized(use, stand_in) for use in built.model.memory_models()], sizes, setup), setup
+    return predict(sized_models(built.model.memory_models(), stand_in), sizes, setup), setup
 
 
 def pass_sizes(module: Any, data: Any, *, ranks: int, device: str) -> PassSizes:
@@ -133,23 +134,49 @@ def _count(devices: Any) -> int:
     return max(1, int(devices)) if str(devices).lstrip("-").isdigit() else 1
 
 
+def sized_models(uses: Sequence[ModelUse], stand_in: str | None = None) -> list[SizedModel]:
+    """The models of a run with their configurations.
+
+    A folder that is not there yet is taken for an adapter on the first trained model's base, where that trains one.
+    """
+    models = [sized(use, stand_in) for use in uses]
+    first = next((model for model in models if model.adapted), None)
+    if first is None:
+        return models
+    base, adapter = first.base or "not there yet", first.loading.adapter
+    taken = [model.base or not (model.adapted or not model.trained) for model in models]
+    return [
+        model if known else replace(model, base=base, adapter=model.adapter or adapter)
+        for model, known in zip(models, taken, strict=True)
+    ]
+
+
 def sized(use: ModelUse, stand_in: str | None = None) -> SizedModel:
     """The model with its configuration, read from its folder, the hub, or where that is not there from ``stand_in``.
 
     Raises:
         FileNotFoundError: If there is none.
     """
-    from lit_rlhf.models.loading.pretrained import load_config
+    from lit_rlhf.models.adapters import layers_of, stored_config
+    from lit_rlhf.models.loading.origin import origin
+    from lit_rlhf.models.loading.pretrained import keep_layers, load_config
     from lit_rlhf.models.memory import SizedModel
 
-    path = use.path
-    if stand_in is not None and not Path(path).expanduser().is_dir():
-        path = stand_in
+    trust = use.loading.trust_remote_code
+    standing_in = stand_in is not None and not Path(use.path).expanduser().is_dir()
     try:
-        config = load_config(path, trust_remote_code=use.loading.trust_remote_code)
+        found = origin(stand_in if standing_in else use.path, trust_remote_code=trust, weights=False)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} `--model FOLDER` names one whose config.json stands in for it.") from error
-    return SizedModel(**vars(use), config=config)
+    config = load_config(found.base, trust_remote_code=trust)
+    layers = use.num_layers or (None if found.adapter is None else layers_of(found.adapter))
+    if layers is not None:
+        keep_layers(config, layers)
+    stored = None if found.adapter is None or standing_in else stored_config(found.adapter)
+    adapter = (use.loading.adapter and (stored or use.loading.adapter)) if use.trained else stored
+    return SizedModel(
+        **vars(use), config=config, base="" if standing_in else str(found.base.resolve()), adapter=adapter
+    )
 
 
 def parse_size(text: str) -> int:
@@ -165,8 +192,14 @@ def parse_size(text: str) -> int:
 
 
 def as_json(memory: Memory) -> dict[str, Any]:
-    """The parts in bytes, and their peak."""
-    return {"resident": memory.resident, "phases": memory.phases, "host": memory.host, "peak": memory.peak}
+    """The parts in bytes, their peak, and a checkpoint's size."""
+    return {
+        "resident": memory.resident,
+        "phases": memory.phases,
+        "host": memory.host,
+        "peak": memory.peak,
+        "checkpoint": memory.checkpoint,
+    }
 
 
 def table(memory: Memory, setup: TrainerSetup, *, needed: int, limit: int | None) -> str:
@@ -181,6 +214,7 @@ def table(memory: Memory, setup: TrainerSetup, *, needed: int, limit: int | None
     lines.append(f"  {'peak:':<44}{memory.peak / GIB:9.3f}")
     if needed != memory.peak:
         lines.append(f"  {'with a reserve for context and fragments:':<44}{needed / GIB:9.3f}")
+    lines.append(f"  {'a checkpoint on disk:':<44}{memory.checkpoint / GIB:9.3f}")
     if limit is not None:
         verdict = "fits" if needed <= limit else "DOES NOT FIT"
         lines.append(f"  {verdict}: {needed / GIB:.1f} of {limit / GIB:.1f} GiB")

@@ -6,6 +6,7 @@ Every command is printed before it runs, so that each stage can be repeated by h
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shlex
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from lit_rlhf.commands.config_files import shipped_configs
 from lit_rlhf.commands.processes import Running, wait_for
+from lit_rlhf.files import write_text
 from lit_rlhf.user_errors import UserError
 
 BASELINE_SAMPLES = 4
@@ -66,8 +68,7 @@ class Pipeline:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found != own:
                 raise UserError(f"{self.runs} was made with {found}, not {own}: use another --runs, or delete it.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(own), encoding="utf-8")
+        write_text(path, json.dumps(own))
 
     def say(self, number: int, title: str) -> None:
         """Announce a stage."""
@@ -78,10 +79,9 @@ class Pipeline:
     def configs(self) -> None:
         """The shipped configs with this run's directory in them."""
         folder = self.runs / "configs"
-        folder.mkdir(parents=True, exist_ok=True)
         for path in (shipped_configs() / "pocket").glob("*.yaml"):
             text = path.read_text(encoding="utf-8").replace("runs/pocket", self.runs.as_posix())
-            (folder / path.name).write_text(text, encoding="utf-8")
+            write_text(folder / path.name, text)
 
     def data(self) -> None:
         """The pocket world as files."""
@@ -187,8 +187,9 @@ def joined_metrics(run: Path) -> Path:
             names += [name for name in reader.fieldnames or () if name not in names]
             rows.update({(row["step"], bool(row.get("val/score"))): row for row in reader})
     out = run / "metrics.csv"
-    with out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(sorted(rows.values(), key=lambda row: int(row["step"])))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="")
+    writer.writeheader()
+    writer.writerows(sorted(rows.values(), key=lambda row: int(row["step"])))
+    write_text(out, text.getvalue())
     return out

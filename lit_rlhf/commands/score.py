@@ -92,7 +92,7 @@ def load_scorer(
     from lit_rlhf.models.loading.scalar import load_scalar_model
     from lit_rlhf.models.loading.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(path, needs_pad=False, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_scalar_model(path, head="load", dtype=dtype, trust_remote_code=trust_remote_code).to(place).eval()
     tune(model, place)

@@ -12,6 +12,7 @@ from rich.console import Console
 from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.commands.compare import named
 from lit_rlhf.evaluation.tax import LOSS, Measurement, Sums, Tax, measurement, text_sums
+from lit_rlhf.files import write_text
 from lit_rlhf.reports.compare_page import write_tax
 from lit_rlhf.user_errors import UserError
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     Console().print(tax.to_rich())
     if options.out is not None:
         tax.write(options.out.with_suffix(".json"))
-        options.out.with_suffix(".md").write_text(tax.to_markdown(), encoding="utf-8")
+        write_text(options.out.with_suffix(".md"), tax.to_markdown())
         write_tax(tax, options.out.with_suffix(".html"))
 
 

@@ -2,47 +2,82 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import platform
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
+import lit_rlhf
 from lit_rlhf.callbacks.best_policy import BestPolicy
 from lit_rlhf.callbacks.export import ExportCallback
 from lit_rlhf.callbacks.heartbeat import Heartbeat
+from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.callbacks.prediction_writer import JSONLWriter
 from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
 from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
 from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
+from lit_rlhf.commands.csv_log import RunCSVLogger
 from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, modules_named_in_yaml
+from lit_rlhf.files import write_text
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
 from lit_rlhf.user_errors import UserError, message_for_user
 
 
 class RunConfig(SaveConfigCallback):
-    """Saves the whole config (and versions) as ``config.yaml`` in the run directory, not in a logger's."""
+    """Saves the whole config as ``config.yaml``, and ``versions.json``, in the run directory, not in a logger's.
+
+    It also says when a run that is resumed has nothing left to do.
+    """
+
+    _trained = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write once, on rank 0, when fitting."""
         if self.already_saved or stage != "fit":
             return
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile
-            )
+            text = self.parser.dump(self.config, skip_none=False)
+            write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+            write_text(Path(trainer.default_root_dir) / "versions.json", json.dumps(versions(), indent=1) + "\n")
         self.already_saved = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """There is something left to train."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One line instead of silence."""
+        if not self._trained and trainer.is_global_zero:
+            print(  # noqa: T201
+                f"nothing left to train: the checkpoint is at epoch {trainer.current_epoch}, step "
+                f"{trainer.global_step}; max_epochs is {trainer.max_epochs}, max_steps {trainer.max_steps}.",
+                flush=True,
+            )
+
+
+def versions() -> dict[str, str]:
+    """Releases of what the numbers of a run depend on."""
+    names = ("lit-rlhf", "torch", "lightning", "transformers", "tokenizers", "datasets", "deepspeed", "peft")
+    found = {"python": platform.python_version(), "lit-rlhf": lit_rlhf.__version__}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class RLHFCLI(LightningCLI):
@@ -65,7 +100,7 @@ class RLHFCLI(LightningCLI):
         run = Path(config.get("default_root_dir") or f"runs/{self._run_name()}")
         kwargs["default_root_dir"] = str(run)
         if config.get("logger") in (None, True):
-            kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), CSVLogger(run, name="csv")]
+            kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), RunCSVLogger(run)]
         trainer = super().instantiate_trainer(**kwargs)
         self._fill_callbacks(trainer, run)
         return trainer
@@ -96,6 +131,8 @@ class RLHFCLI(LightningCLI):
                     f"`ckpt_path: last`: there is no checkpoint in '{run}'. Leave it out to use the model as it is."
                 )
             kwargs["ckpt_path"] = None if found is None else str(found)
+        elif path is None and subcommand == "fit":
+            refuse_used(self.trainer)
         elif path and _is_local_path(path) and not Path(path).exists():
             raise UserError(f"`ckpt_path`: there is no checkpoint at '{path}'.")
         return kwargs
@@ -126,6 +163,27 @@ class BuiltCLI(RLHFCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing."""
+
+
+def refuse_used(trainer: L.Trainer) -> None:
+    """Keep a fresh run out of the directory of an earlier one, whose files it would replace and mix with its own.
+
+    Raises:
+        UserError: There are checkpoints or an export in the run directory, and it is not a trial run.
+    """
+    run = Path(trainer.default_root_dir)
+    if not writes_files(trainer) or (SLURMEnvironment.detect() and latest_checkpoint(run) is not None):
+        return  # Lightning resumes a requeued job from its own checkpoint
+    others = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    found = latest_checkpoint(run / "checkpoints", *(folder for folder in others if folder))
+    if found is None and (run / "export" / "final").is_dir():
+        found = run / "export" / "final"
+    if found is not None:
+        raise UserError(
+            f"'{run}' holds an earlier run ({found.relative_to(run) if found.is_relative_to(run) else found}), which a "
+            "new one would overwrite. `--ckpt_path last` goes on with it, `--trainer.default_root_dir` names another "
+            "folder; or delete it."
+        )
 
 
 def _is_local_path(path: str) -> bool:
@@ -192,6 +250,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
         "datamodule_class": L.LightningDataModule,
         "subclass_mode_model": True,
         "subclass_mode_data": True,
+        "auto_configure_optimizers": False,  # modules make their own; an option that does nothing is not offered
         "save_config_callback": RunConfig,
         "save_config_kwargs": {"overwrite": True},
         "trainer_defaults": {

@@ -3,7 +3,7 @@ r"""From dialogues to token ids, with exact boundaries between prompt and respon
 Every piece of text (a turn with its speaker, a response) is tokenized on its own and the ids are concatenated, so that
 the prompt's ids are a prefix of prompt + response by construction, whatever the tokenizer would merge across the seam.
 A prompt starts with exactly one BOS where the tokenizer has a BOS of its own (not the EOS), and ends with the
-assistant's prefix; a response ends with EOS.
+assistant's prefix; a response ends as the chat template ends it (``<end_of_turn>``, ``<|eot_id|>``), else with EOS.
 
 Templates: the tokenizer's chat template where it has one and none is named; else ``hh``
 ("\n\nHuman: ...\n\nAssistant: ..."), ``moss-en`` and ``moss-zh`` (turns joined by EOS, as in the MOSS-RLHF release).
@@ -11,6 +11,7 @@ Templates: the tokenizer's chat template where it has one and none is named; els
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,8 @@ from typing import Any
 from lit_rlhf.data.records import DialogueRecord, Message, PreferenceRecord, Reason, RowError
 
 _ANCHOR = "\n"
+_CONTENT = "abcdefgh"
+"""Stands for a response where a chat template is asked what comes after one."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,38 @@ def check_template(tokenizer: Any, template: str | None) -> None:
         raise ValueError("The tokenizer has no EOS token, which every response must end with.")
 
 
+def chat_template(tokenizer: Any, template: str | None) -> str | None:
+    """The chat template that renders dialogues as they were encoded in training, BOS included.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: What the data was encoded with: a name of ``TEMPLATES``, or None for the tokenizer's own.
+
+    Returns:
+        Jinja text for ``tokenizer.chat_template``; None where there is neither a name nor a template.
+    """
+    bos = "{{ bos_token }}" if _bos(tokenizer) else ""
+    if template is not None:
+        return bos + _as_jinja(TEMPLATES[template])
+    own = getattr(tokenizer, "chat_template", None)
+    if not bos or not isinstance(own, str):
+        return own if isinstance(own, str) else None
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    return own if rendered.startswith(tokenizer.bos_token) else bos + own
+
+
+def _as_jinja(layout: NamedTemplate) -> str:
+    texts = (layout.user, layout.assistant, layout.response_start)
+    user, assistant, start = (json.dumps(text, ensure_ascii=False) for text in texts)  # a string of jinja as well
+    after = "{{ eos_token }}" if layout.separator else ""
+    return (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        f"{{{{ {assistant} + {start} + m['content'] + eos_token }}}}"
+        f"{{% else %}}{{{{ {user} + m['content'] }}}}{after}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {assistant} }}}}{{% endif %}}"
+    )
+
+
 def encode_prompt(
     tokenizer: Any, messages: Sequence[Message], *, template: str | None = None, max_length: int | None = None
 ) -> list[int]:
@@ -132,9 +167,24 @@ def drop_oldest(messages: Sequence[Message]) -> list[Message]:
 
 
 def encode_response(tokenizer: Any, text: str, *, template: str | None = None) -> list[int]:
-    """Token ids of a response, EOS at the end; special tokens written in the text are read as plain text."""
+    """Token ids of a response with its end (:func:`response_end`); special tokens in the text are plain text."""
     start = TEMPLATES[template].response_start if template is not None else ""
-    return [*encode_piece(tokenizer, start + text), tokenizer.eos_token_id]
+    return [*encode_piece(tokenizer, start + text), response_end(tokenizer, template=template)]
+
+
+def response_end(tokenizer: Any, *, template: str | None = None) -> int:
+    """Id of the token that a response ends with.
+
+    With a chat template the first special token that it puts after a response: models with several EOS tokens (Gemma,
+    Llama 3) end a turn with another one than a text. EOS with a named template, or where the template puts none.
+
+    Args:
+        tokenizer: A transformers tokenizer with an EOS.
+        template: A name of ``TEMPLATES``; None for the tokenizer's chat template, if it has one.
+    """
+    if template is not None or not getattr(tokenizer, "chat_template", None):
+        return int(tokenizer.eos_token_id)
+    return _cached_response_end(tokenizer, str(tokenizer.chat_template))
 
 
 def encode_pair(
@@ -243,6 +293,19 @@ def _named_pieces(tokenizer: Any, messages: Sequence[Message], layout: NamedTemp
             text = message.content if start else layout.user + message.content
             pieces.append((start + encode_piece(tokenizer, text) + (eos if layout.separator else []), False))
     return pieces
+
+
+@lru_cache(maxsize=8)
+def _cached_response_end(tokenizer: Any, chat_template: str) -> int:
+    turns = [{"role": "user", "content": _CONTENT}, {"role": "assistant", "content": _CONTENT}]
+    try:
+        text = tokenizer.apply_chat_template(turns, chat_template=chat_template, tokenize=False)
+    except Exception:  # jinja raises its own types; a template that refuses a plain exchange refuses the data as well
+        return int(tokenizer.eos_token_id)
+    _, _, after = text.rpartition(_CONTENT)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = [i for i in _encode(tokenizer, after, plain=False) if i in special - {tokenizer.bos_token_id}]
+    return int(found[0]) if found else int(tokenizer.eos_token_id)
 
 
 @lru_cache(maxsize=8)

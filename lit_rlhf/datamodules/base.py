@@ -16,7 +16,9 @@ import lightning as L
 import torch
 
 from lit_rlhf import distributed
+from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.data.batching import fixed_size_batches, partition_rows, plan_steps, token_budget_batches
+from lit_rlhf.data.memory import DataLike
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template
 from lit_rlhf.datamodules.loader import StatefulLoader, batch_under_way
@@ -25,7 +27,7 @@ from lit_rlhf.types import DeviceBatch
 log = logging.getLogger(__name__)
 RecordT = TypeVar("RecordT")
 RowT = TypeVar("RowT")
-Paths = str | list[str]
+Paths = DataLike
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
 
     Args:
         tokenizer: Local folder or hub name of the tokenizer; default: what the trained module loads.
-        train: Files, folders, globs or hub names to train on.
+        train: Files, folders, globs or hub names to train on; in Python also rows: a list of dicts, a data set.
         val: The same for validation; None to hold out ``val_fraction`` of the training data.
         test: The same for testing; None to hold out ``test_fraction`` of it.
         format: Name of the row format; None to recognize it.
@@ -97,6 +99,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         self.seed, self.on_bad_row, self.rejects_dir, self.streaming = seed, on_bad_row, rejects_dir, streaming
         self._check_arguments(val_fraction, test_fraction)
         self.tokenizer: Any = None
+        self._encoded_for: tuple[Any, ...] | None = None
         self.rows: dict[str, list[RowT]] = {}
         self.reports: dict[str, RowReport] = {}
 
@@ -138,16 +141,19 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         """Rows as one batch of columns."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, check and tokenize every split; a second call does nothing.
+        """Read, check and tokenize every split; a second call does so again for another tokenizer only.
 
         Raises:
             FileNotFoundError: A path or the tokenizer does not exist.
             ValueError: The data cannot be used (see ``lit_rlhf.data``), or the batch does not divide over the ranks.
         """
-        if self.rows:
+        source = tokenizer_source(self, self.tokenizer_path)
+        if self.rows and source == self._encoded_for:
             return
         self._check_world()
-        self.tokenizer = self.tokenizer or load_module_tokenizer(self, self.tokenizer_path)
+        if self.tokenizer is None or self._encoded_for is not None:
+            self.tokenizer = load_module_tokenizer(self, self.tokenizer_path)
+        self._encoded_for = source
         check_template(self.tokenizer, self.template)
         records: dict[str, list[RecordT]] = {}
         for split, paths in self.paths.items():
@@ -262,6 +268,15 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         return self.test_dataloader()
 
 
+def tokenizer_source(data: L.LightningDataModule, path: str | None) -> tuple[Any, ...]:
+    """What decides which tokenizer :func:`load_module_tokenizer` gives: two equal ones give the same token ids."""
+    module = None if data.trainer is None else data.trainer.lightning_module
+    options = getattr(module, "model_config", None)
+    if path is None and hasattr(module, "sources"):
+        path = str(module.sources()["tokenizer"])  # type: ignore[operator, union-attr]
+    return (path, getattr(options, "pad_token", None), getattr(options, "trust_remote_code", False))
+
+
 def load_module_tokenizer(data: L.LightningDataModule, path: str | None) -> Any:
     """The tokenizer at ``path``, or the one of the module that the trainer runs, with that module's options.
 
@@ -287,6 +302,8 @@ def write_report(
     """Log what became of every row, write the refused ones (rank 0), and stop where the policy says so."""
     root = folder or (data.trainer.default_root_dir if data.trainer is not None else None)
     rank = data.trainer.global_rank if data.trainer is not None else distributed.rank()
+    if data.trainer is not None and not writes_files(data.trainer):
+        root = None
     if rank == 0:
         log.info("%s data: %s", split, report.summary())
         written = report.write_rejects(Path(root) / f"rejects-{split}.jsonl") if root else None

@@ -7,6 +7,7 @@ nothing until the first batch is asked for.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -43,6 +44,7 @@ class StatefulLoader(Generic[PlanT, BatchT]):
         self._epoch = 0
         self._pos = 0
         self._resumed = False
+        self._batches_before: int | None = None
         self._planned: tuple[int, Sequence[PlanT]] | None = None
 
     def __len__(self) -> int:
@@ -57,6 +59,7 @@ class StatefulLoader(Generic[PlanT, BatchT]):
         start = self._pos if self._resumed and epoch == self._epoch else 0
         self._resumed = False
         batches = self._batches(epoch)
+        self._tell_of_other_batches(len(batches))
         for pos in range(start, len(batches)):
             self._epoch, self._pos = epoch, pos + 1
             yield self._collate(batches[pos])
@@ -76,14 +79,25 @@ class StatefulLoader(Generic[PlanT, BatchT]):
         pos = self._pos
         if self._under_way is not None and not self._resumed:
             pos -= int(self._under_way())
-        if pos and pos >= len(self._batches(self._epoch)):
-            return {"epoch": self._epoch + 1, "pos": 0}
-        return {"epoch": self._epoch, "pos": pos}
+        batches = len(self._batches(self._epoch))
+        if pos and pos >= batches:
+            return {"epoch": self._epoch + 1, "pos": 0, "batches": batches}
+        return {"epoch": self._epoch, "pos": pos, "batches": batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._epoch, self._pos = int(state["epoch"]), int(state["pos"])
         self._resumed = True
+        self._batches_before = state.get("batches")
+
+    def _tell_of_other_batches(self, now: int) -> None:
+        before, self._batches_before = self._batches_before, None
+        if before not in (None, now):
+            warnings.warn(
+                f"Resumed with {now} batches an epoch, not {before}: batch sizes or data have changed, so that "
+                "from here on rows come in another order than in an undisturbed run.",
+                stacklevel=2,
+            )
 
 
 def batch_under_way(trainer: L.Trainer) -> bool:

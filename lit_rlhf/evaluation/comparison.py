@@ -21,6 +21,7 @@ from lit_rlhf.evaluation.responses import answer_means
 from lit_rlhf.evaluation.table import PolicyEvaluation, ResultTable, p_shown
 from lit_rlhf.evaluation.verdicts import Judged, OrderBias, order_bias
 from lit_rlhf.evaluation.win_rate import half_ties, p_value, rows_by, win_rates_by
+from lit_rlhf.files import write_text
 
 CHUNK = 256
 """Pairs judged between two calls of ``keep``: what an interruption can lose of a judge without a cache of its own."""
@@ -187,10 +188,8 @@ class Comparison:
 
     def write(self, path: str | Path) -> Path:
         """Write it as JSON."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return path
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        return Path(path)
 
 
 def _percent(rate: Interval) -> str:

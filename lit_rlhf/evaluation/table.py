@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_rlhf.evaluation.intervals import Interval
 from lit_rlhf.evaluation.win_rate import WinRate
+from lit_rlhf.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,10 +130,8 @@ class ResultTable:
 
     def write(self, path: str | Path) -> Path:
         """Writes the JSON file described above; missing folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return path
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        return Path(path)
 
     def to_dict(self) -> dict[str, Any]:
         """The table in JSON's own types."""

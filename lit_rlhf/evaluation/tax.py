@@ -15,6 +15,7 @@ from lit_rlhf.data.batching import micro_batches, pad_right
 from lit_rlhf.data.records import DialogueRecord, RowError, TextRecord
 from lit_rlhf.data.template import encode_dialogue, encode_text
 from lit_rlhf.evaluation.intervals import Interval, ratio_bootstrap
+from lit_rlhf.files import write_text
 from lit_rlhf.functional.losses import lm_loss
 from lit_rlhf.models.scoring import text_logprobs
 from lit_rlhf.types import TextBatch
@@ -183,10 +184,8 @@ class Tax:
 
     def write(self, path: str | Path) -> Path:
         """Write it as JSON."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return path
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        return Path(path)
 
     def caption(self) -> str:
         """How to read the numbers."""

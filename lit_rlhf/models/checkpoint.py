@@ -51,8 +51,10 @@ def _hub_snapshot(name: str, *, trust_remote_code: bool, weights: bool) -> Path:
     try:
         if not weights:
             return Path(snapshot_download(name, allow_patterns=patterns))
-        folder = Path(snapshot_download(name, allow_patterns=[*patterns, "model*.safetensors"]))
-        if not list(folder.glob("model*.safetensors")):
+        folder = Path(
+            snapshot_download(name, allow_patterns=[*patterns, "model*.safetensors", "adapter_model*.safetensors"])
+        )
+        if not list(folder.glob("*model*.safetensors")):
             snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"])
         return folder
     except (OSError, ValueError, RuntimeError) as error:

@@ -6,6 +6,7 @@ was there.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,17 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.data.template import chat_template
+from lit_rlhf.models.adapters import ADAPTER_FILE, LAYERS_FILE, base_of, save_adapter
+from lit_rlhf.models.causal import unwrap
 from lit_rlhf.models.checkpoint import resolve_folder
 from lit_rlhf.models.fingerprint import write_fingerprint
-from lit_rlhf.models.loading.pretrained import check_loaded, quiet, without_dropout
-from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare_dtype, host_copy, merged
+from lit_rlhf.models.loading.pretrained import check_loaded, load_config, quiet, without_dropout
+from lit_rlhf.models.scalar import ScalarHead, ScalarModel, declare, host_copy, merged, sequence_classifier
+from lit_rlhf.models.shared_base import held_base
 
 _HEAD = "head.weight"
 
 
 def export_policy(
-    model: nn.Module, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True
-) -> Path:
+    model: nn.Module, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True,
+    template: str | None = None,
+) -> Path:  # fmt: skip
     """Write a causal LM (an adapter is merged into a copy) and its tokenizer with the chat template.
 
     Args:
@@ -36,6 +42,8 @@ def export_policy(
         out: Folder to make.
         dtype: Of the saved weights; None keeps the model's.
         overwrite: Replace an earlier export at ``out``.
+        template: Named template of the training data; the folder's chat template renders it, or the tokenizer's own
+            with the BOS that training puts in front.
 
     Returns:
         ``out``.
@@ -46,14 +54,15 @@ def export_policy(
     whole = merged(model)
     with _written_whole(Path(out), overwrite=overwrite) as folder, quiet():
         whole.save_pretrained(folder, state_dict=host_copy(whole.state_dict(), dtype))
-        tokenizer.save_pretrained(folder)
-        declare_dtype(folder, dtype)
+        _save_tokenizer(tokenizer, folder, template)
+        declare(folder, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
     return Path(out)
 
 
 def export_scalar(
-    model: ScalarModel, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True
-) -> Path:
+    model: ScalarModel, tokenizer: Any, out: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = True,
+    template: str | None = None,
+) -> Path:  # fmt: skip
     """Write a reward model or critic that ``AutoModelForSequenceClassification`` loads, with its fingerprint.
 
     Args:
@@ -62,6 +71,8 @@ def export_scalar(
         out: Folder to make.
         dtype: Of the saved weights; None keeps the model's.
         overwrite: Replace an earlier export at ``out``.
+        template: Named template of the training data; the folder's chat template renders it, or the tokenizer's own
+            with the BOS that training puts in front.
 
     Returns:
         ``out``.
@@ -73,7 +84,79 @@ def export_scalar(
     own = next(model.trunk.parameters())
     with _written_whole(Path(out), overwrite=overwrite) as folder, quiet(), _in_eval(model):
         model.save_pretrained(folder, tokenizer, dtype=dtype)
+        _save_tokenizer(tokenizer, folder, template)
         write_fingerprint(folder, model, tokenizer, dtype=dtype or own.dtype, device=own.device)
+    return Path(out)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path, template: str | None) -> None:
+    """Save it with a chat template that gives what the model was trained on; in memory it stays as it was."""
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = chat_template(tokenizer, template) or before
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = before
+
+
+def export_policy_adapter(
+    model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = True, template: str | None = None
+) -> Path:
+    """Write a causal LM's adapter and the tokenizer: what `PeftModel.from_pretrained` puts on the base again.
+
+    Args:
+        model: A PEFT model around a causal LM, on any device.
+        tokenizer: Saved beside it.
+        out: Folder to make.
+        overwrite: Replace an earlier export at ``out``.
+        template: The named template that it was trained with, if any; see :func:`export_policy`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is no model folder, or may not be replaced.
+    """
+    with _written_whole(Path(out), overwrite=overwrite) as folder, quiet():
+        save_adapter(model, folder)
+        _save_tokenizer(tokenizer, folder, template)
+    return Path(out)
+
+
+def export_scalar_adapter(
+    model: ScalarModel, tokenizer: Any, out: str | Path, *, overwrite: bool = True, template: str | None = None
+) -> Path:
+    """Write a reward model's or critic's adapter and head, with its fingerprint.
+
+    Plain peft puts it on `AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)`; where the trunk is
+    cut, with ``num_hidden_layers`` of the file ``lit_rlhf.json``.
+
+    Args:
+        model: With a PEFT trunk, on any device.
+        tokenizer: Saved beside it.
+        out: Folder to make.
+        overwrite: Replace an earlier export at ``out``.
+        template: The named template that it was trained with, if any; see :func:`export_policy`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is no model folder, or may not be replaced.
+        ValueError: The model gives a score that is not finite.
+    """
+    trunk: Any = model.trunk
+    base = held_base(unwrap(trunk))
+    own = next(p for p in unwrap(trunk).parameters() if not p.requires_grad)
+    dtype = None if base is not None and base.kind == "nf4" else own.dtype
+    prefix = sequence_classifier(model.config).base_model_prefix
+    with _written_whole(Path(out), overwrite=overwrite) as folder, quiet(), _in_eval(model):
+        save_adapter(trunk, folder, prefix=prefix, head=model.head.weight)
+        layers = model.config.get_text_config().num_hidden_layers
+        if layers != load_config(base_of(folder)).get_text_config().num_hidden_layers:
+            (folder / LAYERS_FILE).write_text(json.dumps({"num_layers": layers}) + "\n", encoding="utf-8")
+        _save_tokenizer(tokenizer, folder, template)
+        write_fingerprint(folder, model, tokenizer, dtype=dtype, device=own.device)
     return Path(out)
 
 
@@ -118,7 +201,8 @@ def _system_error(error: BaseException) -> int:
 
 
 def _is_replaceable(out: Path) -> bool:
-    return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
+    own = any((out / name).is_file() for name in ("config.json", ADAPTER_FILE))
+    return out.is_dir() and (own or not any(out.iterdir()))
 
 
 def extract_submodule_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

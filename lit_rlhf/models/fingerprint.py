@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,17 @@ TEXTS = (
     "今天天气很好",
 )
 # Relative to the largest score: rounding differs between machines and kernels, a wrong model is off by far more.
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+FOUR_BITS = "nf4"
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1, None: 1e-1}
 
 
 def write_fingerprint(
-    out: str | Path, model: Callable[[Tensor], Tensor], tokenizer: Any, *, dtype: torch.dtype, device: torch.device
+    out: str | Path,
+    model: Callable[[Tensor], Tensor],
+    tokenizer: Any,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
 ) -> None:
     """Score the fixed texts and write ``fingerprint.json`` into ``out``.
 
@@ -39,7 +47,7 @@ def write_fingerprint(
         out: An exported reward-model folder.
         model: Token ids ``(B, L)`` to scores ``(B, L)``.
         tokenizer: The one saved in the folder.
-        dtype: Of the saved weights; it sets the tolerance.
+        dtype: Of the weights; it sets the tolerance. None: an adapter on a base in four bits, which scores are of.
         device: Where the model is.
 
     Raises:
@@ -50,7 +58,8 @@ def write_fingerprint(
     if not all(map(math.isfinite, scores)):
         raise ValueError(f"The reward model gives a score that is not finite ({scores}); nothing was exported.")
     cases = [{"text": t, "ids": r, "score": s} for t, r, s in zip(TEXTS, rows, scores, strict=True)]
-    content = {"dtype": str(dtype).removeprefix("torch."), "tolerance": TOLERANCES[dtype], "cases": cases}
+    name = FOUR_BITS if dtype is None else str(dtype).removeprefix("torch.")
+    content = {"dtype": name, "tolerance": TOLERANCES[dtype], "cases": cases}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (Path(out) / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -59,7 +68,7 @@ def check_fingerprint(
     folder: Path,
     model: nn.Module,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     tokenizer: Any | None = None,
     device: torch.device | str = "cpu",
 ) -> bool:
@@ -68,7 +77,7 @@ def check_fingerprint(
     Args:
         folder: A reward-model folder.
         model: The model as loaded from it, on the CPU.
-        dtype: Of the loaded model: the tolerance is the wider of its own and the stored one.
+        dtype: Of the loaded model: the tolerance is the wider of its own and the stored one. None: four bits.
         tokenizer: The folder's tokenizer; when given, the stored texts must give the stored ids too.
         device: Where to score them: the model is lent to it. Large models take minutes on one thread of a CPU.
 
@@ -81,12 +90,21 @@ def check_fingerprint(
     file = folder / FILE_NAME
     if not file.is_file():
         return False
-    cases, tolerance = _read(file)
+    cases, tolerance, stored = _read(file)
+    if (stored == FOUR_BITS) != (dtype is None):
+        warnings.warn(
+            f"'{folder}' was exported with a base in {stored} and is loaded with one in {dtype or FOUR_BITS}: its "
+            "scores are others, and not checked.",
+            stacklevel=4,
+        )
+        return False
     tolerance = max(tolerance, TOLERANCES[dtype])
     if tokenizer is not None:
         _check_ids(file, tokenizer, cases)
+    if dtype is None:  # a weight in four bits is more than its tensor: it cannot be lent
+        device = next(model.parameters()).device
     wanted = torch.tensor([case["score"] for case in cases], dtype=torch.float32)
-    with HostWeights(model).on(device):
+    with _lent(model, device):
         scores = score_rows(model, [case["ids"] for case in cases], pad_token_id=0, device=device)
     errors = (scores - wanted).abs()
     worst = int(errors.argmax())
@@ -100,14 +118,20 @@ def check_fingerprint(
     return True
 
 
-def _read(file: Path) -> tuple[list[dict[str, Any]], float]:
+def _lent(model: nn.Module, device: torch.device | str) -> AbstractContextManager[None]:
+    """The model on ``device``; one whose base is on an accelerator already, for others that share it, stays there."""
+    there = any(p.device.type not in ("cpu", "meta") for p in model.parameters())
+    return nullcontext() if there else HostWeights(model).on(device)
+
+
+def _read(file: Path) -> tuple[list[dict[str, Any]], float, str]:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         cases = [
             {"text": str(c["text"]), "ids": list(map(int, c["ids"])), "score": float(c["score"])}
             for c in stored["cases"]
         ]
-        return cases, float(stored["tolerance"])
+        return cases, float(stored["tolerance"]), str(stored.get("dtype"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"'{file}' is not a fingerprint ({type(error).__name__}: {error}).") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -105,31 +106,49 @@ class ScalarModel(nn.Module):
         Args:
             out: Folder, made if missing.
             tokenizer: Saved beside the weights; its pad token goes into the configuration, where plain transformers
-                needs it to find the last token.
+                needs it to find the last token. Where it is EOS, transformers reads one token early: a warning.
             dtype: Of the saved weights; None keeps each one's. A reader in bf16 gets bf16 scores.
 
         Raises:
             ValueError: transformers has no sequence-classification class for this architecture.
         """
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            warnings.warn(
+                f"The tokenizer pads with EOS ('{tokenizer.eos_token}'): plain transformers takes the end of a response"
+                " for padding and scores the token before it (ModelReward does not). `model.pad_token` names another.",
+                stacklevel=3,
+            )
         trunk = merged(self.trunk)
         shell = sequence_classifier(self.config)
-        shell.config.pad_token_id = tokenizer.pad_token_id
         setattr(shell, shell.base_model_prefix, trunk)
         shell.score = self.head
         weights = {f"{shell.base_model_prefix}.{k}": v for k, v in trunk.state_dict().items()}
         weights[HEAD_KEY] = self.head.weight
         shell.save_pretrained(out, state_dict=host_copy(weights, dtype))
         tokenizer.save_pretrained(out)
-        declare_dtype(Path(out), dtype)
+        declare(Path(out), dtype=dtype, pad_token_id=tokenizer.pad_token_id)
 
 
-def declare_dtype(folder: Path, dtype: torch.dtype | None) -> None:
-    """Say in ``config.json`` which dtype the weights were saved in, so that readers with dtype "auto" take it."""
-    if dtype is None:
-        return
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def declare(folder: Path, *, dtype: torch.dtype | None, pad_token_id: int) -> None:
+    """Say in ``config.json`` which dtype the weights were saved in, for readers with dtype "auto", and the pad token.
+
+    Args:
+        folder: An exported folder.
+        dtype: Of the saved weights; None leaves what is there.
+        pad_token_id: The tokenizer's; ``generation_config.json`` gets it as well.
+    """
+    padding, saved = (
+        {"pad_token_id": pad_token_id},
+        {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")},
+    )
+    _update_json(folder / "generation_config.json", padding)
+    _update_json(folder / "config.json", {**padding, **saved})
+
+
+def _update_json(file: Path, said: dict[str, Any]) -> None:
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8")) | said
+        file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def host_copy(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

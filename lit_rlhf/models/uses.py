@@ -17,10 +17,12 @@ class ModelUse:
 
     Attributes:
         role: Its name in the table.
-        path: Folder or hub name; only its configuration is going to be read.
+        path: Folder or hub name, of a model or an adapter; only its configuration is going to be read.
         causal: Whether it has an LM head.
         trained: Whether it is trained; otherwise frozen.
-        dtype: Dtype of the weights while it is frozen; the strategy's where it is trained.
+        dtype: Dtype of the weights while it is frozen; None, or where it is trained, the strategy's, or that of an
+            adapter's base that it can run on.
+        num_layers: Layers that are kept of it; None for all.
         placement: Where it waits while it is frozen: on the `device`, or in host memory (`cpu`).
         loading: How it is loaded.
     """
@@ -29,7 +31,8 @@ class ModelUse:
     path: str
     causal: bool
     trained: bool = False
-    dtype: str = "float32"
+    dtype: str | None = None
+    num_layers: int | None = None
     placement: Literal["device", "cpu"] = "device"
     loading: ModelConfig = field(default_factory=ModelConfig)
 

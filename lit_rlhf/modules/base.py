@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
+from lit_rlhf.models.adapters import frozen_names
 from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.strategies.accumulation import (
     accumulate,
@@ -43,6 +45,7 @@ from lit_rlhf.strategies.accumulation import (
     lower_loss_scale,
 )
 from lit_rlhf.strategies.errors import require_training_state
+from lit_rlhf.strategies.precision import weight_dtype
 from lit_rlhf.user_errors import LitRLHFError
 
 STATE_KEY = "lit_rlhf"
@@ -95,9 +98,9 @@ class BaseModule(L.LightningModule, ABC):
         if on_non_finite not in ("stop", "skip"):
             raise ValueError(f"`on_non_finite` ({on_non_finite}) must be `stop` or `skip`.")
         self.automatic_optimization = False
-        self.model_config = model
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
+        self.model_config = group(ModelConfig, model, "model")
+        self.optimizer_config = group(self.optimizer_kind, optimizer, "optimizer")
+        self.schedule_config = group(ScheduleConfig, schedule, "schedule")
         self.on_non_finite = on_non_finite
         self.skipped_updates = 0
         self._skipped_in_a_row = 0
@@ -105,6 +108,10 @@ class BaseModule(L.LightningModule, ABC):
         self.tokenizer: Any = None
         self._rng_state: list[dict[str, Any]] | None = None
         self._rates: dict[str, float] = {}
+        self._template: str | None = None
+
+    optimizer_kind: type[OptimizerConfig] = OptimizerConfig
+    """What a dict of optimizer options is made into."""
 
     # ---------------------------------------------------------------- what subclasses say of themselves
 
@@ -170,17 +177,20 @@ class BaseModule(L.LightningModule, ABC):
     def configure_model(self) -> None:
         """Load the models once, in host memory, whatever device and dtype Lightning has made the default.
 
-        The strategy moves (and ZeRO casts) what is registered; frozen models move themselves. What fails on one rank
+        Weights are read in the dtype that the strategy keeps them in, where an option names no other. The strategy
+        moves what is registered; frozen models move themselves. What fails on one rank
         fails on all.
         """
         if not self._loaded:
-            with on_host():
+            with on_host(), loading_in(torch.float32 if self._trainer is None else weight_dtype(self.trainer)):
                 run_together(self.load_models)
             self._loaded = True
 
     def on_fit_start(self) -> None:
         """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
         tune(self, self.device)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            log_every_epoch(self.trainer)
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
@@ -203,6 +213,13 @@ class BaseModule(L.LightningModule, ABC):
             if moved.dtype != buffer.dtype:
                 setattr(self.get_submodule(owner), own_name, buffer.to(moved.device))
         return self
+
+    @property
+    def template(self) -> str | None:
+        """Named template of the data that is trained on; None for the tokenizer's own chat template."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        found: str | None = getattr(data, "template", self._template)
+        return found
 
     # ---------------------------------------------------------------- optimizer
 
@@ -313,6 +330,24 @@ class BaseModule(L.LightningModule, ABC):
 
     # ---------------------------------------------------------------- checkpoints
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch, but for the weights that are frozen: those are where they were loaded from.
+
+        So a checkpoint of adapters holds adapters and heads alone.
+        """
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for name in frozen_names(self):
+            for key in [key for key in state if key == prefix + name or key.startswith(f"{prefix}{name}.")]:
+                del state[key]  # with what belongs to a weight in four bits
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002
+        """As in torch; frozen weights may be missing, trained ones may not."""
+        own = dict(self.named_parameters(remove_duplicate=False))
+        kept = {name: own[name].data for name in frozen_names(self) if name not in state_dict}
+        return super().load_state_dict({**kept, **state_dict}, strict=strict, assign=assign)
+
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # wider than Lightning's
         cls, checkpoint_path: Any, *args: Any, weights_only: bool = True, **kwargs: Any
@@ -348,6 +383,7 @@ class BaseModule(L.LightningModule, ABC):
             "rng": all_gather_object(state),
             "sources": self.sources(),
             "module": type(self).__name__,
+            "template": self.template,
             "world_size": world_size(),
             "skipped_updates": self.skipped_updates,
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -358,12 +394,23 @@ class BaseModule(L.LightningModule, ABC):
         """Take back what :meth:`on_save_checkpoint` stored; random states wait for the start of training."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             require_training_state(checkpoint)
+            self._tell_other_sources(checkpoint.get(STATE_KEY, {}).get("sources", {}))
         state = checkpoint.get(STATE_KEY, {})
-        self._rng_state = state.get("rng")
+        self._rng_state, self._template = state.get("rng"), state.get("template")
         self.skipped_updates = state.get("skipped_updates", 0)
         self._skipped_in_a_row = state.get("skipped_in_a_row", 0)
         if state:
             self.load_extra_state(state)
+
+    def _tell_other_sources(self, before: Mapping[str, str]) -> None:
+        """Say that a model named now is not what is trained: weights come from the checkpoint."""
+        now = self.sources()
+        for name in sorted(before.keys() & now.keys() - {"tokenizer"}):
+            if Path(before[name]).expanduser().resolve() != Path(now[name]).expanduser().resolve():
+                rank_zero_warn(
+                    f"The run was started from '{before[name]}' as its {name}, and is resumed with '{now[name]}': its "
+                    f"weights come from the checkpoint. To train '{now[name]}', start a new run."
+                )
 
     def extra_state(self) -> dict[str, Any]:
         """State of the subclass beyond weights: primitives and tensors only, so that `weights_only=True` loads it."""
@@ -416,6 +463,11 @@ class BaseModule(L.LightningModule, ABC):
         return self._rates
 
 
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``module`` that take a gradient, each once."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def total_steps(trainer: L.Trainer) -> float:
     """Optimizer steps of the whole fit, infinite when unbounded.
 
@@ -424,11 +476,30 @@ def total_steps(trainer: L.Trainer) -> float:
     """
     steps = float("inf")
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        batches = len(trainer.fit_loop._data_source.dataloader())
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-        steps = float(trainer.max_epochs * batches)
+        steps = float(trainer.max_epochs * steps_per_epoch(trainer))
     return min(steps, float(trainer.max_steps)) if trainer.max_steps >= 0 else steps
+
+
+def steps_per_epoch(trainer: L.Trainer) -> int:
+    """Optimizer steps of an epoch, before Lightning has set the loaders up."""
+    batches = len(trainer.fit_loop._data_source.dataloader())
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+
+
+def log_every_epoch(trainer: L.Trainer) -> None:
+    """Make loggers get every step where an epoch has fewer steps than Lightning logs one of.
+
+    What is measured once an epoch (of a rollout, say) is logged at the epoch's first step: with Lightning's default
+    of one step in 50 all but every 25th of such epochs of two steps would leave nothing in any logger.
+    """
+    steps, every = steps_per_epoch(trainer), getattr(trainer, "log_every_n_steps", 1)
+    if trainer.loggers and every > 1 and steps < every:
+        trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # set by a connector
+        rank_zero_warn(
+            f"`log_every_n_steps` ({every}) is more than the {steps} steps of an epoch, of which most would leave "
+            "nothing in the logs: every step is logged. `Trainer(log_every_n_steps=1)` says so itself."
+        )
 
 
 def load_dropped_loader_state(trainer: L.Trainer) -> None:

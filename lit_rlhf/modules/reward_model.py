@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.data.memory import in_memory
 from lit_rlhf.data.micro import length_micro_batches
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
 from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
-from lit_rlhf.models.export import export_scalar
-from lit_rlhf.models.loading.configured import load_options, load_tokenizer_for
-from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.export import export_scalar, export_scalar_adapter
+from lit_rlhf.models.loading.configured import load_scalar, load_tokenizer_for
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
-from lit_rlhf.modules.base import BaseModule, run_directory
+from lit_rlhf.modules.base import BaseModule, run_directory, trained_parameters
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.reward_report.response_scorer import ResponseScorer
@@ -42,12 +45,13 @@ class RewardModelModule(BaseModule):
         schedule: Learning rate over steps.
         model: How the model is loaded.
         micro_batch_tokens: Most tokens of one forward pass.
+        num_layers: Keep the first layers of the trunk alone, where the head is fresh; None for all.
         on_non_finite: See ``BaseModule``.
     """
 
     def __init__(
         self,
-        model_path: str,
+        model_path: ModelLike,
         head: Literal["fresh", "load"] = "fresh",
         lm_coef: float = 1.0,
         optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6),  # noqa: B008
@@ -55,7 +59,9 @@ class RewardModelModule(BaseModule):
         model: ModelConfig = ModelConfig(),  # noqa: B008
         micro_batch_tokens: int = 16384,
         on_non_finite: Literal["stop", "skip"] = "stop",
+        num_layers: int | None = None,
     ) -> None:
+        model_path = model_source(model_path, "model_path")
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(lm_coef >= 0, "lm_coef", lm_coef, "must not be negative")
         require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
@@ -64,28 +70,34 @@ class RewardModelModule(BaseModule):
                 f"`lm_coef` ({lm_coef}) needs the LM head of a language model; `head: load` starts from a reward "
                 "model, which has none: set it to 0."
             )
+        require(num_layers is None or num_layers >= 1, "num_layers", num_layers, "must be at least 1")
+        cut_under_head = head == "load" and num_layers is not None
+        require(
+            not cut_under_head, "num_layers", num_layers, "needs `head: fresh`: a trained head reads the last layer"
+        )
+        self.num_layers = num_layers
         self.model_path = model_path
         self.head: Literal["fresh", "load"] = head
         self.lm_coef = lm_coef
         self.micro_batch_tokens = micro_batch_tokens
         self.reward_model: Any = None
+        self._head_is_trained = head == "load"
 
     def load_models(self) -> None:
         """See ``BaseModule``."""
-        config = self.model_config
-        self.tokenizer = load_tokenizer_for(self.model_path, config)
-        self.reward_model = load_scalar_model(
+        self.tokenizer = load_tokenizer_for(self.model_path, self.model_config)
+        self.reward_model = load_scalar(
             self.model_path,
+            self.model_config,
             head=self.head,
             lm_head=self.lm_coef > 0,
-            gradient_checkpointing=config.gradient_checkpointing,
+            num_layers=self.num_layers,
             check_on=self.target_device,
-            **load_options(config),
         )
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """One group, `reward`."""
-        return {"reward": (list(self.reward_model.parameters()), self.optimizer_config.lr)}
+        return {"reward": (trained_parameters(self.reward_model), self.optimizer_config.lr)}
 
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
@@ -93,17 +105,25 @@ class RewardModelModule(BaseModule):
 
     def memory_models(self) -> list[ModelUse]:
         """The reward model, with an LM head where its loss has one."""
-        lm, loading = self.lm_coef > 0, self.model_config
-        return [ModelUse(role="reward model", path=self.model_path, causal=lm, trained=True, loading=loading)]
+        use = ModelUse(
+            role="reward model",
+            path=self.model_path,
+            causal=self.lm_coef > 0,
+            trained=True,
+            num_layers=self.num_layers,
+            loading=self.model_config,
+        )
+        return [use]
 
     def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
         """Rows of ``data.max_length`` tokens."""
         return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
-        """Write a folder that ``AutoModelForSequenceClassification`` loads; rank 0 writes."""
+        """Write a folder that ``AutoModelForSequenceClassification`` (with `adapter`, peft) loads; rank 0 writes."""
         if rank() == 0:
-            export_scalar(self.reward_model, self.tokenizer, path)
+            write = export_scalar if self.model_config.adapter is None else export_scalar_adapter
+            write(self.reward_model, self.tokenizer, path, template=self.template)
 
     # ---------------------------------------------------------------- training
 
@@ -175,6 +195,44 @@ class RewardModelModule(BaseModule):
 
     # ---------------------------------------------------------------- evaluation
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See ``BaseModule``."""
+        super().on_load_checkpoint(checkpoint)
+        self._head_is_trained = True
+
+    def on_train_start(self) -> None:
+        """See ``BaseModule``."""
+        super().on_train_start()
+        self._head_is_trained = True
+
+    def on_validation_start(self) -> None:
+        """See ``BaseModule``; inside a fit the head is what it is."""
+        super().on_validation_start()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._check_head()
+
+    def on_test_start(self) -> None:
+        """See ``BaseModule``."""
+        super().on_test_start()
+        self._check_head()
+
+    def on_predict_start(self) -> None:
+        """See ``BaseModule``."""
+        super().on_predict_start()
+        self._check_head()
+
+    def _check_head(self) -> None:
+        """Scores of a head that was drawn at random mean nothing.
+
+        Raises:
+            ValueError: If the head is fresh and neither trained nor from a checkpoint.
+        """
+        if not self._head_is_trained:
+            raise ValueError(
+                "`head: fresh` is an untrained head, whose scores mean nothing. Give a checkpoint (`--ckpt_path last`),"
+                " or `head: load` with `lm_coef: 0` and a reward model, RUN/export/final for example, as `model_path`."
+            )
+
     def on_validation_epoch_start(self) -> None:
         """Start an empty table."""
         self._rows: list[dict[str, Any]] = []
@@ -243,7 +301,7 @@ class RewardModelModule(BaseModule):
             model=self.model_path,
             data=", ".join(test_sources(self.trainer)),
         )
-        if rank() == 0:
+        if rank() == 0 and writes_files(self.trainer):
             for path in write_reward_report(report, run_directory(self.trainer)):
                 print(path)  # noqa: T201
         return report
@@ -271,7 +329,10 @@ class RewardModelModule(BaseModule):
 def test_sources(trainer: Any) -> list[str]:
     """What the test pairs were read from, for the report's head."""
     paths = getattr(getattr(trainer, "datamodule", None), "paths", {})
-    found = paths.get("test") or paths.get("train") or []
+    found: Any = next((paths[name] for name in ("test", "train") if paths.get(name) is not None), [])
+    memory = in_memory(found)
+    if memory is not None:
+        return [repr(memory)]
     return [found] if isinstance(found, str) else [str(path) for path in found]
 
 

@@ -8,16 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group, require
 from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
 from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
-from lit_rlhf.models.export import export_policy
+from lit_rlhf.models.export import export_policy, export_policy_adapter
 from lit_rlhf.models.loading.configured import load_policy, load_tokenizer_for
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.scoring import text_logprobs
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
-from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.base import BaseModule, trained_parameters
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.rollout.engine import RolloutEngine
 from lit_rlhf.rollout.requests import generation_request, reward_request
@@ -44,7 +45,7 @@ class SFTModule(BaseModule):
 
     def __init__(
         self,
-        policy: str,
+        policy: ModelLike,
         optimizer: OptimizerConfig = OptimizerConfig(lr=9.5e-6),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
@@ -55,9 +56,9 @@ class SFTModule(BaseModule):
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
-        self.policy_path = policy
+        self.policy_path = model_source(policy, "policy")
         self.micro_batch_tokens = micro_batch_tokens
-        self.evaluator = PromptEvaluator(sampling=sampling)
+        self.evaluator = PromptEvaluator(sampling=group(SamplingConfig, sampling, "sampling"))
         self.engine = engine or TransformersEngine()
         self.policy: Any = None
 
@@ -69,7 +70,7 @@ class SFTModule(BaseModule):
 
     def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         """One group, `policy`."""
-        return {"policy": (list(self.policy.parameters()), self.optimizer_config.lr)}
+        return {"policy": (trained_parameters(self.policy), self.optimizer_config.lr)}
 
     def sources(self) -> dict[str, str]:
         """See ``BaseModule``."""
@@ -84,9 +85,10 @@ class SFTModule(BaseModule):
         return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
-        """Write the model and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        """Write the model (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
         if rank() == 0:
-            export_policy(self.policy, self.tokenizer, path)
+            write = export_policy if self.model_config.adapter is None else export_policy_adapter
+            write(self.policy, self.tokenizer, path, template=self.template)
 
     def training_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
         """One global batch, one optimizer step."""

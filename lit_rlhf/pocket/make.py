@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.files import write_text
 from lit_rlhf.pocket import tables
 from lit_rlhf.pocket.annotator import Annotator, sample_pair
 from lit_rlhf.pocket.responses import demonstrate, state, write_document
@@ -143,9 +144,7 @@ def make(out: Path, *, seed: int = 0) -> list[Path]:
     written = []
     for name, rows in files(seed):
         path = out / name
-        # newline="\n": the same bytes on every system.
-        with path.open("w", encoding="utf-8", newline="\n") as handle:
-            handle.writelines(json.dumps(row) + "\n" for row in rows)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         written.append(path)
     write_base_model(out / "base", seed=seed)
     return [*written, out / "base"]

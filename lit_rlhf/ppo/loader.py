@@ -6,8 +6,9 @@ would be off-policy) nor rolls out before training starts; calling ``iter()`` ha
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lit_rlhf.distributed import all_gather_object, rank, world_size
@@ -41,13 +42,15 @@ class RolloutLoader:
     Args:
         source: Where experience comes from.
         steps: Updates of one iteration.
+        sizes: What decides which prompts an iteration takes and how it is cut, by name; a resume compares.
 
     Attributes:
         iteration: The iteration in progress, or the next one.
     """
 
-    def __init__(self, source: ExperienceSource, steps: int) -> None:
+    def __init__(self, source: ExperienceSource, steps: int, sizes: Mapping[str, int] | None = None) -> None:
         self._source = source
+        self._sizes = dict(sizes or {})
         self._steps = steps
         self._position = 0
         self._experience: Experience | None = None
@@ -79,19 +82,21 @@ class RolloutLoader:
         """
         position = self._position - int(not self._resumed and self._source.update_under_way())
         if position >= self._source.steps_per_epoch():
-            return {"iteration": self.iteration + 1, "position": 0}
+            return {"iteration": self.iteration + 1, "position": 0, "sizes": self._sizes}
         if self._experience is None:
-            return {"iteration": self.iteration, "position": 0}
+            return {"iteration": self.iteration, "position": 0, "sizes": self._sizes}
         columns = self._experience.to("cpu").as_dict()
         columns["records"] = [dict(record) for record in self._experience.records]
-        return {"iteration": self.iteration, "position": position, "experience": all_gather_object(columns)}
+        gathered = all_gather_object(columns)
+        return {"iteration": self.iteration, "position": position, "sizes": self._sizes, "experience": gathered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` left off.
 
         Raises:
-            ValueError: If the half-used experience was made by another number of processes.
+            ValueError: If the half-used experience was made by another number of processes, or with other sizes.
         """
+        self._compare(state.get("sizes", {}), half_used="experience" in state)
         self.iteration, self._position = state["iteration"], state["position"]
         self._experience, self._resumed = None, True
         stored = state.get("experience")
@@ -105,3 +110,20 @@ class RolloutLoader:
         columns = dict(stored[rank()])
         columns["records"] = tuple(columns["records"])
         self._experience = Experience(**columns)
+
+    def _compare(self, before: Mapping[str, int], *, half_used: bool) -> None:
+        """Tell of sizes that have changed since the checkpoint; refuse them in the middle of an iteration."""
+        changed = [k for k in before if k in self._sizes and before[k] != self._sizes[k]]
+        if not changed:
+            return
+        told = ", ".join(f"`{name}` {before[name]} -> {self._sizes[name]}" for name in changed)
+        if half_used and changed != ["prompts"]:
+            raise ValueError(
+                f"The checkpoint is from the middle of an iteration that was made with other sizes ({told}): resume "
+                "with those, or from a checkpoint at the end of an iteration."
+            )
+        warnings.warn(
+            f"Resumed with other sizes than before ({told}): from here on other prompts are drawn than in an "
+            "undisturbed run, and counts of steps in progress bars and schedules are those of the new sizes.",
+            stacklevel=2,
+        )

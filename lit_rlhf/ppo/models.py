@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lit_rlhf.config import ModelConfig
+from lit_rlhf.config import ModelConfig, group
 from lit_rlhf.models.frozen import FrozenModel
+from lit_rlhf.models.loading.adapted import load_frozen_lm, shared_origin
 from lit_rlhf.models.loading.causal import load_causal_lm
-from lit_rlhf.models.loading.configured import load_options, load_policy, load_tokenizer_for
-from lit_rlhf.models.loading.scalar import load_scalar_model
+from lit_rlhf.models.loading.configured import load_options, load_policy, load_scalar, load_tokenizer_for
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.tokenizer import check_tokenizers
 from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.ppo.config import CriticConfig, ReferenceConfig
+
+if TYPE_CHECKING:
+    ReferenceConfigLike = ReferenceConfig | ModelLike | Mapping[str, Any] | None
+else:
+    ReferenceConfigLike = ReferenceConfig | str | None
+"""What names a reference: its options, its path alone, or None for no reference."""
+
+
+def reference_config(value: Any) -> ReferenceConfig | None:
+    """The reference's options.
+
+    Raises:
+        ValueError: It is neither options, a path, a pair (model, tokenizer) nor None.
+    """
+    if value is None or isinstance(value, ReferenceConfig):
+        return value
+    if not isinstance(value, Mapping):
+        return ReferenceConfig(path=model_source(value, "reference"))
+    config = group(ReferenceConfig, value, "reference")
+    return replace(config, path=None if config.path is None else model_source(config.path, "reference.path"))
 
 
 class PPOModels:
@@ -49,23 +72,36 @@ class PPOModels:
         return None if self.reference is None else self.reference.path or self.policy_path
 
     @property
+    def critic_init(self) -> str:
+        """``critic.init``, with what it is where nothing is said: `reward` if that is a model, else `policy`."""
+        assert self.critic is not None
+        return self.critic.init or ("policy" if getattr(self.reward, "path", None) is None else "reward")
+
+    @property
     def critic_path(self) -> str | None:
         """Folder or hub name that the critic's trunk comes from.
 
         Raises:
             ValueError: If the critic is to come from a reward that is not a model.
         """
-        if self.critic is None or self.critic.init == "policy":
-            return None if self.critic is None else self.policy_path
-        if self.critic.init != "reward":
-            return self.critic.init
+        if self.critic is None:
+            return None
         path = getattr(self.reward, "path", None)
+        init = self.critic_init
+        if init != "reward":
+            return self.policy_path if init == "policy" else init
         if path is None:
             raise ValueError(
                 f"`critic.init: reward` needs a reward that is a model; {type(self.reward).__name__} is not. "
                 "Use `policy`, or name a folder."
             )
         return str(path)
+
+    @property
+    def critic_loading(self) -> ModelConfig:
+        """How the critic is loaded: as the policy is, but for what `critic.adapter` says."""
+        whole = self.critic is not None and not self.critic.adapter
+        return replace(self.model, adapter=None) if whole else self.model
 
     def sources(self, *, with_critic: bool) -> dict[str, str]:
         """Folder or hub name of each part that a checkpoint can be exported to."""
@@ -87,7 +123,16 @@ class PPOModels:
             )
             uses.append(reference)
         if self.critic_path is not None:
-            uses.append(ModelUse(role="critic", path=self.critic_path, causal=False, trained=True, loading=loading))
+            assert self.critic is not None
+            critic = ModelUse(
+                role="critic",
+                path=self.critic_path,
+                causal=False,
+                trained=True,
+                num_layers=self.critic.num_layers,
+                loading=self.critic_loading,
+            )
+            uses.append(critic)
         return uses
 
     def load_tokenizer(self) -> Any:
@@ -116,7 +161,7 @@ class PPOModels:
         return load_policy(self.policy_path, self.model)
 
     def build_reference(self, policy: Any) -> FrozenModel[nn.Module] | None:
-        """The frozen reference in its configured dtype and placement, or None.
+        """The frozen reference, or None: on the policy's base where it can be, else a model of its own.
 
         Raises:
             ValueError: If its vocabulary is not the policy's.
@@ -124,10 +169,16 @@ class PPOModels:
         if self.reference is None:
             return None
         assert self.reference_path is not None
-        dtype = self.reference.dtype
-        model = load_causal_lm(self.reference_path, dtype=dtype, **load_options(self.model))
+        placement, trust = self.reference.placement, self.model.trust_remote_code
+        shared = shared_origin(
+            self.reference_path, dtype=self.reference.dtype, placement=placement, trust_remote_code=trust
+        )
+        if shared is not None:
+            model = load_frozen_lm(*shared, self.model)  # the weights stay as the policy's base has them
+        else:
+            model = load_causal_lm(self.reference_path, dtype=self.reference.dtype, **load_options(self.model))
         check_same_vocabulary(policy, model, "reference")
-        return FrozenModel(model, placement=self.reference.placement, dtype=getattr(torch, dtype))
+        return FrozenModel(model, placement=placement)
 
     def build_critic(self, policy: Any, *, device: torch.device | str = "cpu") -> nn.Module | None:
         """The trainable critic (detail 8) from the reward model, the policy, or a folder of its own; or None.
@@ -142,12 +193,12 @@ class PPOModels:
         if self.critic is None:
             return None
         assert self.critic_path is not None
-        critic = load_scalar_model(
+        critic = load_scalar(
             self.critic_path,
-            head="fresh" if self.critic.init == "policy" else "load",
-            check_on=None if self.critic.init == "reward" else device,
-            gradient_checkpointing=self.model.gradient_checkpointing,
-            **load_options(self.model),
+            self.critic_loading,
+            head="fresh" if self.critic_init == "policy" else "load",
+            num_layers=self.critic.num_layers,
+            check_on=None if self.critic_init == "reward" else device,
         )
         check_same_vocabulary(policy, critic.trunk, "critic")
         return critic

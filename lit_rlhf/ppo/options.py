@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from lit_rlhf.config import ModelConfig
 from lit_rlhf.ppo.config import LossConfig
 from lit_rlhf.ppo.estimators import AdvantageEstimator
 from lit_rlhf.ppo.kl_controller import KLController
@@ -23,6 +24,7 @@ def check_options(
     kl_controller: KLController,
     engine: _Engine,
     has_reference: bool,
+    model: ModelConfig | None = None,
 ) -> None:
     """Refuse what would be ignored, or fail after the first rollout.
 
@@ -34,10 +36,16 @@ def check_options(
         kl_controller: For its coefficient.
         engine: For what it gives.
         has_reference: Whether a reference is configured.
+        model: How models are loaded.
 
     Raises:
         ValueError: Names the option, its value and the rule.
     """
+    if model is not None and model.adapter is not None and model.adapter.dropout > 0:
+        raise ValueError(
+            f"`adapter.dropout` ({model.adapter.dropout}) must be 0 in PPO: the update must see the distribution that "
+            "sampled."
+        )
     if critic_loss is not None and not estimator.needs_critic:
         raise ValueError(
             f"`critic_loss` ({type(critic_loss).__name__}) needs a critic, which {type(estimator).__name__} does not "

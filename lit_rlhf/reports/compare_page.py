@@ -12,6 +12,7 @@ from lit_rlhf.evaluation.judges.base import OUTCOMES, Verdict
 from lit_rlhf.evaluation.judges.sheet import SheetRow
 from lit_rlhf.evaluation.tax import Tax
 from lit_rlhf.evaluation.verdicts import Judged
+from lit_rlhf.files import write_text
 from lit_rlhf.reports import compare_figures as drawn
 from lit_rlhf.reports import page
 from lit_rlhf.reports.figures import Chart
@@ -22,9 +23,8 @@ MOST_PAIRS = 60
 
 def write_comparison(result: Comparison, judged: Sequence[Judged], path: str | Path) -> Path:
     """Write the page: bars, win rate by length, tables, and pairs with the judge's reasons."""
-    path = Path(path)
-    path.write_text(comparison_page(result, judged), encoding="utf-8")
-    return path
+    write_text(path, comparison_page(result, judged))
+    return Path(path)
 
 
 def comparison_page(result: Comparison, judged: Sequence[Judged]) -> str:
@@ -66,14 +66,13 @@ def _chosen(judged: Judged) -> list[tuple[Pair, Verdict]]:
 
 def write_tax(tax: Tax, path: str | Path) -> Path:
     """Write the page of a tax: a chart for every text and task, and the table."""
-    path = Path(path)
     header, rows = tax.cells()
     charts = [Chart(m.name, drawn.tax_chart(m, tax.models)) for m in tax.measurements]
     text = page.render(
         "tax", title="Alignment tax", tax=tax, caption=tax.caption(), header=header, rows=rows, charts=charts
     )
-    path.write_text(text, encoding="utf-8")
-    return path
+    write_text(path, text)
+    return Path(path)
 
 
 def write_sheet_page(rows: Sequence[SheetRow], path: str | Path) -> Path:
@@ -82,13 +81,11 @@ def write_sheet_page(rows: Sequence[SheetRow], path: str | Path) -> Path:
     Raises:
         FileExistsError: There is such a file.
     """
-    path = Path(path)
     names = "\0".join(row.pair for row in rows)
     content: Mapping[str, object] = {
         "id": hashlib.sha256(names.encode()).hexdigest()[:12],
         "rows": [{"pair": r.pair, "prompt": r.prompt, "left": r.left, "right": r.right} for r in rows],
     }
     text = page.render("sheet", script="sheet.js", title="Which answer is better?", sheet=content, number=len(rows))
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-    return path
+    write_text(path, text, new=True)
+    return Path(path)

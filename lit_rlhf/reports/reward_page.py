@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_rlhf.evaluation.intervals import Interval
+from lit_rlhf.files import write_text
 from lit_rlhf.reports import page
 from lit_rlhf.reports import reward_figures as drawn
 from lit_rlhf.reports.figures import Chart
@@ -20,11 +21,9 @@ def write_reward_report(report: RewardReport, folder: str | Path) -> tuple[Path,
 
     The page holds everything it needs, the chart library included, and loads nothing from anywhere.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    json_path, html_path = folder / "reward_report.json", folder / "reward_report.html"
-    json_path.write_text(report.to_json() + "\n", encoding="utf-8")
-    html_path.write_text(render_page(report), encoding="utf-8")
+    json_path, html_path = Path(folder) / "reward_report.json", Path(folder) / "reward_report.html"
+    write_text(json_path, report.to_json() + "\n")
+    write_text(html_path, render_page(report))
     return json_path, html_path
 
 

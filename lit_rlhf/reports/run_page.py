@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.files import write_text
 from lit_rlhf.reports import page
 from lit_rlhf.reports import run_figures as drawn
 from lit_rlhf.reports.run_data import RunData, load_run, name_runs
@@ -39,8 +40,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str, *, title: str 
     if target.suffix not in (".html", ".htm"):  # a slip must not write a page over a file of the run
         raise ValueError(f"`out` ({out}) must end in .html.")
     runs = [load_run(path, name=name) for path, name in zip(paths, name_runs(paths), strict=True)]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render(runs, title=title or ", ".join(run.name for run in runs)), encoding="utf-8")
+    write_text(target, render(runs, title=title or ", ".join(run.name for run in runs)))
     return target
 
 

@@ -70,8 +70,7 @@ class ResponseScorer:
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """Score of each row at its last token."""
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad  # padding on the right never reaches a score
+        pad = self.tokenizer.pad_token_id  # on the right, where it reaches no score
         scores: list[float] = score_rows(
             self.model, rows, pad_token_id=pad, max_batch_tokens=self.max_batch_tokens, device=self.device
         ).tolist()

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.config import ModelConfig
-from lit_rlhf.data.template import encode_piece, encode_rendered
+from lit_rlhf.data.template import encode_piece, encode_rendered, response_end
 from lit_rlhf.models.frozen import FrozenModel, Placement
+from lit_rlhf.models.loading.adapted import load_frozen_scalar, shared_origin
 from lit_rlhf.models.loading.checks import check_context, check_embeddings
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import as_dtype
 from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
@@ -26,15 +28,20 @@ CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 16384
 class ModelReward(Reward):
     """Score of a reward model at the last token of prompt + response.
 
-    With the policy's own tokenizer the very token ids are scored. With another one, prompt and response are encoded
-    again, each on its own as in training, with the policy's BOS and EOS in the prompt text exchanged for the reward
-    model's, and its EOS after a response that has ended. The prompt stays in the policy's template: both models must
-    have been trained with the same one. A response the length limit cut is scored without an EOS.
+    With the policy's own tokenizer the very token ids are scored; a finished response's last one becomes the end that
+    the reward model was trained to read (``response_end``), since a policy may stop at any of several. With another
+    tokenizer prompt and response are encoded again, each on its own as in training, with the policy's BOS and EOS in
+    the prompt text exchanged for the reward model's, and its end after a response that has ended. The prompt stays in
+    the policy's template: both models must have been trained with the same one. A response the length limit cut is
+    scored without an end.
 
     Args:
-        path: Local folder or hub name of a sequence-classification model with one label, or of the MOSS-RLHF layout.
-        dtype: Of its weights.
-        placement: ``"device"``, or ``"cpu"`` to bring it to the device for scoring only.
+        path: Local folder or hub name of a sequence-classification model with one label, of the MOSS-RLHF layout, or of
+            an adapter with a head. Where policy or critic are adapters on the same base, it runs on their very weights.
+        dtype: Of its weights; None for that of the policy's on the device (bf16 under DeepSpeed's bf16, else fp32), or
+            whatever a shared base has. With another one than that it has weights of its own, an adapter merged into
+            its base.
+        placement: ``"device"``, or ``"cpu"`` to bring a model of its own to the device for scoring only.
         max_batch_tokens: Most tokens, padding included, of one forward pass; None: 2048 on a CPU, where activations
             then stay in its caches, 16384 elsewhere.
         trust_remote_code: Run Python files that come with the model.
@@ -46,9 +53,9 @@ class ModelReward(Reward):
 
     def __init__(
         self,
-        path: str,
+        path: ModelLike,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
         placement: Placement = "device",
         max_batch_tokens: int | None = None,
         trust_remote_code: bool = False,
@@ -59,7 +66,8 @@ class ModelReward(Reward):
             raise ValueError(f"`placement` must be 'device' or 'cpu', not '{placement}'.")
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ValueError(f"`max_batch_tokens` ({max_batch_tokens}) must be at least 1.")
-        self.path, self.dtype, self.placement, self.max_batch_tokens = path, dtype, placement, max_batch_tokens
+        self.path, self.dtype = model_source(path, "path"), dtype
+        self.placement, self.max_batch_tokens = placement, max_batch_tokens
         self.trust_remote_code, self.name = trust_remote_code, name
         self.shares_vocabulary = False
         self._model: FrozenModel[ScalarModel] | None = None
@@ -74,13 +82,18 @@ class ModelReward(Reward):
             ValueError: It is not a reward model (see ``load_scalar_model``), or its tokenizer cannot be used.
         """
         self._policy_tokenizer = tokenizer
-        self._tokenizer = load_tokenizer(self.path, needs_pad=False, trust_remote_code=self.trust_remote_code)
+        self._tokenizer = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
         self.shares_vocabulary = same_vocabulary(tokenizer, self._tokenizer)
-        scalar = load_scalar_model(
-            self.path, head="load", dtype=self.dtype, trust_remote_code=self.trust_remote_code, check_on=device
-        )
+        scalar = self._load(device)
         check_embeddings(scalar.config, self._tokenizer)
         self._model = FrozenModel(scalar, placement=self.placement).to(device)
+
+    def _load(self, device: torch.device) -> ScalarModel:
+        trust = self.trust_remote_code
+        shared = shared_origin(self.path, dtype=self.dtype, placement=self.placement, trust_remote_code=trust)
+        if shared is not None:
+            return load_frozen_scalar(self.path, *shared, check_on=device, trust_remote_code=trust)
+        return load_scalar_model(self.path, head="load", dtype=self.dtype, trust_remote_code=trust, check_on=device)
 
     def score(self, request: RewardRequest) -> RewardOutput:
         """Score prompt + response at the last token, in packs of rows of similar length, on the rollout's device.
@@ -90,7 +103,7 @@ class ModelReward(Reward):
         """
         if self._model is None:
             raise ValueError(f"Reward '{self.name}' has no model yet: call `setup` first.")
-        rows = id_rows(request.rollout) if self.shares_vocabulary else self._encoded_rows(request)
+        rows = self._own_rows(request) if self.shares_vocabulary else self._encoded_rows(request)
         check_context(self._model.model.config, max(map(len, rows)))
         # Not the device of `setup`: a LightningModule that loads its models early is still on the CPU then.
         device = request.rollout.input_ids.device
@@ -101,6 +114,11 @@ class ModelReward(Reward):
                 device=device,
             )  # fmt: skip
         return RewardOutput(scores=scores)
+
+    def _own_rows(self, request: RewardRequest) -> list[list[int]]:
+        end = response_end(self._tokenizer)
+        rows = zip(id_rows(request.rollout), request.ended, strict=True)
+        return [[*row[:-1], end] if ended else row for row, ended in rows]
 
     def _encoded_rows(self, request: RewardRequest) -> list[list[int]]:
         texts = zip(request.prompts, request.responses, request.ended, strict=True)
@@ -116,9 +134,12 @@ class ModelReward(Reward):
         place = self.placement
         return [ModelUse(role=role, path=self.path, causal=False, dtype=self.dtype, placement=place, loading=loading)]
 
+    def _dtype_name(self) -> str | None:
+        return self.dtype if self._model is None else str(self._model.dtype).removeprefix("torch.")
+
     def describe(self) -> dict[str, Any]:
         """Name, type, path and dtype."""
-        return {**super().describe(), "path": self.path, "dtype": self.dtype, "placement": self.placement}
+        return {**super().describe(), "path": self.path, "dtype": self._dtype_name(), "placement": self.placement}
 
 
 def id_rows(rollout: Rollout) -> list[list[int]]:
@@ -137,8 +158,8 @@ def translate_special(text: str, source: Any, target: Any) -> str:
 def encode_again(tokenizer: Any, prompt: str, response: str, *, ended: bool) -> list[int]:
     """Token ids of prompt + response as in training, encoded apart so that the boundary is exact.
 
-    One BOS in front where the tokenizer has one of its own, one EOS behind where the response has ended. Special tokens
+    One BOS in front where the tokenizer has one of its own, its end behind where the response has ended. Special tokens
     count in the prompt; written in the response they are read as plain text.
     """
     ids = encode_rendered(tokenizer, prompt) + encode_piece(tokenizer, response)
-    return [*ids, tokenizer.eos_token_id] if ended or not ids else ids
+    return [*ids, response_end(tokenizer)] if ended or not ids else ids

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.data.template import response_end
 from lit_rlhf.randomness import generator_for
 from lit_rlhf.rollout.engine import GenerationRequest
 from lit_rlhf.rollout.sampling import SamplingConfig
@@ -16,10 +17,10 @@ EVAL_SEED = 20230711
 
 
 def eos_token_ids(tokenizer: Any, model: Any) -> list[int]:
-    """Tokens that end a response: the tokenizer's EOS and those of the model's generation config."""
+    """Tokens that end a response: the tokenizer's EOS, the chat template's end, and the model's generation config's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     extra = configured if isinstance(configured, list) else [configured]
-    return sorted({tokenizer.eos_token_id, *[i for i in extra if i is not None]})
+    return sorted({tokenizer.eos_token_id, response_end(tokenizer), *[i for i in extra if i is not None]})
 
 
 def generation_request(

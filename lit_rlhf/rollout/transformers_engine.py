@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlhf.models.causal import unwrap
 from lit_rlhf.models.memory import cache_bytes_per_token
 from lit_rlhf.models.uses import EngineLimits
 from lit_rlhf.rollout.compiled import CompiledStep
@@ -103,7 +104,8 @@ class TransformersEngine(RolloutEngine):
             raise RuntimeError("`TransformersEngine.generate` needs a policy: call `sync(policy)` first.")
         # Validation runs in inference mode, whose tensors are of another kind: each graph would be compiled twice.
         mode = torch.inference_mode(mode=False) if self.compile else nullcontext()
-        with mode, torch.no_grad(), _evaluating(self._policy) as policy:
+        # Not a PEFT wrapper, whose `forward` does not say what it takes; the adapter's layers are inside the model.
+        with mode, torch.no_grad(), _evaluating(unwrap(self._policy)) as policy:
             out = Responses(request.uniforms, pad_token_id=request.pad_token_id, scored=self.gives_logprobs)
             for series in self._series(policy, request):
                 self._run(series, policy, request, out)

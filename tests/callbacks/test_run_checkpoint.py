@@ -119,6 +119,10 @@ def test_only_what_it_wrote_is_removed(world: Path, tmp_path: Path) -> None:
         ({"minutes": 0.4}, [1, 2, 3, 4, 5, 6, 7, 8]),
         ({"minutes": None}, [4, 8]),
         ({"minutes": None, "every_n_steps": 3}, [3, 4, 6, 8]),
+        ({"minutes": None, "every_n_epochs": 2}, [8, 12]),  # the third is the last
+        ({"minutes": None, "every_n_epochs": None}, [12]),
+        ({"minutes": 2.9, "every_n_epochs": None}, [7, 12]),
+        ({"minutes": 1.6, "every_n_epochs": None}, [4, 8, 12]),  # the time has come at an epoch's end
     ],
 )
 def test_time_and_steps_say_when(world, tmp_path, monkeypatch, options, saved) -> None:
@@ -133,14 +137,18 @@ def test_time_and_steps_say_when(world, tmp_path, monkeypatch, options, saved) -
 
     monkeypatch.setattr(run_checkpoint, "time", SimpleNamespace(monotonic=lambda: now[0]))
     callbacks = [Clock(), RunCheckpoint(str(tmp_path / "checkpoints"), **options)]
-    trainer = make_trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=callbacks)
+    trainer = make_trainer(tmp_path, max_epochs=2 + (max(saved) > 8), enable_checkpointing=True, callbacks=callbacks)
     trainer.fit(make_ppo(world), make_data(world, ppo_epochs=2))
     assert saves == saved
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"minutes": -1}, r"`minutes` \(-1\) must not be"), ({"every_n_steps": 0}, r"`every_n_steps` \(0\) must be at")],
+    [
+        ({"minutes": -1}, r"`minutes` \(-1\) must not be"),
+        ({"every_n_steps": 0}, r"`every_n_steps` \(0\) must be at"),
+        ({"every_n_epochs": 0}, r"`every_n_epochs` \(0\) must be at"),
+    ],
 )
 def test_options_are_checked(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):

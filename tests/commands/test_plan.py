@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lit_rlhf.cli import main as cli
-from lit_rlhf.commands.plan import main, parse_size, plan, trainer_setup
+from lit_rlhf.commands.plan import main, parse_size, plan, sized, trainer_setup
 from lit_rlhf.commands.training import RLHFCLI
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.models.memory import Memory, SizedModel, TrainerSetup, predict
@@ -22,6 +23,7 @@ from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.estimators import GAE, GroupNormalized
 from lit_rlhf.rollout.engine import RolloutEngine
+from tests.modules.tiny_ppo import make_data, make_ppo, make_trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ARCHITECTURE = str(CONFIGS / "llama7b" / "architecture")
@@ -93,6 +95,30 @@ def test_zero_shards_what_it_should() -> None:
     assert "optimizer state" not in offloaded.resident
 
 
+def test_frozen_models_that_name_no_dtype_are_as_the_trained_ones() -> None:
+    sizes = PassSizes(update_rows=2, update_width=16, learned=8)
+    frozen = model(role="reference", trained=False, dtype=None)
+    for setup, size in ((TrainerSetup(sharding="zero"), 2), (TrainerSetup(), 4), (TrainerSetup(bf16=False), 4)):
+        weights = predict([model(), frozen], sizes, setup).resident
+        assert weights["policy weights"] == weights["reference weights"] == size * frozen.parameters
+
+
+def test_a_checkpoint_is_as_large_as_planned(world: Path, tmp_path: Path) -> None:
+    module = make_ppo(world)
+    make_trainer(tmp_path, limit_val_batches=0).fit(module, make_data(world))
+    module.trainer.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    moments = [state["optimizer_states"][0]["state"][i] for i in state["optimizer_states"][0]["state"]]
+    tensors = [*state["state_dict"].values(), *(m[k] for m in moments for k in ("exp_avg", "exp_avg_sq"))]
+    planned = predict(
+        [sized(use) for use in module.memory_models()],
+        PassSizes(update_rows=1, update_width=8, learned=4),
+        TrainerSetup(bf16=False),
+    ).checkpoint
+    # The critic's head is not counted: one row of numbers.
+    assert planned == pytest.approx(sum(t.numel() * t.element_size() for t in tensors), rel=0.01)
+
+
 def test_frozen_models_cost_their_weights_where_they_wait() -> None:
     sizes = PassSizes(update_rows=2, update_width=16, learned=8, generated_rows=4, cache_slots=64, prefill_tokens=32)
     frozen = model(role="reference", trained=False, dtype="bfloat16", placement="cpu")
@@ -106,6 +132,15 @@ def test_frozen_models_cost_their_weights_where_they_wait() -> None:
 def test_the_7b_configs_fit_eight_a100(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(CONFIGS / "llama7b" / f"{name}.yaml")
     cli(["plan", "--config", config, "--memory", "80GB", "--model", ARCHITECTURE])
+    assert "fits: " in capsys.readouterr().out
+
+
+def test_the_readmes_7b_example_fits_eight_a100(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "my-org/sft-7b" in block]
+    (tmp_path / "this.yaml").write_text(example, encoding="utf-8")
+    configs = ["--config", str(CONFIGS / "presets" / "ppo_max.yaml"), "--config", str(tmp_path / "this.yaml")]
+    cli(["plan", *configs, "--memory", "80GB", "--model", ARCHITECTURE])
     assert "fits: " in capsys.readouterr().out
 
 
@@ -210,7 +245,7 @@ def test_a_subclass_is_planned_as_what_it_is(small: str) -> None:
     base = parts(small, PPO)
     assert parts(small, PPO, "--model", own(Longer), "--model.bonus", 0.5) == base
     more = parts(small, PPO, "--model", own(WithAnnotator))
-    assert more.resident["annotator weights"] == 4 * model().parameters
+    assert more.resident["annotator weights"] == 2 * model().parameters
     assert {k: v for k, v in more.resident.items() if k != "annotator weights"} == base.resident
 
 
@@ -230,7 +265,7 @@ def test_without_a_reference_none_is_counted(small: str) -> None:
 
 
 def test_rewards_say_which_models_they_load(small: str) -> None:
-    score = {"class_path": "ModelReward", "init_args": {"path": "a", "dtype": "bfloat16"}}
+    score = {"class_path": "ModelReward", "init_args": {"path": "a", "dtype": "float32"}}
     rule = {"class_path": "PythonReward", "init_args": {"function": "lit_rlhf.pocket.gold:gold_reward"}}
     bare = parts(small, PPO, "--model.reward", json.dumps(rule), "--model.critic.init", "policy")
     assert not any("reward" in name for name in [*bare.resident, *bare.host])
@@ -238,10 +273,10 @@ def test_rewards_say_which_models_they_load(small: str) -> None:
     wrapped = {"class_path": "LengthReward", "init_args": {"reward": mixed, "coef": 0.1, "longest": 64}}
     both = parts(small, PPO, "--model.reward", json.dumps(wrapped), "--model.critic.init", "policy")
     one = model(causal=False).parameters
-    assert both.resident["reward model weights"] == 2 * 2 * one
+    assert both.resident["reward model weights"] == 2 * 4 * one
     other = {"gold": {"class_path": "ModelReward", "init_args": {"path": "b", "name": "gold_model"}}}
     judged = parts(small, PPO, "--model.eval_rewards", json.dumps(other))
-    assert judged.resident["gold model weights"] == 4 * one
+    assert judged.resident["gold model weights"] == 2 * one  # as the policy under ZeRO
 
 
 @pytest.mark.parametrize(("config", "role"), [("llama7b/sft.yaml", "policy"), ("llama7b/reward.yaml", "reward model")])
@@ -346,6 +381,9 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     with pytest.raises(ValueError, match=r"`memory` \(lots\)"):
         parse_size("lots")
+    for text in ("80", "80G"):  # 80 bytes?
+        with pytest.raises(ValueError, match=rf"`memory` \({text}\) must be a number with a unit"):
+            parse_size(text)
     assert "none.yaml" in refused("--config", str(tmp_path / "none.yaml"))
     config = ("--config", str(CONFIGS / "pocket" / "sft.yaml"))
     assert "Did you mean: policy" in refused(*config, "--model.polici", "a")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lit_rlhf.data.records import DialogueRecord, Message, PreferenceRecord, Reason, RowError
 from lit_rlhf.data.template import (
+    chat_template,
     check_template,
     encode_dialogue,
     encode_pair,
@@ -15,6 +16,7 @@ from lit_rlhf.data.template import (
     encode_response,
     encode_text,
     fit_prompt,
+    response_end,
 )
 
 from .conftest import CHAT_TEMPLATE, make_tokenizer
@@ -52,6 +54,25 @@ def test_exactly_one_bos_and_eos_on_every_response(chat_tokenizer, template):
     learned = [i for i, on in zip(encoded.ids, encoded.learned, strict=True) if on]
     told = chat_tokenizer.decode(learned).replace(" ", "")
     assert told == ("so</s>" if template is None else "yo</s>so</s>")
+
+
+@pytest.mark.parametrize("template", [*RENDERED, None])
+def test_the_exported_chat_template_gives_the_ids_of_training(template):
+    """Also where the tokenizer's own template leaves the BOS out, which training puts in front."""
+    tokenizer = make_tokenizer(CHAT_TEMPLATE.replace("{{ bos_token }}", ""))
+    wanted = encode_prompt(tokenizer, DIALOGUE, template=template)
+    assert wanted[0] == BOS
+    whole = encode_dialogue(tokenizer, DialogueRecord(messages=DIALOGUE[:2]), template=template).ids
+    tokenizer.chat_template = chat_template(tokenizer, template)
+    turns = [{"role": message.role, "content": message.content} for message in DIALOGUE]
+    assert tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"] == wanted
+    if template is not None:  # every response with its EOS
+        assert tokenizer.apply_chat_template(turns[:2])["input_ids"] == whole
+    assert chat_template(tokenizer, None) == tokenizer.chat_template, "a BOS too many"
+
+
+def test_no_template_is_made_up():
+    assert chat_template(make_tokenizer(None), None) is None
 
 
 def test_a_bos_from_template_and_tokenizer_is_not_doubled():
@@ -151,3 +172,45 @@ def test_a_tokenizer_that_prepends_a_space_does_not_double_it():
     assert llama.convert_ids_to_tokens(encode_response(llama, "so", template="hh")) == ["\u2581", "s", "o", "</s>"]
     prompt = llama.convert_ids_to_tokens(encode_prompt(llama, DIALOGUE, template="hh"))
     assert "".join(prompt) == "<s>\n\nHuman:\u2581hi\n\nAssistant:\u2581yo</s>\n\nHuman:\u2581why?\n\nAssistant:"
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<turn_end>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
+)
+
+
+class TestTheEndOfAResponse:
+    """A chat template may end a turn with another token than EOS, as Gemma's and Llama 3's do."""
+
+    @pytest.fixture
+    def chatml(self):
+        tokenizer = make_tokenizer(CHATML)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<turn_end>"]})
+        return tokenizer
+
+    def test_is_the_chat_templates(self, chatml):
+        end = chatml.convert_tokens_to_ids("<turn_end>")
+        assert response_end(chatml) == end != EOS
+        assert encode_response(chatml, "so")[-1] == end
+        pair = encode_pair(chatml, PreferenceRecord(prompt=DIALOGUE, chosen="so", rejected="no"))
+        assert (pair.chosen[-1], pair.rejected[-1]) == (end, end)
+        dialogue = encode_dialogue(chatml, DialogueRecord(messages=(*DIALOGUE, Message("assistant", "so"))))
+        assert dialogue.ids[-1] == end
+        assert dialogue.learned[-1]
+        # What is learned is what the template itself puts there.
+        turns = [{"role": m.role, "content": m.content} for m in (*DIALOGUE, Message("assistant", "so"))]
+        rendered = chatml(chatml.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
+        assert [BOS, *rendered][: len(dialogue.ids)] == dialogue.ids
+
+    def test_is_eos_with_a_named_template_and_where_the_template_says_nothing(self, chatml):
+        assert response_end(chatml, template="hh") == EOS
+        assert encode_response(chatml, "so", template="hh")[-1] == EOS
+        assert response_end(make_tokenizer(None)) == EOS
+        assert response_end(make_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")) == EOS
+        assert response_end(make_tokenizer("{{ raise_exception('no') }}")) == EOS
+
+    def test_follows_a_template_that_is_changed(self, chatml):
+        assert response_end(chatml) != EOS
+        chatml.chat_template = CHAT_TEMPLATE
+        assert response_end(chatml) == EOS

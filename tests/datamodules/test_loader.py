@@ -24,7 +24,7 @@ def test_iter_does_nothing_until_a_batch_is_asked_for():
     loader = make(log=log)
     iter(loader)
     iter(loader)
-    assert (log, len(loader), loader.state_dict()) == ([], 4, {"epoch": 0, "pos": 0})
+    assert (log, len(loader), loader.state_dict()) == ([], 4, {"epoch": 0, "pos": 0, "batches": 4})
     assert next(iter(loader)) == 0
     assert log == [0]
 
@@ -57,10 +57,20 @@ def test_the_trainers_epoch_rules_where_there_is_one():
     assert [next(stream), next(stream)] == [0, 1]  # the epoch ends early, as under `limit_train_batches`
     current[0] = 1
     state = loader.state_dict()
-    assert state == {"epoch": 0, "pos": 2}
+    assert state == {"epoch": 0, "pos": 2, "batches": 4}
     resumed = make(epoch=lambda: current[0])
     resumed.load_state_dict(state)
     assert list(resumed) == [10, 11, 12, 13]  # a position of another epoch does not count
     again = make(epoch=lambda: 0)
     again.load_state_dict(state)
     assert [list(again), list(again)] == [[2, 3], [0, 1, 2, 3]]
+
+
+def test_another_number_of_batches_is_told_when_they_are_used() -> None:
+    loader = StatefulLoader(lambda epoch: list(range(4)), lambda item: item)
+    next(iter(loader))
+    state = loader.state_dict()
+    other = StatefulLoader(lambda epoch: list(range(6)), lambda item: item)
+    other.load_state_dict(state)
+    with pytest.warns(UserWarning, match="Resumed with 6 batches an epoch, not 4"):
+        assert list(other) == [1, 2, 3, 4, 5]

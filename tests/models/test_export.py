@@ -35,9 +35,20 @@ def test_policy_round_trip(causal_folder, tokenizer, tmp_path, architecture, opt
     tokenizer.chat_template = "{{ messages[0].content }}"
     out = export_policy(model, tokenizer, tmp_path / "out")
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(input_ids=IDS).logits, model(input_ids=IDS).logits)
-    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
+    assert AutoTokenizer.from_pretrained(out).chat_template == "{{ bos_token }}{{ messages[0].content }}"
     assert load_tokenizer(out).pad_token_id == 0
     assert (out / "model.safetensors").is_file()
+
+
+def test_a_folder_has_the_chat_template_of_training(causal_folder, tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    before = tokenizer.chat_template
+    out = export_policy(load_causal_lm(causal_folder()), tokenizer, tmp_path / "out", template="hh")
+    turns = [{"role": "user", "content": "a"}]
+    read = AutoTokenizer.from_pretrained(out).apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert read == "<bos>\n\nHuman: a\n\nAssistant:"
+    assert tokenizer.chat_template == before
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -36,16 +36,8 @@ def copied(config: dict[str, Any], name: str, folder: Path) -> Path:
     return folder / name
 
 
-def no_pad(config: dict[str, Any], folder: Path) -> None:
-    save_tokenizer(copied(config, "policy", folder), pad_token=None)
-
-
 def no_eos(config: dict[str, Any], folder: Path) -> None:
     save_tokenizer(copied(config, "policy", folder), eos_token=None)
-
-
-def pad_is_eos(config: dict[str, Any], folder: Path) -> None:
-    save_tokenizer(copied(config, "policy", folder), pad_token="<eos>")
 
 
 def unknown_pad(config: dict[str, Any], folder: Path) -> None:
@@ -97,9 +89,7 @@ def critic_of_a_program(config: dict[str, Any], folder: Path) -> None:
 
 
 CASES: list[tuple[Edit, list[str]]] = [
-    (no_pad, ["no pad token", "`pad_token`"]),
     (no_eos, ["no EOS"]),
-    (pad_is_eos, ["pads with its EOS", "`pad_token`"]),
     (unknown_pad, ["`pad_token` ('<nowhere>')", "vocabulary"]),
     (short_context, ["`max_response_length`", "(12 tokens)", "`data.max_prompt_length`"]),
     (empty_prompts, ["empty.jsonl"]),

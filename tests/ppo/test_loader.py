@@ -76,3 +76,13 @@ def test_no_update_is_lost_or_done_twice(save_in: int, inside: bool) -> None:
     # The experience is in the state as soon as it is made: making it again would move the reward's moments twice.
     made = {iteration for iteration, _ in expected} - {whole[save_in - 1][0]}
     assert set(again.collected) & {0, 1} == made
+
+
+def test_other_sizes_are_told_and_refused_in_the_middle_of_an_iteration() -> None:
+    loader = RolloutLoader(None, STEPS, {"minibatch_size": 8, "prompts": 3})  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="`minibatch_size` 4 -> 8"):
+        loader.load_state_dict({"iteration": 2, "position": 0, "sizes": {"minibatch_size": 4, "prompts": 3}})
+    assert loader.iteration == 2
+    half_used = {"iteration": 2, "position": 1, "experience": []}
+    with pytest.raises(ValueError, match=r"middle of an iteration .* other sizes \(`minibatch_size` 4 -> 8\)"):
+        loader.load_state_dict({**half_used, "sizes": {"minibatch_size": 4, "prompts": 3}})

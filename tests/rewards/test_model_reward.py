@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -48,6 +50,22 @@ def test_cut_response_is_scored_without_eos(reward_folder, tokenizer):
     torch.testing.assert_close(
         scores, _transformers_scores(folder, tokenizer, [PROMPTS[0] + RESPONSES[0]]), atol=1e-5, rtol=1e-5
     )
+
+
+def test_whatever_the_policy_stopped_at_the_model_reads_its_own_end(reward_folder, tokenizer):
+    """A policy with several EOS tokens (Gemma, Llama 3) may stop at one that the reward model never saw."""
+    folder = reward_folder()
+    reward = ModelReward(str(folder))
+    reward.setup(device=CPU, tokenizer=tokenizer)
+    request = make_request(tokenizer, PROMPTS, RESPONSES, ended=[True, False, True])
+    expected = reward(request).scores
+    ids = request.rollout.input_ids.clone()
+    last = torch.tensor([int(row.nonzero().max()) for row in request.rollout.attention_mask])
+    ids[[0, 2], last[[0, 2]]] = tokenizer.unk_token_id
+    stopped = dataclasses.replace(request, rollout=dataclasses.replace(request.rollout, input_ids=ids))
+    assert torch.equal(reward(stopped).scores, expected)
+    ids[1, last[1]] = tokenizer.unk_token_id  # a response that was cut is read as it is
+    assert reward(stopped).scores[1] != expected[1]
 
 
 def test_other_tokenizer_scores_equal_scoring_the_text(reward_folder, tokenizer):
@@ -162,6 +180,6 @@ def test_model_goes_where_the_rollout_is(reward_folder, tokenizer, monkeypatch):
 
 
 def test_describe(tmp_path):
-    assert ModelReward("org/rm", name="rm").describe() == {
+    assert ModelReward("org/rm", name="rm", dtype="float32").describe() == {
         "name": "rm", "type": "ModelReward", "path": "org/rm", "dtype": "float32", "placement": "device",
     }  # fmt: skip

@@ -35,17 +35,18 @@ def main() -> None:
     """Run, requeue, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time-limit", action="store_true")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, help="iterations (default: 6; 200 with --time-limit, to outlast it)")
     parser.add_argument("--out", type=Path, default=Path("runs/slurm"))
     args = parser.parse_args()
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing or os.geteuid() != 0:
         sys.exit(f"needs root and {', '.join(missing) or 'nothing else'}")
-    trial = Trial(args.out.resolve() / "runs", "ddp", args.epochs, signal.SIGUSR1, random.Random(0))
+    epochs = args.epochs or (200 if args.time_limit else 6)
+    trial = Trial(args.out.resolve() / "runs", "ddp", epochs, signal.SIGUSR1, random.Random(0))
     expected, files = trial.undisturbed()
     with cluster(args.out.resolve() / "cluster"):
         job = Job(
-            trial.new_run("slurm"), ["--time", "0:02", "--grace", "60"] if args.time_limit else ["--time", "1:00"]
+            trial.new_run("slurm"), ["--time", "3:00", "--grace", "60"] if args.time_limit else ["--time", "1:00:00"]
         )
         for restarts, moment in enumerate(("time limit",) if args.time_limit else MOMENTS):
             job.reach(moment, restarts)

@@ -88,9 +88,10 @@ def test_a_judge_that_fails_ends_all_ranks_alike(one: dict[str, Any], two: dict[
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_ratios_start_at_one_exactly(precision: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     for found in (one, two):
-        rows = found["equality"]["rows"]
-        first = [row["update/ratio_drift"] for row in rows[::STEPS]] if precision == "fp32" else found["ratio_bf16"]
-        assert first == [0.0] * ITERATIONS
+        rows = found["equality"]["rows"][::STEPS] if precision == "fp32" else found["first_bf16"]
+        assert [row["update/ratio_drift"] for row in rows] == [0.0] * ITERATIONS
+        # The reference is the policy, in the policy's dtype.
+        assert rows[0]["rollout/kl"] == 0.0 != rows[1]["rollout/kl"]
 
 
 def test_resume_is_bit_for_bit(one: dict[str, Any], two: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ class RewardJudge(Judge):
             FileNotFoundError: No such folder or hub name.
             ValueError: The template cannot be used, or the reward cannot be set up.
         """
-        self._tokenizer = load_tokenizer(self.tokenizer_path, needs_pad=False)
+        self._tokenizer = load_tokenizer(self.tokenizer_path)
         check_template(self._tokenizer, self.template)
         self.reward.setup(device=self.device, tokenizer=self._tokenizer)
 

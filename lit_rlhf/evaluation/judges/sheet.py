@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from lit_rlhf.evaluation.answers import Pair
 from lit_rlhf.evaluation.judges.base import REVERSED, Outcome, settled
+from lit_rlhf.files import write_text
 
 COLUMNS = ("pair", "prompt", "left", "right", "answer", "comment", "annotator")
 CHOICES: dict[str, Outcome] = {"left": "win", "right": "lose", "tie": "tie"}
@@ -92,11 +94,13 @@ def write_csv(rows: Sequence[SheetRow], path: Path) -> None:
 
     A cell that a spreadsheet would run as a formula gets an apostrophe in front.
     """
-    with path.open("x", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow([row.pair, *map(_inert, (row.prompt, row.left, row.right)), "", "", ""])
+    text = io.StringIO("\ufeff")  # by which spreadsheets know UTF-8
+    text.read()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([row.pair, *map(_inert, (row.prompt, row.left, row.right)), "", "", ""])
+    write_text(path, text.getvalue(), new=True)
 
 
 def _inert(text: str) -> str:
@@ -105,8 +109,7 @@ def _inert(text: str) -> str:
 
 def write_key(path: Path, content: Mapping[str, Any]) -> None:
     """Write what unblinds the sheet; annotators must not have it."""
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+    write_text(path, json.dumps(content, indent=1), new=True)
 
 
 def read_sheet(path: Path) -> list[Opinion]:

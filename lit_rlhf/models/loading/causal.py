@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.models.checkpoint import resolve_folder
-from lit_rlhf.models.loading.pretrained import load_pretrained
+from lit_rlhf.models.loading.whole import load_whole
 
 
 def load_causal_lm(
     path: str | Path,
     *,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
@@ -25,8 +24,8 @@ def load_causal_lm(
     of an iteration would not be 1.
 
     Args:
-        path: Local folder or hub name.
-        dtype: Of the weights.
+        path: Local folder or hub name; an adapter is merged into a copy of its base.
+        dtype: Of the weights; None: the run's (``loading_in``), fp32 outside of one.
         attn_implementation: As in transformers; None takes its default for the architecture.
         gradient_checkpointing: Recompute each layer's activations in backward (active in train mode only).
         trust_remote_code: Run Python files that come with the model.
@@ -40,8 +39,7 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code)
-    return load_pretrained(
-        AutoModelForCausalLM, folder, dtype=dtype, attn_implementation=attn_implementation,
+    return load_whole(
+        AutoModelForCausalLM, path, dtype=dtype, attn_implementation=attn_implementation,
         gradient_checkpointing=gradient_checkpointing, trust_remote_code=trust_remote_code,
     )  # fmt: skip

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_rlhf.models.checkpoint import check_weights_are_plain, resolve_folder
+from lit_rlhf.models.checkpoint import check_weights_are_plain
+from lit_rlhf.models.loading.origin import origin
+from lit_rlhf.models.loading.run_dtype import run_dtype
 from lit_rlhf.models.scalar import HEAD_KEY
 
 HEAD_KEYS = (HEAD_KEY, "reward_head.weight")
@@ -20,12 +22,14 @@ HEAD_KEYS = (HEAD_KEY, "reward_head.weight")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A weight dtype by its name in a config.
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """A weight dtype by its name in a config; None is the run's (``run_dtype.py``).
 
     Raises:
         ValueError: Not one of float32, bfloat16, float16.
     """
+    if dtype is None:
+        return run_dtype()
     found = _DTYPES.get(str(dtype).removeprefix("torch."))
     if found is None:
         raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}, not '{dtype}'.")
@@ -33,22 +37,24 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The Hugging Face configuration of a model, without its weights.
+    """The Hugging Face configuration of a model (of its base, for an adapter), without its weights.
 
     Raises:
         FileNotFoundError: No such folder or hub name.
     """
     from transformers import AutoConfig
 
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
+    folder = origin(path, trust_remote_code=trust_remote_code, weights=False).base
     return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
 
 
 def load_pretrained(
-    auto_class: Any, folder: Path, *, dtype: str | torch.dtype, attn_implementation: str | None,
-    gradient_checkpointing: bool, trust_remote_code: bool,
+    auto_class: Any, folder: Path, *, dtype: str | torch.dtype | None, attn_implementation: str | None,
+    trust_remote_code: bool, **options: Any,
 ) -> Any:  # fmt: skip
     """``auto_class.from_pretrained`` on a local folder, on the CPU, with every dropout off; see ``load_causal_lm``.
+
+    ``options`` are further ones of ``from_pretrained``.
 
     Raises:
         ValueError: Weights are missing, damaged, or a pickle with code.
@@ -61,14 +67,76 @@ def load_pretrained(
         model, info = auto_class.from_pretrained(
             str(folder), config=without_dropout(config), dtype=as_dtype(dtype), use_safetensors=use_safetensors,
             attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, output_loading_info=True,
-            weights_only=True,
+            weights_only=True, **options,
         )  # fmt: skip
     check_loaded(f"'{folder}'", model, info)
-    if gradient_checkpointing:
-        # The second name is the first one's in transformers before 5.20.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
     return model
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute each layer's activations in backward, in train mode."""
+    # The second name is the first one's in transformers before 5.20.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def without_layers(model: Any, count: int) -> None:
+    """Cut a base model or causal LM to its first ``count`` layers, in place.
+
+    Raises:
+        ValueError: It has fewer layers, or they are not found.
+    """
+    trunk = getattr(model, "base_model", model)
+    name, layers = layer_list(trunk)
+    keep_layers(trunk.config, count)
+    setattr(trunk, name, layers[:count])
+
+
+def keep_layers(config: Any, count: int) -> None:
+    """Let a configuration say that there are ``count`` layers.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    text = config.get_text_config()
+    total = text.num_hidden_layers
+    if not 1 <= count <= total:
+        raise ValueError(f"`num_layers` ({count}) must be between 1 and the model's number of layers ({total}).")
+    text.num_hidden_layers = count
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:count]
+
+
+def layer_list(trunk: Any) -> tuple[str, nn.ModuleList]:
+    """Name and layers of a base model.
+
+    Raises:
+        ValueError: Nothing in it looks like its list of layers.
+    """
+    total = trunk.config.get_text_config().num_hidden_layers
+    for name, child in trunk.named_children():
+        if isinstance(child, nn.ModuleList) and len(child) == total:
+            return name, child
+    raise ValueError(f"{type(trunk).__name__} keeps its layers where they are not found: they cannot be cut or frozen.")
+
+
+def freeze_first_layers(model: Any, count: int) -> None:
+    """Take the embeddings and the first ``count`` layers of a base model or causal LM out of training; 0: nothing.
+
+    Raises:
+        ValueError: It has no more layers than that.
+    """
+    if not count:
+        return
+    trunk = getattr(model, "base_model", model)
+    name, layers = layer_list(trunk)
+    if count >= len(layers):
+        raise ValueError(f"`freeze_layers` ({count}) must be less than the model's number of layers ({len(layers)}).")
+    for child_name, child in trunk.named_children():  # what comes before the layers
+        if child_name == name:
+            break
+        child.requires_grad_(requires_grad=False)
+    layers[:count].requires_grad_(requires_grad=False)
 
 
 def check_loaded(source: str, model: nn.Module, info: dict[str, Any], *, strict: bool = False) -> None:

@@ -1,64 +1,57 @@
-"""Tokenizers that can tell padding from the end of a response, and whether two models share one vocabulary."""
+"""Tokenizers that can end a response and fill a row, and whether two models share one vocabulary."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.models.checkpoint import resolve_folder
+from lit_rlhf.models.loading.origin import with_file
+
+TOKENIZER_FILE = "tokenizer_config.json"
 
 
-def load_tokenizer(
-    path: str | Path, *, pad_token: str | None = None, needs_pad: bool = True, trust_remote_code: bool = False
-) -> Any:
-    """A tokenizer that can tell padding from the end of a response.
+def load_tokenizer(path: str | Path, *, pad_token: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A tokenizer with an EOS token, and with something to pad with: EOS where it has no pad token of its own.
+
+    Padding is told from the end of a response by masks everywhere, so both may be one token.
 
     Args:
-        path: Local folder or hub name.
-        pad_token: A token of its vocabulary to pad with, for tokenizers that come without one or with pad = EOS.
-        needs_pad: False for a model that only scores whole rows, where padding never reaches the result.
+        path: Local folder or hub name; an adapter without a tokenizer has its base's.
+        pad_token: A special token of its vocabulary to pad with, in place of its own.
         trust_remote_code: Run Python files that come with the tokenizer.
 
     Returns:
-        ``PreTrainedTokenizerBase``, with distinct ``pad_token_id`` and ``eos_token_id`` where ``needs_pad``.
+        ``PreTrainedTokenizerBase`` with ``pad_token_id`` and ``eos_token_id``.
 
     Raises:
         FileNotFoundError: No such folder or hub name.
-        ValueError: No EOS, no pad token, pad = EOS, or ``pad_token`` is not in the vocabulary.
+        ValueError: No EOS, or ``pad_token`` is not a special token of the vocabulary.
     """
     from transformers import AutoTokenizer
 
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
+    folder = with_file(path, TOKENIZER_FILE, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    if pad_token is not None:
-        if pad_token not in tokenizer.get_vocab():
-            raise ValueError(
-                f"`pad_token` ('{pad_token}') is not in the vocabulary of '{path}'. {_pad_advice(tokenizer)}"
-            )
-        tokenizer.pad_token = pad_token
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of '{path}' has no EOS token: set `eos_token` in its tokenizer_config.json.")
-    if needs_pad:
-        _check_pad(path, tokenizer)
+    if pad_token is not None:
+        _check_pad_token(path, tokenizer, pad_token)
+        tokenizer.pad_token = pad_token
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _check_pad(path: str | Path, tokenizer: Any) -> None:
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"The tokenizer of '{path}' has no pad token. {_pad_advice(tokenizer)}")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ValueError(
-            f"The tokenizer of '{path}' pads with its EOS token ('{tokenizer.eos_token}'), so the end of a response "
-            f"cannot be told from padding. {_pad_advice(tokenizer)}"
-        )
-
-
-def _pad_advice(tokenizer: Any) -> str:
-    special = tokenizer.added_tokens_decoder.items()
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
-    spare = sorted({str(token) for _, token in special} - taken)[:5]
-    listed = f" (special tokens it has: {', '.join(spare)})" if spare else ""
-    return f"Name one that text never contains with `pad_token`{listed}."
+def _check_pad_token(path: str | Path, tokenizer: Any, pad_token: str) -> None:
+    """It must exist, and not be a word: a pad token is left out wherever ids are decoded for a reward."""
+    special = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    if special.get(pad_token):
+        return
+    rule = "is a word of" if pad_token in tokenizer.get_vocab() else "is not in"
+    named = ", ".join(sorted(token for token, is_special in special.items() if is_special)[:5])
+    raise ValueError(
+        f"`pad_token` ('{pad_token}') {rule} the vocabulary of '{path}': name a special token ({named}), or none, and "
+        "rows are filled with its own pad token or with EOS."
+    )
 
 
 def same_vocabulary(tokenizer: Any, other: Any) -> bool:
@@ -90,10 +83,10 @@ def check_tokenizers(tokenizer: Any, path: str | Path, *, trust_remote_code: boo
         FileNotFoundError: No such folder or hub name.
         ValueError: The same ids mean different tokens.
     """
-    folder = resolve_folder(path, trust_remote_code=trust_remote_code, weights=False)
-    if not (folder / "tokenizer_config.json").is_file():
+    folder = with_file(path, TOKENIZER_FILE, trust_remote_code=trust_remote_code)
+    if not (folder / TOKENIZER_FILE).is_file():
         return
-    other = load_tokenizer(folder, needs_pad=False, trust_remote_code=trust_remote_code)
+    other = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     try:
         check_vocabulary(tokenizer, other)
     except ValueError as error:
