@@ -92,14 +92,15 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(training_help(words[0]), end="")  # noqa: T201
     else:
-        _run(words)
+        _run(words, whole_process=args is None)
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str], *, whole_process: bool) -> None:
     if words[0] != "fit":
         let_through()  # the others have nothing to save
     try:
-        with listening() if words[0] == "fit" else nullcontext():  # from before anything heavy is imported
+        # From before anything heavy is imported.
+        with listening(for_good=whole_process) if words[0] == "fit" else nullcontext():
             command, argv = _find(words)
             command(argv)
     except KeyboardInterrupt as stopped:

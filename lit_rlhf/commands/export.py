@@ -102,6 +102,8 @@ def export_checkpoint(
     adapter = loading.get("adapter")
     if dtype is not None and adapter and not merge:
         raise ValueError(f"`dtype` ({dtype}) is of a whole model's weights; for an adapter it needs `--merge`.")
+    if adapter and merge:  # onto the base's own weights, not onto them in four bits
+        loading = {**loading, "adapter": {**adapter, "base": None}}
     model = (policy_from_checkpoint if chosen == "policy" else scalar_from_checkpoint)(origin, weights, loading)
     if adapter and not merge:
         write = export_policy_adapter if chosen == "policy" else export_scalar_adapter

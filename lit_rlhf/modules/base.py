@@ -32,6 +32,8 @@ from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
 from lit_rlhf.models.adapters import frozen_names
 from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.frozen import models_in_host_memory
+from lit_rlhf.models.host_memory import share_host_memory
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.modules.lightning_features import check_trainer
@@ -204,8 +206,11 @@ class BaseModule(L.LightningModule, ABC):
         fails on all.
         """
         if not self._loaded:
-            with on_host(), loading_in(torch.float32 if self._trainer is None else weight_dtype(self.trainer)):
+            dtype = torch.float32 if self._trainer is None else weight_dtype(self.trainer)
+            with on_host(), loading_in(dtype), models_in_host_memory() as waiting:
                 run_together(self.load_models)
+            if self.target_device.type != "cpu":
+                share_host_memory(waiting)
             self._loaded = True
 
     def on_fit_start(self) -> None:
