@@ -43,7 +43,10 @@ def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
         near = difflib.get_close_matches(str(unknown), known, n=1)
         hint = f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(known)}."
         raise ValueError(f"`{name}` has no option `{unknown}`. {hint}")
-    return kind(**value)
+    try:
+        return kind(**value)
+    except TypeError as error:  # a comparison in `__post_init__`
+        raise ValueError(f"`{name}` ({dict(value)!r:.200}) has a value of the wrong type: {error}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
