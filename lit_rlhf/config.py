@@ -58,7 +58,8 @@ class AdapterConfig:
         rslora: Rank-stabilized scale (Kalajdzievski 2023, arXiv 2312.03732).
         dora: Magnitude and direction apart (Liu et al. 2024, arXiv 2402.09353).
         base: How the frozen base is kept: `float32`, `bfloat16`, or its linear layers in four bits, `nf4` (QLoRA,
-            Dettmers et al. 2023, arXiv 2305.14314; needs the extra `qlora`).
+            Dettmers et al. 2023, arXiv 2305.14314; needs the extra `qlora`). None: as trained weights are, bf16 under
+            DeepSpeed's bf16, else fp32.
     """
 
     r: int = 16
@@ -67,14 +68,17 @@ class AdapterConfig:
     dropout: float = 0.0
     rslora: bool = False
     dora: bool = False
-    base: BaseKind = "float32"
+    base: BaseKind | None = None
 
     def __post_init__(self) -> None:
         require(self.r >= 1, "adapter.r", self.r, "must be at least 1")
         require(self.alpha > 0, "adapter.alpha", self.alpha, "must be positive")
         require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must lie in [0, 1)")
         require(
-            self.base in ("float32", "bfloat16", "nf4"), "adapter.base", self.base, "must be float32, bfloat16 or nf4"
+            self.base in (None, "float32", "bfloat16", "nf4"),
+            "adapter.base",
+            self.base,
+            "must be float32, bfloat16 or nf4",
         )
 
 

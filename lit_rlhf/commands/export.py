@@ -9,15 +9,19 @@ from typing import Any
 import torch
 
 from lit_rlhf.commands.arguments import CommandParser
+from lit_rlhf.models.adapters import adapter_head, is_adapter_folder
 from lit_rlhf.models.checkpoint import load_pickle
 from lit_rlhf.models.export import (
-    causal_lm_from_state,
     export_policy,
+    export_policy_adapter,
     export_scalar,
+    export_scalar_adapter,
     extract_submodule_state,
-    scalar_model_from_state,
 )
+from lit_rlhf.models.loading.causal import load_causal_lm
+from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.loading.tokenizer import load_tokenizer
+from lit_rlhf.models.trained import policy_from_checkpoint, scalar_from_checkpoint
 
 STATE_KEY = "lit_rlhf"
 PARTS = {"policy": "policy", "critic": "critic", "reward": "reward_model"}
@@ -33,15 +37,22 @@ def main(argv: Sequence[str]) -> None:
     parser = CommandParser(
         "export", "A checkpoint, file or ZeRO folder, as a Hugging Face folder; one process, no GPU."
     )
-    parser.add_argument("checkpoint", type=Path, help=".ckpt file, or the folder of a ZeRO checkpoint")
+    parser.add_argument("checkpoint", type=Path, help=".ckpt file, the folder of a ZeRO checkpoint, or of an adapter")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--part", choices=sorted(PARTS), help="what to export (default: policy, else the reward model)")
     parser.add_argument("--source", help="folder the model was loaded from, if it has moved since")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the written weights")
     parser.add_argument("--pad_token", help="as in the training config, in place of the tokenizer's own")
+    parser.add_argument("--merge", action="store_true", help="add an adapter to its base and write a whole model")
     args = parser.parse_args(argv)
     part = export_checkpoint(
-        args.checkpoint, args.out, part=args.part, source=args.source, dtype=args.dtype, pad_token=args.pad_token
+        args.checkpoint,
+        args.out,
+        part=args.part,
+        source=args.source,
+        dtype=args.dtype,
+        pad_token=args.pad_token,
+        merge=args.merge,
     )
     print(f"{part}: {args.out}")  # noqa: T201
 
@@ -54,16 +65,19 @@ def export_checkpoint(
     source: str | None = None,
     dtype: str | None = None,
     pad_token: str | None = None,
+    merge: bool = False,
 ) -> str:
     """Write one part of a checkpoint as a Hugging Face folder.
 
     Args:
-        checkpoint: A single-file Lightning checkpoint or a DeepSpeed ZeRO folder, written by this library.
+        checkpoint: A single-file Lightning checkpoint or a DeepSpeed ZeRO folder, written by this library; or an
+            adapter's folder, to merge it.
         out: Folder to write; replaced only if it is a model folder.
         part: `policy`, `critic` or `reward`; None for the policy, else the reward model.
         source: Where architecture and tokenizer are read from; None for what the checkpoint says.
         dtype: Of the written weights; None keeps them.
         pad_token: In place of the tokenizer's own.
+        merge: Add an adapter to its base and write a whole model; without, an adapter's folder is written.
 
     Returns:
         The part that was written.
@@ -72,6 +86,9 @@ def export_checkpoint(
         FileNotFoundError: There is no such checkpoint, or its source has moved.
         ValueError: It is not a checkpoint of this library, or has no such part.
     """
+    kind = None if dtype is None else getattr(torch, dtype)
+    if is_adapter_folder(checkpoint):
+        return _merge_folder(checkpoint, out, kind=kind, pad_token=pad_token, merge=merge)
     content = read_checkpoint(checkpoint)
     state, about = content["state_dict"], content[STATE_KEY]
     present = [name for name, prefix in PARTS.items() if any(key.startswith(f"{prefix}.") for key in state)]
@@ -81,12 +98,32 @@ def export_checkpoint(
     weights = extract_submodule_state(state, PARTS[chosen])
     origin = source or about["sources"].get(chosen) or about["sources"]["policy"]
     tokenizer = load_tokenizer(source or about["sources"]["tokenizer"], pad_token=pad_token)
-    kind, template = None if dtype is None else getattr(torch, dtype), about.get("template")
-    if chosen == "policy":
-        export_policy(causal_lm_from_state(origin, weights), tokenizer, out, dtype=kind, template=template)
+    template, loading = about.get("template"), about.get("loading", {}).get(chosen) or {}
+    adapter = loading.get("adapter")
+    if dtype is not None and adapter and not merge:
+        raise ValueError(f"`dtype` ({dtype}) is of a whole model's weights; for an adapter it needs `--merge`.")
+    if adapter and merge:  # onto the base's own weights, not onto them in four bits
+        loading = {**loading, "adapter": {**adapter, "base": None}}
+    model = (policy_from_checkpoint if chosen == "policy" else scalar_from_checkpoint)(origin, weights, loading)
+    if adapter and not merge:
+        write = export_policy_adapter if chosen == "policy" else export_scalar_adapter
+        write(model, tokenizer, out, template=template)
     else:
-        export_scalar(scalar_model_from_state(origin, weights), tokenizer, out, dtype=kind, template=template)
+        whole = export_policy if chosen == "policy" else export_scalar
+        whole(model, tokenizer, out, dtype=kind, template=template)
     return chosen
+
+
+def _merge_folder(folder: Path, out: Path, *, kind: torch.dtype | None, pad_token: str | None, merge: bool) -> str:
+    """A whole model out of an adapter's folder; the part that it is."""
+    if not merge:
+        raise ValueError(f"'{folder}' is an adapter's folder already; with `--merge` it becomes a whole model's.")
+    tokenizer = load_tokenizer(folder, pad_token=pad_token)
+    if adapter_head(folder) is None:
+        export_policy(load_causal_lm(folder, dtype="float32"), tokenizer, out, dtype=kind)
+        return "policy"
+    export_scalar(load_scalar_model(folder, head="load", dtype="float32"), tokenizer, out, dtype=kind)
+    return "reward"
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:

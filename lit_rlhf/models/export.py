@@ -89,16 +89,6 @@ def export_scalar(
     return Path(out)
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path, template: str | None) -> None:
-    """Save it with a chat template that gives what the model was trained on; in memory it stays as it was."""
-    before = tokenizer.chat_template
-    try:
-        tokenizer.chat_template = chat_template(tokenizer, template) or before
-        tokenizer.save_pretrained(folder)
-    finally:
-        tokenizer.chat_template = before
-
-
 def export_policy_adapter(
     model: Any, tokenizer: Any, out: str | Path, *, overwrite: bool = True, template: str | None = None
 ) -> Path:
@@ -109,7 +99,7 @@ def export_policy_adapter(
         tokenizer: Saved beside it.
         out: Folder to make.
         overwrite: Replace an earlier export at ``out``.
-        template: The named template that it was trained with, if any; see :func:`export_policy`.
+        template: As for :func:`export_policy`.
 
     Returns:
         ``out``.
@@ -136,7 +126,7 @@ def export_scalar_adapter(
         tokenizer: Saved beside it.
         out: Folder to make.
         overwrite: Replace an earlier export at ``out``.
-        template: The named template that it was trained with, if any; see :func:`export_policy`.
+        template: As for :func:`export_policy`.
 
     Returns:
         ``out``.
@@ -158,6 +148,16 @@ def export_scalar_adapter(
         _save_tokenizer(tokenizer, folder, template)
         write_fingerprint(folder, model, tokenizer, dtype=dtype, device=own.device)
     return Path(out)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path, template: str | None) -> None:
+    """Save it with a chat template that gives what the model was trained on; in memory it stays as it was."""
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = chat_template(tokenizer, template) or before
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = before
 
 
 @contextmanager

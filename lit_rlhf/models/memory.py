@@ -247,7 +247,7 @@ def _weights(memory: Memory, models: list[SizedModel], setup: TrainerSetup) -> N
         place = memory.host if model.offloaded and not on_base else memory.resident
         part = f"{model.role} {'adapter' if on_base else 'weights'}"
         count = model.adapter_parameters if on_base else model.parameters
-        place[part] = place.get(part, 0) + count * (FP32 if on_base and not model.trained else size)
+        place[part] = place.get(part, 0) + count * (setup.trained if on_base else size)
     trained = sum(m.trained_parameters for m in models)
     shards = setup.devices if setup.sharding == "zero" else 1
     # AdamW's two moments in fp32; ZeRO adds its own fp32 master weights, also when the weights are fp32 already.
@@ -261,29 +261,29 @@ def _weights(memory: Memory, models: list[SizedModel], setup: TrainerSetup) -> N
         memory.resident["communication buckets"] = 3 * min(setup.bucket, trained) * setup.trained
 
 
-def _checkpoint(models: list[SizedModel], setup: TrainerSetup) -> int:
-    """Trained weights, AdamW's two moments, and ZeRO's fp32 masters; frozen weights are in no checkpoint."""
-    trained = sum(m.trained_parameters for m in models)
-    return trained * (setup.trained + (3 if setup.sharding == "zero" else 2) * FP32)
-
-
-def _shared_bases(models: list[SizedModel]) -> dict[str, BaseKind]:
+def _shared_bases(models: list[SizedModel]) -> dict[str, BaseKind | None]:
     """How each base is kept that an adapter is trained on."""
     return {m.base: m.loading.adapter.base for m in models if m.adapted and m.loading.adapter is not None}
 
 
-def _shares(model: SizedModel, shared: dict[str, BaseKind]) -> bool:
+def _shares(model: SizedModel, shared: dict[str, BaseKind | None]) -> bool:
     """Whether the model runs on a shared base; the rule of ``loading.adapted.shared_origin`` for frozen ones."""
     if model.trained:
         return model.adapted
     return model.placement == "device" and model.base in shared and model.dtype in (None, shared[model.base])
 
 
-def _base_bytes(model: SizedModel, kind: BaseKind, setup: TrainerSetup) -> int:
+def _base_bytes(model: SizedModel, kind: BaseKind | None, setup: TrainerSetup) -> int:
     if kind == "nf4":
         return int(NF4 * model.linear_parameters) + setup.compute * (model.parameters - model.linear_parameters)
     # DeepSpeed casts all weights of the module, frozen ones too.
-    return model.parameters * min(FP32 if kind == "float32" else BF16, setup.trained)
+    return model.parameters * min(BF16 if kind == "bfloat16" else FP32, setup.trained)
+
+
+def _checkpoint(models: list[SizedModel], setup: TrainerSetup) -> int:
+    """Trained weights, AdamW's two moments, and ZeRO's fp32 masters; frozen models are in no checkpoint."""
+    trained = sum(m.trained_parameters for m in models)
+    return trained * (setup.trained + (3 if setup.sharding == "zero" else 2) * FP32)
 
 
 def _update(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
@@ -308,7 +308,7 @@ def _update(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> 
 
 def _copied(model: SizedModel) -> int:
     """Weights of a frozen fp32 base whose bf16 copies a backward pass keeps: all, or a layer's at a time."""
-    if not model.adapted or model.loading.adapter is None or model.loading.adapter.base != "float32":
+    if not model.adapted or model.loading.adapter is None or model.loading.adapter.base not in (None, "float32"):
         return 0
     layers = model.config.get_text_config().num_hidden_layers if model.loading.gradient_checkpointing else 1
     return model.linear_parameters // int(layers)

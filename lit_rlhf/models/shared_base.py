@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_rlhf.config import BaseKind
-
 _ATTRIBUTE = "_lit_rlhf_base"
 
 
@@ -25,10 +23,10 @@ class SharedBase:
 
     Attributes:
         model: The model; never run itself.
-        kind: How its linear layers are kept.
+        kind: How its linear layers are kept: the name of a dtype, or `nf4`.
     """
 
-    def __init__(self, model: nn.Module, kind: BaseKind) -> None:
+    def __init__(self, model: nn.Module, kind: str) -> None:
         self.model, self.kind = model.requires_grad_(requires_grad=False), kind
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedBase:
@@ -47,12 +45,12 @@ def live_base(key: tuple[Any, ...]) -> SharedBase | None:
     return base if all(p.dtype == wanted for p in base.model.parameters()) else None
 
 
-def base_for(key: tuple[Any, ...], kind: BaseKind, load: Callable[[], nn.Module]) -> SharedBase:
+def base_for(key: tuple[Any, ...], kind: str, load: Callable[[], nn.Module]) -> SharedBase:
     """The live base under ``key``, or a new one where there is none of this kind.
 
     Args:
         key: What the weights are: their folder, and what class they were read into.
-        kind: `float32`, `bfloat16` or `nf4`.
+        kind: The name of a dtype, or `nf4`.
         load: Loads the model.
     """
     base = live_base(key)

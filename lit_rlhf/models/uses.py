@@ -20,8 +20,8 @@ class ModelUse:
         path: Folder or hub name, of a model or an adapter; only its configuration is going to be read.
         causal: Whether it has an LM head.
         trained: Whether it is trained; otherwise frozen.
-        dtype: Dtype of the weights while it is frozen; None, or where it is trained, the strategy's, or that of an
-            adapter's base that it can run on.
+        dtype: Dtype of the weights while it is frozen; None, or where it is trained, the strategy's (or that of an
+            adapter's base that it runs on).
         num_layers: Layers that are kept of it; None for all.
         placement: Where it waits while it is frozen: on the `device`, or in host memory (`cpu`).
         loading: How it is loaded.

@@ -14,8 +14,9 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -31,8 +32,11 @@ from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
 from lit_rlhf.models.adapters import frozen_names
 from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.frozen import models_in_host_memory
+from lit_rlhf.models.host_memory import share_host_memory
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
+from lit_rlhf.modules.lightning_features import check_trainer
 from lit_rlhf.strategies.accumulation import (
     accumulate,
     backward_parts,
@@ -48,6 +52,7 @@ from lit_rlhf.strategies.errors import require_training_state
 from lit_rlhf.strategies.precision import weight_dtype
 from lit_rlhf.user_errors import LitRLHFError
 
+ContentT = TypeVar("ContentT")
 STATE_KEY = "lit_rlhf"
 FUSED_DEVICES = ("cpu", "cuda")
 """Where PyTorch's fused AdamW is used; both have it in every release that is supported here."""
@@ -131,6 +136,10 @@ class BaseModule(L.LightningModule, ABC):
     def export(self, path: str | Path) -> None:
         """Write the trained model as a Hugging Face folder. Call it on every rank; rank 0 writes."""
 
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """How each exportable part was made of its source; stored in checkpoints, which lack frozen weights."""
+        return {name: loading_of(self.model_config) for name in self.sources() if name != "tokenizer"}
+
     def memory_models(self) -> list[ModelUse]:
         """The models that a fit holds, for `lit-rlhf plan`; asked before anything is loaded.
 
@@ -152,14 +161,29 @@ class BaseModule(L.LightningModule, ABC):
         """
         raise ValueError(f"{type(self).__name__} does not say how large its passes are: define `pass_sizes`.")
 
+    def content(self, batch: Any, kind: type[ContentT]) -> ContentT:
+        """What a batch holds, if it is of the kind that this module works on.
+
+        Raises:
+            ValueError: The data module is for another kind of module.
+        """
+        found = getattr(batch, "content", None)
+        if isinstance(found, kind):
+            return found
+        data = type(getattr(self.trainer, "datamodule", None)).__name__
+        raise ValueError(f"{type(self).__name__} works on a {kind.__name__}; {data} gives a {type(found).__name__}.")
+
     # ---------------------------------------------------------------- models, device, precision
 
     def setup(self, stage: str) -> None:
         """Refuse or warn of a precision that cannot train, before anything is loaded.
 
         Raises:
-            ValueError: If weights are to be trained in fp16 without DeepSpeed's fp32 masters.
+            ValueError: If weights are to be trained in fp16 without DeepSpeed's fp32 masters, or a flag or callback of
+                Lightning's cannot work.
         """
+        if stage == "fit":
+            check_trainer(self.trainer)
         precision = str(self.trainer.precision)
         if stage != "fit" or isinstance(self.trainer.strategy, DeepSpeedStrategy):
             return
@@ -182,8 +206,11 @@ class BaseModule(L.LightningModule, ABC):
         fails on all.
         """
         if not self._loaded:
-            with on_host(), loading_in(torch.float32 if self._trainer is None else weight_dtype(self.trainer)):
+            dtype = torch.float32 if self._trainer is None else weight_dtype(self.trainer)
+            with on_host(), loading_in(dtype), models_in_host_memory() as waiting:
                 run_together(self.load_models)
+            if self.target_device.type != "cpu":
+                share_host_memory(waiting)
             self._loaded = True
 
     def on_fit_start(self) -> None:
@@ -384,6 +411,7 @@ class BaseModule(L.LightningModule, ABC):
             "sources": self.sources(),
             "module": type(self).__name__,
             "template": self.template,
+            "loading": self.part_loading(),
             "world_size": world_size(),
             "skipped_updates": self.skipped_updates,
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -461,6 +489,12 @@ class BaseModule(L.LightningModule, ABC):
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each group in the last step, as ``lr/<group>``."""
         return self._rates
+
+
+def loading_of(config: ModelConfig, num_layers: int | None = None) -> dict[str, Any]:
+    """What makes a trained part differ from a whole model of its source, in primitives; None and 0: nothing."""
+    adapter = None if config.adapter is None else asdict(config.adapter)
+    return {"adapter": adapter, "freeze_layers": config.freeze_layers, "num_layers": num_layers}
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:

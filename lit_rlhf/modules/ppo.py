@@ -36,7 +36,7 @@ from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
 from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
-from lit_rlhf.modules.base import BaseModule, run_directory, trained_parameters
+from lit_rlhf.modules.base import BaseModule, loading_of, run_directory, trained_parameters
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
 from lit_rlhf.ppo.collector import ExperienceCollector
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, ReferenceConfig, ShapingConfig
@@ -215,6 +215,13 @@ class PPOModule(BaseModule, ExperienceCollector):
     def sources(self) -> dict[str, str]:
         """What checkpoints say of where the parts came from."""
         return self.models.sources(with_critic=self.critic is not None)
+
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """See ``BaseModule``."""
+        parts, critic = super().part_loading(), self.models.critic
+        if "critic" in parts and critic is not None:
+            parts["critic"] = loading_of(self.models.critic_loading, critic.num_layers)
+        return parts
 
     def memory_models(self) -> list[ModelUse]:
         """Policy, reference, the models of all rewards, and the critic where the estimator needs one."""
@@ -471,7 +478,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def training_step(self, batch: DeviceBatch[Minibatch], batch_idx: int) -> None:
         """One minibatch, one optimizer step; none where the iteration is skipped or ended early."""
-        minibatch, started = batch.content, time.perf_counter()
+        minibatch, started = self.content(batch, Minibatch), time.perf_counter()
         if minibatch.position == 0:
             self.log_values(self.rollout_metrics, prog_bar=("rollout/score", "rollout/kl"))
         if self.skip_reason is not None:

@@ -25,7 +25,7 @@ from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
-from lit_rlhf.modules.base import BaseModule, run_directory, trained_parameters
+from lit_rlhf.modules.base import BaseModule, loading_of, run_directory, trained_parameters
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.reward_report.response_scorer import ResponseScorer
@@ -103,6 +103,10 @@ class RewardModelModule(BaseModule):
         """See ``BaseModule``."""
         return {"reward": self.model_path, "tokenizer": self.model_path}
 
+    def part_loading(self) -> dict[str, dict[str, Any]]:
+        """See ``BaseModule``."""
+        return {"reward": loading_of(self.model_config, self.num_layers)}
+
     def memory_models(self) -> list[ModelUse]:
         """The reward model, with an LM head where its loss has one."""
         use = ModelUse(
@@ -129,7 +133,7 @@ class RewardModelModule(BaseModule):
 
     def training_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
         """One global batch of pairs, one optimizer step."""
-        pairs = batch.content
+        pairs = self.content(batch, PreferenceBatch)
         learned = response_tokens(pairs).double()
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)

@@ -169,14 +169,12 @@ class PPOModels:
         if self.reference is None:
             return None
         assert self.reference_path is not None
-        placement, trust = self.reference.placement, self.model.trust_remote_code
-        shared = shared_origin(
-            self.reference_path, dtype=self.reference.dtype, placement=placement, trust_remote_code=trust
-        )
+        placement, dtype, trust = self.reference.placement, self.reference.dtype, self.model.trust_remote_code
+        shared = shared_origin(self.reference_path, dtype=dtype, placement=placement, trust_remote_code=trust)
         if shared is not None:
-            model = load_frozen_lm(*shared, self.model)  # the weights stay as the policy's base has them
+            model = load_frozen_lm(*shared, self.model)
         else:
-            model = load_causal_lm(self.reference_path, dtype=self.reference.dtype, **load_options(self.model))
+            model = load_causal_lm(self.reference_path, dtype=dtype, **load_options(self.model))
         check_same_vocabulary(policy, model, "reference")
         return FrozenModel(model, placement=placement)
 

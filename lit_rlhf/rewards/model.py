@@ -39,8 +39,7 @@ class ModelReward(Reward):
         path: Local folder or hub name of a sequence-classification model with one label, of the MOSS-RLHF layout, or of
             an adapter with a head. Where policy or critic are adapters on the same base, it runs on their very weights.
         dtype: Of its weights; None for that of the policy's on the device (bf16 under DeepSpeed's bf16, else fp32), or
-            whatever a shared base has. With another one than that it has weights of its own, an adapter merged into
-            its base.
+            whatever a shared base has. With another one than that it has weights of its own, an adapter merged.
         placement: ``"device"``, or ``"cpu"`` to bring a model of its own to the device for scoring only.
         max_batch_tokens: Most tokens, padding included, of one forward pass; None: 2048 on a CPU, where activations
             then stay in its caches, 16384 elsewhere.

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lit_rlhf.cli import main as cli
 from lit_rlhf.commands.plan import main, parse_size, plan, sized, trainer_setup
 from lit_rlhf.commands.training import RLHFCLI
-from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from lit_rlhf.config import AdapterConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from lit_rlhf.models.memory import Memory, SizedModel, TrainerSetup, predict
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.modules.base import BaseModule
@@ -128,8 +128,8 @@ def test_frozen_models_cost_their_weights_where_they_wait() -> None:
     assert "reference activations" not in memory.phases["update"]
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "ppo_max"])
-def test_the_7b_configs_fit_eight_a100(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo_max", "sft_lora", "reward_lora", "ppo_max_lora"])
+def test_the_7b_configs_fit_their_a100(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(CONFIGS / "llama7b" / f"{name}.yaml")
     cli(["plan", "--config", config, "--memory", "80GB", "--model", ARCHITECTURE])
     assert "fits: " in capsys.readouterr().out
@@ -390,3 +390,75 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Did you mean: --memory" in refused(*config, "--memry", "8GB")
     assert "unrecognized arguments: 8GB" in refused(*config, "8GB")
     assert "--model FOLDER" in refused(*config, "--model.policy", "./nowhere")
+
+
+LORA = "llama7b/ppo_max_lora.yaml"
+
+
+def lora_parameters(rank: int = 16) -> int:
+    """A and B of every linear layer of the small Llama, by hand."""
+    shapes = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 160), (64, 160), (160, 64)]
+    return 3 * sum(rank * (rows + columns) for rows, columns in shapes)
+
+
+def test_four_models_on_one_base_cost_one_base_and_adapters(small: str) -> None:
+    memory = parts(small, LORA)
+    n, lora = model().parameters, lora_parameters()
+    assert memory.resident == {
+        "shared base weights": 2 * n,
+        **{f"{role} adapter": 4 * lora for role in ("policy", "reference", "critic", "reward model")},
+        "optimizer state": 2 * 8 * lora,
+        "gradients": 2 * 4 * lora,
+    }
+    assert memory.checkpoint == 2 * (4 + 8) * lora
+    assert not memory.host
+
+
+def test_models_of_their_own_beside_adapters(small: str) -> None:
+    n = model().parameters
+    offloaded = parts(small, LORA, "--model.reference.placement", "cpu")
+    assert offloaded.host == {"reference weights": 4 * n}
+    assert "reference adapter" not in offloaded.resident
+    other = parts(small, LORA, "--model.reward.dtype", "float32")
+    assert other.resident["reward model weights"] == 4 * model(causal=False).parameters
+    whole = parts(small, LORA, "--model.critic.adapter", "false")
+    assert whole.resident["critic weights"] == 4 * model(causal=False).parameters
+    assert whole.resident["optimizer state"] == 8 * (model(causal=False).parameters + lora_parameters())
+
+
+def test_how_the_base_is_kept(small: str) -> None:
+    n, linear = model().parameters, 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+    sizes = {}
+    for base in ("float32", "bfloat16", "nf4"):
+        sizes[base] = parts(small, LORA, "--model.model.adapter.base", base)
+    assert sizes["float32"].resident["shared base weights"] == 4 * n
+    four_bits = 0.5 + 1 / 64 + 4 / 64 / 256
+    assert sizes["nf4"].resident["shared base weights"] == pytest.approx(four_bits * linear + 2 * (n - linear), abs=2)
+    # Backward keeps the bf16 copies of a frozen fp32 layer that autocast makes.
+    copies = [sizes[base].phases["update"]["bf16 copies of weights"] for base in ("float32", "bfloat16")]
+    assert copies[0] - copies[1] == 2 * 2 * (linear // 3)
+
+
+def test_adapter_folders_that_exist_are_read(small: str, tmp_path: Path) -> None:
+    from lit_rlhf.models.adapters import new_adapter, save_adapter
+
+    real = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+    adapter = AdapterConfig(r=4, target_modules="all-linear")
+    save_adapter(new_adapter(real, adapter, base=small), tmp_path)
+    resident = parts(small, LORA, "--model.policy", tmp_path, "--model.model.adapter.r", 4).resident
+    assert resident["policy adapter"] == resident["reference adapter"] == 4 * lora_parameters(4)
+    bare = parts(small, LORA, "--model.policy", small).resident
+    assert "reference adapter" not in bare
+
+
+def test_frozen_and_cut_layers(small: str) -> None:
+    base = parts(small, "llama7b/sft.yaml", "--trainer.strategy", "auto", "--trainer.devices", 1)
+    words = ("--trainer.strategy", "auto", "--trainer.devices", 1, "--model.model.freeze_layers", 1)
+    frozen = parts(small, "llama7b/sft.yaml", *words)
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160 + 2 * 64
+    assert base.resident["gradients"] - frozen.resident["gradients"] == 4 * (layer + 300 * 64)
+    assert base.resident["policy weights"] == frozen.resident["policy weights"]
+    assert frozen.phases["update"]["policy activations"] < base.phases["update"]["policy activations"]
+    cut = parts(small, PPO, "--model.critic.init", "policy", "--model.critic.num_layers", 1)
+    whole = parts(small, PPO, "--model.critic.init", "policy")
+    assert whole.resident["critic weights"] - cut.resident["critic weights"] == 2 * 2 * layer

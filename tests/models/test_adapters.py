@@ -406,3 +406,64 @@ def test_a_folder_says_its_size_and_base(causal_folder, tokenizer, tmp_path):
     assert (found.r, found.alpha, found.rslora, found.dora) == (3, 6.0, True, False)
     assert set(found.target_modules) == {"q_proj", "v_proj"}
     assert base_of(out) == str(folder)
+
+
+class TestFourBits:
+    """QLoRA: skipped where bitsandbytes is not installed; it runs on a CPU as well."""
+
+    @pytest.fixture(autouse=True)
+    def needed(self):
+        pytest.importorskip("bitsandbytes")
+
+    def four(self, **options) -> ModelConfig:
+        return loading(base="nf4", target_modules="all-linear", **options)
+
+    @pytest.fixture
+    def folder(self, causal_folder) -> Path:
+        return causal_folder(hidden_size=64, intermediate_size=128, head_dim=16)
+
+    def test_scoring_and_update_give_the_same_bits_and_gradients_flow(self, folder):
+        policy = moved(load_adapted_policy(folder, self.four()))
+        kinds = {type(m).__name__ for m in policy.modules()}
+        assert "Linear4bit" in kinds
+        with torch.no_grad():
+            before = projector(policy.eval())(trunk_hidden(policy, IDS))
+        after = projector(policy.train())(trunk_hidden(policy, IDS))
+        assert torch.equal(before, after)
+        after.square().mean().backward()
+        for name, parameter in policy.named_parameters():
+            assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == ("lora_" in name), name
+        whole = logits(load_causal_lm(folder))
+        rounded = logits(load_frozen_lm(*shared_origin(folder, dtype=None, placement="device"), ModelConfig()))
+        assert 0 < float((rounded - whole).abs().max()) < float(whole.abs().max())
+
+    def test_all_share_one_base(self, folder):
+        policy = load_adapted_policy(folder, self.four())
+        critic = load_adapted_scalar(folder, self.four(), head="fresh")
+        own = {p.data_ptr() for p in policy.parameters() if not p.requires_grad}
+        assert {p.data_ptr() for p in critic.parameters() if not p.requires_grad} <= own
+
+    def test_reward_model_folder(self, folder, tokenizer, tmp_path):
+        model = moved(load_adapted_scalar(folder, self.four(), head="fresh")).eval()
+        out = export_scalar_adapter(model, tokenizer, tmp_path / "out")
+        with torch.no_grad():
+            frozen = load_frozen_scalar(out, *shared_origin(out, dtype=None, placement="device"), check_on="cpu")
+            assert torch.equal(frozen(IDS), model(IDS))
+            with pytest.warns(UserWarning, match="exported with a base in nf4 and is loaded with one in torch.float32"):
+                load_scalar_model(out, head="load")
+
+    def test_ppo(self, tmp_path):
+        from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights, write_world
+
+        world = write_world(tmp_path)
+        found = []
+        for epochs, ckpt in ((2, None), (1, None), (2, tmp_path / "half.ckpt")):
+            torch.manual_seed(0)
+            recorder, module = Recorder(), make_ppo(world, model=self.four())
+            trainer = make_trainer(tmp_path, max_epochs=epochs, limit_val_batches=0, callbacks=[recorder])
+            trainer.fit(module, make_data(world), ckpt_path=None if ckpt is None else str(ckpt))
+            assert all(row["update/ratio_drift"] == 0 for row in recorder.metrics[::2])
+            assert all("lora_" in key or key == "critic.head.weight" for key in module.state_dict())
+            trainer.save_checkpoint(tmp_path / "half.ckpt")
+            found.append(weights(module))
+        assert same(found[0], found[2])

@@ -331,3 +331,28 @@ def test_a_failed_generation_leaves_nothing_in_a_static_cache():
     assert torch.equal(
         other.input_ids, generate(llama(), batch_of([[5, 6], [7, 8], [5, 8]]), uniforms, sampling=sampling).input_ids
     )
+
+
+@pytest.mark.parametrize("make_model", [llama, gpt2, gemma2], ids=lambda f: f.__name__)
+def test_an_adapter_policy_draws_the_tokens_of_generate(make_model):
+    """A PEFT wrapper's `forward` does not say that positions are taken: left-padded rows would be read one off."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = peft.get_peft_model(make_model(), peft.LoraConfig(r=2, target_modules="all-linear")).eval()
+    prompts = some_prompts(rows=16)
+    batch = batch_of(prompts)
+    sampling = SamplingConfig(max_response_length=STEPS, temperature=0.0)
+    for spread in (0.0, 0.3):  # fresh, then as after training
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=spread or 1e-9)
+        found = generate(model, batch, some_uniforms(16), sampling=sampling, eos=ENDS)
+        lengths = [len(response) for response in responses_of(found)]
+        assert len(set(lengths)) > 1, "rows that end early"
+        for row, prompt in enumerate(prompts):
+            whole = model.generate(
+                input_ids=torch.tensor([prompt]), max_new_tokens=STEPS, do_sample=False, eos_token_id=list(ENDS),
+                pad_token_id=PAD, attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            )  # fmt: skip
+            assert responses_of(found)[row] == whole[0, len(prompt) :].tolist()

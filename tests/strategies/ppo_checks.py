@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_rlhf.config import AdapterConfig, ModelConfig
 from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.evaluation.judges import ScoreJudge
 from lit_rlhf.evaluation.opponent import Opponent
@@ -26,6 +28,7 @@ ITERATIONS, STEPS = 2, 4  # an iteration is 2 minibatches x 2 passes
 CLIP = 1.0
 VALIDATED = 13  # prompts: ranks have different numbers of them, and of batches
 OPPONENT_SCORES = (-0.5, 0.0, 0.5)
+ADAPTER = AdapterConfig(r=2, alpha=8.0, target_modules="all-linear")
 
 
 def make_world(folder: Path) -> Path:
@@ -120,7 +123,8 @@ def build(
         "sampling": SamplingConfig(max_response_length=12, temperature=0.8, top_p=0.9),
         **overrides,
     }
-    module = cls(policy=str(world / "policy"), reward=ModelReward(str(world / "reward")), **options)
+    models = {"policy": str(world / "policy"), "reward": ModelReward(str(world / "reward"))}
+    module = cls(**{**models, **options})
     data = RolloutDataModule(
         train=str(world / "pocket" / "prompts_train.jsonl"),
         val=str(world / "pocket" / "prompts_val.jsonl") if val else None,
@@ -200,3 +204,101 @@ def checks(world: Path, strategy: str, devices: int, out: Path) -> Iterator[dict
     yield {"first_bf16": first_rows(world, strategy, devices, "bf16-mixed")}
     yield {"resume": resume(world, strategy, devices, out)}
     yield {"judge_fails": judge_fails(world, strategy, devices)}
+    yield {"adapters": adapters(world, strategy, devices, out)}
+
+
+# ---------------------------------------------------------------- adapters on one base
+
+
+def make_adapters(world: Path) -> Path:
+    """The policy as an adapter on itself whose weights are not the fresh ones, and a reward model beside it."""
+    from lit_rlhf.models.export import export_policy_adapter, export_scalar_adapter
+    from lit_rlhf.models.loading.adapted import load_adapted_policy, load_adapted_scalar
+    from lit_rlhf.models.loading.tokenizer import load_tokenizer
+
+    folder, config = world / "policy", ModelConfig(adapter=ADAPTER)
+    torch.manual_seed(2)
+    policy = load_adapted_policy(folder, config)
+    reward = load_adapted_scalar(folder, config, head="fresh")
+    with torch.no_grad():
+        for p in [*policy.parameters(), *reward.parameters()]:
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.03)
+    tokenizer = load_tokenizer(str(folder))
+    export_policy_adapter(policy, tokenizer, world / "policy_adapter")
+    export_scalar_adapter(reward, tokenizer, world / "reward_adapter")
+    return world
+
+
+def build_adapters(world: Path, cls: type[PPOModule], **overrides: Any) -> tuple[PPOModule, RolloutDataModule]:
+    reward = ModelReward(str(world / "reward_adapter"))
+    options = {"policy": str(world / "policy_adapter"), "reward": reward, "model": ModelConfig(adapter=ADAPTER)}
+    return build(world, cls, **options, **overrides)
+
+
+def frozen_bits(module: PPOModule) -> str:
+    """A hash of every weight that training must leave alone, as fp32."""
+    digest = hashlib.sha256()
+    assert module.reference is not None
+    for model in (module.policy, module.critic, module.reference.model):
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                digest.update(name.encode() + p.detach().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class SavesAdapters(L.Callback):
+    """Saves in the middle of the second iteration; notes the frozen bits and the first KL on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.bits, self.kl = str(path), [], []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.bits.append(frozen_bits(pl_module))
+
+    def on_rollout_end(self, trainer: L.Trainer, pl_module: Any, experience: Any) -> None:
+        self.kl.append(float((experience.old_logprobs - experience.ref_logprobs).abs().max()))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == STEPS + 1:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.bits.append(frozen_bits(pl_module))
+
+
+def adapters(world: Path, strategy: str, devices: int, out: Path) -> dict[str, Any]:
+    """SGD to be compared, AdamW resumed in the middle of an iteration, and both precisions' first ratios and KL."""
+    found: dict[str, Any] = {}
+
+    def run(cls: type[PPOModule], lr: float, **options: Any) -> tuple[PPOModule, Watch]:
+        rates = PPOOptimizerConfig(lr=lr, critic_lr=lr, max_grad_norm=CLIP)
+        watch, ckpt_path = Watch(), options.pop("ckpt_path", None)
+        module, data = build_adapters(world, cls, optimizer=rates)
+        callbacks = [watch, *options.pop("callbacks", [])]
+        t = trainer(strategy, world, devices=devices, epochs=ITERATIONS, callbacks=callbacks, **options)
+        t.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        return module, watch
+
+    module, watch = run(SGDPPO, 1.0)
+    trained = [p.detach().clone() for p in module.parameters() if p.requires_grad]
+    if module.global_rank == 0:
+        torch.save(trained, out / f"adapters-{strategy}.pt")
+    found["rows"] = watch.rows
+    for precision in ("32-true", "bf16-mixed"):
+        saves = SavesAdapters(out / f"adapters-{strategy}-{precision}.ckpt")
+        straight, watch = run(PPOModule, 1e-2, callbacks=[saves], precision=precision)
+        resumed, _ = run(PPOModule, 1e-2, ckpt_path=saves.path, precision=precision)
+        found[precision] = {
+            "hashes": [fingerprint(straight), fingerprint(resumed)],
+            "frozen": len(set(saves.bits)),
+            "first_kl": saves.kl[0],
+            "last_kl": saves.kl[-1],
+            "ratios": [row["update/ratio_drift"] for row in watch.rows[::STEPS]],
+            "trained": sum(p.numel() for p in straight.parameters() if p.requires_grad),
+            "all": sum(p.numel() for p in straight.parameters()),
+        }
+        path = Path(saves.path)
+        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        found[precision]["bytes"] = sum(p.stat().st_size for p in files if p.name != "zero_to_fp32.py")
+    return found

@@ -26,7 +26,7 @@ DISTRIBUTED = {"ddp": "ddp", "zero2": "deepspeed_stage_2_cpu"}
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ppo_checks.make_world(tmp_path_factory.mktemp("world"))
+    return ppo_checks.make_adapters(ppo_checks.make_world(tmp_path_factory.mktemp("world")))
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +99,33 @@ def test_resume_is_bit_for_bit(one: dict[str, Any], two: dict[str, Any]) -> None
         hashes = found["resume"]
         assert len(hashes) == 7
         assert {name: h for name, h in hashes.items() if h != hashes["straight"]} == {}
+
+
+class TestAdapters:
+    """Policy, reference, critic and reward as adapters on one base."""
+
+    def test_two_ranks_equal_one_process(self, one: dict[str, Any], two: dict[str, Any], out: Path) -> None:
+        for alone, split in zip(one["adapters"]["rows"], two["adapters"]["rows"], strict=True):
+            for name, value in alone.items():
+                if name != "update/ratio_drift":
+                    assert split[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+        assert any(row["update/grad_norm"] > CLIP for row in one["adapters"]["rows"])
+        ours, theirs = (torch.load(out / f"adapters-{name}.pt") for name in ("auto", two["strategy"]))
+        assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < 2e-5
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_ratios_start_at_one_and_kl_at_zero(self, precision: str, one: dict[str, Any], two: dict[str, Any]) -> None:
+        for found in (one["adapters"][precision], two["adapters"][precision]):
+            assert found["ratios"] == [0.0] * ITERATIONS
+            assert found["first_kl"] == 0.0
+            assert found["last_kl"] > 0.01
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_resume_is_bit_for_bit_from_adapters_alone(
+        self, precision: str, one: dict[str, Any], two: dict[str, Any]
+    ) -> None:
+        for found in (one["adapters"][precision], two["adapters"][precision]):
+            assert found["hashes"][0] == found["hashes"][1]
+            assert found["frozen"] == 1
+            # Weights, two moments, ZeRO's masters, and the experience of the iteration under way.
+            assert found["bytes"] < 4 * 4 * found["trained"] + 400_000 < 4 * found["all"]

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from lit_rlhf.config import AdapterConfig, BaseKind, ModelConfig
+from lit_rlhf.config import AdapterConfig, ModelConfig
 from lit_rlhf.models.adapters import new_adapter, stored_adapter
 from lit_rlhf.models.causal import unwrap
-from lit_rlhf.models.loading.base import live_kind, load_base
+from lit_rlhf.models.loading.base import kind_name, live_kind, load_base
 from lit_rlhf.models.loading.origin import Origin, origin
 from lit_rlhf.models.loading.pretrained import enable_checkpointing
+from lit_rlhf.models.loading.run_dtype import run_dtype
 from lit_rlhf.models.loading.scalar import head_weight, scalar_model, verify
 from lit_rlhf.models.loading.whole import cut_to
 from lit_rlhf.models.scalar import ScalarModel
@@ -20,7 +21,7 @@ from lit_rlhf.models.scalar import ScalarModel
 
 def shared_origin(
     path: str | Path, *, dtype: str | None, placement: str, trust_remote_code: bool = False
-) -> tuple[Origin, BaseKind] | None:
+) -> tuple[Origin, str] | None:
     """Where a frozen model comes from and how its base is kept, if it can run on a base that is loaded already.
 
     It can where it is to be on the device, as that base is, in the base's dtype or none in particular.
@@ -86,23 +87,23 @@ def load_adapted_scalar(
     trunk = _with_adapter(model.base_model if lm_head else model, found, config.adapter, num_layers=layers)
     scalar = scalar_model(model, trunk, weight, lm_head=lm_head)
     if weight is not None:
-        kind = config.adapter.base
-        verify(path, scalar, _dtype(kind), check_on, trust_remote_code=config.trust_remote_code)
+        dtype = _dtype(kind_name(config.adapter.base))
+        verify(path, scalar, dtype, check_on, trust_remote_code=config.trust_remote_code)
     if config.gradient_checkpointing:
         enable_checkpointing(unwrap(trunk))
     return scalar
 
 
-def load_frozen_lm(found: Origin, kind: BaseKind, config: ModelConfig) -> Any:
+def load_frozen_lm(found: Origin, kind: str, config: ModelConfig) -> Any:
     """A causal LM that is never trained, on a base that is loaded already: ``found``, its adapter included."""
     model = load_base(found, kind=kind, trunk=False, **_options(config))
-    return model if found.adapter is None else stored_adapter(model, found.adapter)
+    return model if found.adapter is None else _in_run_dtype(stored_adapter(model, found.adapter))
 
 
 def load_frozen_scalar(
     path: str | Path,
     found: Origin,
-    kind: BaseKind,
+    kind: str,
     *,
     check_on: torch.device | str | None,
     trust_remote_code: bool = False,
@@ -121,13 +122,21 @@ def load_frozen_scalar(
     return scalar
 
 
+def _in_run_dtype(model: Any) -> Any:
+    """The adapter as the strategy keeps the policy's, so that both compute the same numbers; the base has its own."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(run_dtype())
+    return model
+
+
 def _with_adapter(model: Any, found: Origin, config: AdapterConfig, *, num_layers: int | None = None) -> Any:
     if found.adapter is None:
         return new_adapter(model, config, base=found.name)
     return stored_adapter(model, found.adapter, config, num_layers=num_layers)
 
 
-def _dtype(kind: BaseKind) -> torch.dtype | None:
+def _dtype(kind: str) -> torch.dtype | None:
     return None if kind == "nf4" else getattr(torch, kind)
 
 

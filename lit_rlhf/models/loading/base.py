@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.config import BaseKind
 from lit_rlhf.models.loading.origin import Origin
 from lit_rlhf.models.loading.pretrained import load_pretrained
+from lit_rlhf.models.loading.run_dtype import run_dtype
 from lit_rlhf.models.shared_base import base_for, keep_alive, live_base, skeleton
 
 
 def load_base(
     found: Origin,
     *,
-    kind: BaseKind,
+    kind: str | None,
     trunk: bool,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -26,7 +26,7 @@ def load_base(
 
     Args:
         found: Where the model comes from.
-        kind: How the weights are kept.
+        kind: How the weights are kept: the name of a dtype, `nf4`, or None for the run's dtype.
         trunk: The base model alone, without an LM head.
         attn_implementation: As in transformers; None takes its default for the architecture.
         trust_remote_code: Run Python files that come with the model.
@@ -35,8 +35,9 @@ def load_base(
         ValueError: Weights are missing, damaged, or a pickle with code; bitsandbytes is not installed.
     """
     auto, key = _auto_class(found.base, trust_remote_code=trust_remote_code)
+    name = kind_name(kind)
     loading = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
-    base = base_for(key, kind, lambda: _load(auto, found.base, kind, loading))
+    base = base_for(key, name, lambda: _load(auto, found.base, name, loading))
     model = skeleton(base)
     if attn_implementation is not None and model.config._attn_implementation != attn_implementation:
         model.set_attn_implementation(attn_implementation)
@@ -46,7 +47,12 @@ def load_base(
     return model
 
 
-def live_kind(found: Origin, *, trust_remote_code: bool = False) -> BaseKind | None:
+def kind_name(kind: str | None) -> str:
+    """The name of a dtype, or `nf4`, of ``AdapterConfig.base``: None is the run's dtype."""
+    return str(run_dtype()).removeprefix("torch.") if kind is None else kind
+
+
+def live_kind(found: Origin, *, trust_remote_code: bool = False) -> str | None:
     """How the weights of ``found``'s base are kept by a model that is alive; None where there is none."""
     live = live_base(_auto_class(found.base, trust_remote_code=trust_remote_code)[1])
     return None if live is None else live.kind
@@ -64,7 +70,7 @@ def _auto_class(folder: Path, *, trust_remote_code: bool) -> tuple[Any, tuple[st
     return auto, (str(folder.resolve()), auto.__name__)
 
 
-def _load(auto: Any, folder: Path, kind: BaseKind, loading: dict[str, Any]) -> Any:
+def _load(auto: Any, folder: Path, kind: str, loading: dict[str, Any]) -> Any:
     if kind != "nf4":
         return load_pretrained(auto, folder, dtype=kind, **loading)
     if importlib.util.find_spec("bitsandbytes") is None:

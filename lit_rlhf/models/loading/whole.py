@@ -28,7 +28,7 @@ def load_whole(
     Args:
         auto_class: What reads the folder.
         path: A whole model, or an adapter.
-        dtype: Of the weights.
+        dtype: Of the weights; None: the run's (``loading_in``), fp32 outside of one.
         attn_implementation: As in transformers; None takes its default for the architecture.
         gradient_checkpointing: Recompute each layer's activations in backward (active in train mode only).
         trust_remote_code: Run Python files that come with the model.
