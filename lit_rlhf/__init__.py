@@ -1,6 +1,7 @@
 """Correct, stable, resumable PPO for language models as plain PyTorch Lightning.
 
-Importing the package is cheap: the public names below are loaded on first use.
+Everything that a user configures or derives from is here; importing the package is cheap, since a name is loaded when
+it is first used. ``__init__.pyi`` says the same to type checkers and editors.
 """
 
 from __future__ import annotations
@@ -10,24 +11,64 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "PPOModule": "lit_rlhf.modules.ppo",
-    "RewardModelModule": "lit_rlhf.modules.reward_model",
-    "SFTModule": "lit_rlhf.modules.sft",
-    "RolloutDataModule": "lit_rlhf.datamodules.rollout",
-    "PreferenceDataModule": "lit_rlhf.datamodules.preference",
-    "SFTDataModule": "lit_rlhf.datamodules.sft",
+_MODULES = {
+    "modules.ppo": "PPOModule",
+    "modules.reward_model": "RewardModelModule",
+    "modules.sft": "SFTModule",
+    "modules.base": "BaseModule",
+    "datamodules.rollout": "RolloutDataModule",
+    "datamodules.preference": "PreferenceDataModule",
+    "datamodules.sft": "SFTDataModule",
+    "config": "ModelConfig OptimizerConfig ScheduleConfig",
+    "ppo.config": "CriticConfig LossConfig PPOOptimizerConfig PTXConfig ReferenceConfig ShapingConfig",
+    "ppo.estimators": "AdvantageEstimator GAE GroupNormalized LeaveOneOut",
+    "ppo.kl_controller": "AdaptiveKL FixedKL KLController",
+    "ppo.losses": "ClippedSurrogate ClippedValueLoss CriticLoss KLPenaltySurrogate PolicyLoss",
+    "rollout.engine": "RolloutEngine",
+    "rollout.sampling": "SamplingConfig",
+    "rollout.transformers_engine": "TransformersEngine",
+    "rewards.base": "Reward",
+    "rewards.http": "HTTPReward",
+    "rewards.length": "LengthReward",
+    "rewards.missing_eos": "MissingEOSReward",
+    "rewards.mixture": "MixtureReward",
+    "rewards.model": "ModelReward",
+    "rewards.python": "PythonReward",
+    "rewards.wrapper": "RewardWrapper",
+    "callbacks.best_policy": "BestPolicy",
+    "callbacks.collapse_detector": "CollapseDetector",
+    "callbacks.collapse_rule": "RuleConfig",
+    "callbacks.critic_warmup": "CriticWarmup",
+    "callbacks.export": "ExportCallback",
+    "callbacks.heartbeat": "Heartbeat",
+    "callbacks.hooks": "RolloutCallback",
+    "callbacks.kl_monitor": "KLMonitor",
+    "callbacks.length_monitor": "ResponseLengthMonitor",
+    "callbacks.monitor": "RolloutMonitor",
+    "callbacks.perplexity_monitor": "PerplexityMonitor",
+    "callbacks.prediction_writer": "JSONLWriter",
+    "callbacks.progress_bar": "RLHFProgressBar",
+    "callbacks.repetition_monitor": "RepetitionMonitor",
+    "callbacks.reward_distribution": "RewardDistributionMonitor",
+    "callbacks.run_checkpoint": "RunCheckpoint",
+    "callbacks.sample_logger": "SampleLogger",
+    "callbacks.stop_on_signal": "StopOnSignal",
+    "strategies.checkpoint_io": "AtomicCheckpointIO",
+    "strategies.cpu_deepspeed": "CPUZeroStrategy",
+    "strategies.deepspeed": "ZeroStrategy",
+    "evaluation.judges.base": "Judge",
+    "evaluation.judges.chat": "ChatJudge",
+    "evaluation.judges.human": "HumanJudge",
+    "evaluation.judges.reward": "RewardJudge",
+    "evaluation.judges.score": "ScoreJudge",
+    "evaluation.opponent": "Opponent",
+    "types": "Experience PromptBatch RewardOutput RewardRequest Rollout ScoredRollout",
 }
+"""Public names by the module they are in."""
 
-__all__ = [
-    "PPOModule",
-    "PreferenceDataModule",
-    "RewardModelModule",
-    "RolloutDataModule",
-    "SFTDataModule",
-    "SFTModule",
-    "__version__",
-]
+_EXPORTS = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
 
 
 def __getattr__(name: str) -> Any:

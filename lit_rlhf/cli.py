@@ -50,6 +50,8 @@ Exit codes:
        a stage of `pocket run` failed, or the program has a fault and shows its traceback
   2    something given cannot be used; one line says what
   130  interrupted with Ctrl-C
+  138, 140, 143
+       fit: ended by SIGUSR1, SIGUSR2 or SIGTERM, saved; `--ckpt_path last` goes on
 """
 
 TRAINING = ("fit", "validate", "test", "predict")
@@ -82,14 +84,15 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(__version__)  # noqa: T201
     else:
-        _run(words)
+        _run(words, whole_process=args is None)
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str], *, whole_process: bool) -> None:
     if words[0] != "fit":
         let_through()  # the others have nothing to save
     try:
-        with listening() if words[0] == "fit" else nullcontext():  # from before anything heavy is imported
+        # From before anything heavy is imported.
+        with listening(for_good=whole_process) if words[0] == "fit" else nullcontext():
             command, argv = _find(words)
             command(argv)
     except KeyboardInterrupt as stopped:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 ScheduleKind = Literal["constant", "linear", "cosine", "inverse_sqrt"]
 DType = Literal["float32", "bfloat16"]
@@ -15,6 +17,33 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:  # no
     """Raise the library's usual ValueError unless ``condition`` holds: argument, value and rule."""
     if not condition:
         raise ValueError(f"`{name}` ({value}) {rule}.")
+
+
+GroupT = TypeVar("GroupT")
+
+
+def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
+    """``value`` as a group of options: itself, or made of a dict of them.
+
+    Args:
+        kind: The group's dataclass.
+        value: One of it, or a mapping of its options.
+        name: The argument's name, for messages.
+
+    Raises:
+        ValueError: It is neither, or has an option that the group has not.
+    """
+    if isinstance(value, kind):
+        return value
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` ({value!r:.80}) must be a {kind.__name__}, or a dict of {', '.join(known)}.")
+    unknown = next((key for key in value if key not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(str(unknown), known, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(known)}."
+        raise ValueError(f"`{name}` has no option `{unknown}`. {hint}")
+    return kind(**value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,14 +45,22 @@ _noted = _Noted()
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Note the signals instead of dying of them, starting with none; the old handlers are back at the end."""
+def listening(*, for_good: bool = False) -> Iterator[None]:
+    """Note the signals instead of dying of them, starting with none; the old handlers are back at the end.
+
+    Args:
+        for_good: Leave the new ones: the process ends now, and one that has done all its work must not die of a signal
+            while Python shuts down.
+    """
     vars(_noted).update(vars(_Noted()))
     before = listen()
     try:
         yield
     finally:
-        restore(before)
+        if for_good:
+            ending()
+        else:
+            restore(before)
 
 
 def listen() -> dict[int, Any]:

@@ -111,3 +111,16 @@ def test_the_program_listens_before_anything_heavy_is_imported() -> None:
     ended = python(code)
     assert ended.stdout == f"noted {int(signal.SIGUSR1)}\n", ended.stderr
     assert ended.returncode == -signal.SIGUSR1  # only `fit` has something to save
+
+
+def test_a_run_that_is_done_does_not_die_of_a_signal_while_python_shuts_down() -> None:
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from lit_rlhf import cli\n"
+        "cli._find = lambda words: (lambda argv: None, words)\n"
+        "sys.argv = ['lit-rlhf', 'fit']\n"
+        "atexit.register(lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])\n"
+        "cli.main()\n"
+    )
+    ended = python(code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

@@ -72,6 +72,11 @@ class StopOnSignal(RolloutCallback):
         if self._left:
             self._clear(trainer)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After the last save there is no further batch."""
+        if self._left:
+            self._clear(trainer)
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The handlers of before."""
         signals.restore(self._before)

@@ -139,11 +139,14 @@ def _runs_of_the_sheet(judge: Judge, key: str | None) -> dict[str, str]:
     if not isinstance(judge, HumanJudge) or not judge.sheets:
         return {}
     found = [Path(key)] if key else sorted(Path(judge.sheets[0]).parent.glob("*.key.json"))
-    if len(found) != 1 or not found[0].is_file():
+    if len(found) != 1:
         raise UserError(f"`--key`: {len(found)} keys lie beside {judge.sheets[0]}; name the runs, or the key.")
-    content = json.loads(found[0].read_text(encoding="utf-8"))
-    judge.seed = content["seed"]
-    return dict(content["runs"])
+    try:
+        content = json.loads(found[0].read_text(encoding="utf-8"))
+        judge.seed, runs = int(content["seed"]), dict(content["runs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"`--key` ({found[0]}) is no key of a sheet: {error!r}.") from None
+    return runs
 
 
 def _write_sheet(judge: HumanJudge, pairs: Sequence[Pair], paths: Mapping[str, str], options: Any) -> None:

@@ -6,19 +6,20 @@ The format of each source is recognized from its first rows or named; what was r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
 from lit_rlhf.data.columns import ColumnsFormat
 from lit_rlhf.data.formats import AnyRecord, Kind, RowFormat, choose_format, named_format
 from lit_rlhf.data.hh import HHFormat
+from lit_rlhf.data.memory import DataLike, MemoryRows, in_memory
 from lit_rlhf.data.messages import MessagesFormat
 from lit_rlhf.data.moss import MossFormat
 from lit_rlhf.data.prompts import PromptsFormat
 from lit_rlhf.data.records import DialogueRecord, PreferenceRecord, PromptRecord, RowError, TextRecord
 from lit_rlhf.data.report import OnBadRow, RowReport
-from lit_rlhf.data.sources import RawRow, expand, read_rows
+from lit_rlhf.data.sources import RawRow, checked_rows, expand, read_rows
 from lit_rlhf.data.text import TextFormat
 
 FORMATS: tuple[RowFormat, ...] = (
@@ -35,7 +36,7 @@ RecordT = TypeVar("RecordT", bound=AnyRecord)
 
 
 def read_preferences(
-    paths: str | Sequence[str], *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
+    paths: DataLike, *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
 ) -> tuple[list[PreferenceRecord], RowReport]:
     """Preference pairs from files, folders, globs or hub names.
 
@@ -57,21 +58,21 @@ def read_preferences(
 
 
 def read_prompts(
-    paths: str | Sequence[str], *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
+    paths: DataLike, *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
 ) -> tuple[list[PromptRecord], RowReport]:
     """Prompts; arguments, returns and errors as :func:`read_preferences`."""
     return cast("tuple[list[PromptRecord], RowReport]", _read(paths, "prompt", format, on_bad_row, streaming))
 
 
 def read_dialogues(
-    paths: str | Sequence[str], *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
+    paths: DataLike, *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
 ) -> tuple[list[DialogueRecord], RowReport]:
     """Dialogues to imitate; arguments, returns and errors as :func:`read_preferences`."""
     return cast("tuple[list[DialogueRecord], RowReport]", _read(paths, "dialogue", format, on_bad_row, streaming))
 
 
 def read_sft(
-    paths: str | Sequence[str], *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
+    paths: DataLike, *, format: str | None = None, on_bad_row: OnBadRow = "skip", streaming: bool = False
 ) -> tuple[list[DialogueRecord | TextRecord], RowReport]:
     """Dialogues and plain texts alike; arguments, returns and errors as :func:`read_preferences`."""
     return cast(
@@ -80,7 +81,7 @@ def read_sft(
 
 
 def _read(
-    paths: str | Sequence[str],
+    paths: DataLike,
     kind: Kind,
     name: str | None,
     on_bad_row: OnBadRow,
@@ -94,7 +95,7 @@ def _read(
 
 
 def collect(
-    paths: str | Sequence[str], kind: Kind, *, format: str | None = None, streaming: bool = False
+    paths: DataLike, kind: Kind, *, format: str | None = None, streaming: bool = False
 ) -> tuple[list[AnyRecord], RowReport]:
     """Records of any kind, with no policy about bad rows applied.
 
@@ -105,16 +106,20 @@ def collect(
     chosen = named_format(format, kind, FORMATS) if format is not None else None
     report = RowReport()
     records: list[AnyRecord] = []
-    for source in expand(paths):
+    memory = in_memory(paths)
+    for source in expand(paths) if memory is None else [memory]:
         records += _read_source(source, kind, chosen, report, streaming=streaming)
     report.check()
     return records, report
 
 
 def _read_source(
-    source: str, kind: Kind, named: RowFormat | None, report: RowReport, *, streaming: bool
+    given: str | MemoryRows, kind: Kind, named: RowFormat | None, report: RowReport, *, streaming: bool
 ) -> Iterator[AnyRecord]:
-    rows = read_rows(source, streaming=streaming)
+    if isinstance(given, MemoryRows):
+        source, rows = repr(given), checked_rows(repr(given), given.read(kind))
+    else:
+        source, rows = given, read_rows(given, streaming=streaming)
     first = list(islice(rows, FIRST_ROWS))
     decoded = [row.value for row in first if row.error is None]
     if first and not decoded and named is None:

@@ -90,8 +90,7 @@ def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
             cannot be loaded.
     """
     if not Path(source).is_file():
-        for line, row in enumerate(read_hub(source, streaming=streaming), start=1):
-            yield _checked(source, line, row)
+        yield from checked_rows(source, read_hub(source, streaming=streaming))
         return
     try:
         yield from _read_file(source)
@@ -99,6 +98,12 @@ def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
         raise ValueError(f"{source}: not a complete gzip file ({error}).") from error
     except OSError as error:
         raise ValueError(f"{source}: cannot be read ({error.strerror or error}).") from error
+
+
+def checked_rows(source: str, rows: Iterable[Any]) -> Iterator[RawRow]:
+    """Rows that are objects already, with the same checks."""
+    for number, row in enumerate(rows, start=1):
+        yield _checked(source, number, row)
 
 
 def _read_file(source: str) -> Iterator[RawRow]:

@@ -18,6 +18,7 @@ import torch
 from lit_rlhf import distributed
 from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.data.batching import fixed_size_batches, partition_rows, plan_steps, token_budget_batches
+from lit_rlhf.data.memory import DataLike
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template
 from lit_rlhf.datamodules.loader import StatefulLoader, batch_under_way
@@ -26,7 +27,7 @@ from lit_rlhf.types import DeviceBatch
 log = logging.getLogger(__name__)
 RecordT = TypeVar("RecordT")
 RowT = TypeVar("RowT")
-Paths = str | list[str]
+Paths = DataLike
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
 
     Args:
         tokenizer: Local folder or hub name of the tokenizer; default: what the trained module loads.
-        train: Files, folders, globs or hub names to train on.
+        train: Files, folders, globs or hub names to train on; in Python also rows: a list of dicts, a data set.
         val: The same for validation; None to hold out ``val_fraction`` of the training data.
         test: The same for testing; None to hold out ``test_fraction`` of it.
         format: Name of the row format; None to recognize it.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.callbacks.hooks import emit_phase
-from lit_rlhf.config import require
+from lit_rlhf.config import group, require
 from lit_rlhf.data.loading import read_prompts
+from lit_rlhf.data.memory import DataLike, in_memory
 from lit_rlhf.data.records import PromptRecord, RowError
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template, fit_prompt
@@ -36,7 +37,8 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
 
     Args:
         tokenizer: Folder or hub name; default: what the trained module loads.
-        train: Prompt files, folders or hub names.
+        train: Prompt files, folders or hub names; in Python also prompts themselves: a list of strings, message
+            lists or dicts with a ``prompt``, a data set.
         val: The same for validation.
         test: The same for testing.
         predict: The same for prediction; default ``test``.
@@ -62,10 +64,10 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
     def __init__(
         self,
         tokenizer: str | None = None,
-        train: list[str] | str | None = None,
-        val: list[str] | str | None = None,
-        test: list[str] | str | None = None,
-        predict: list[str] | str | None = None,
+        train: DataLike | None = None,
+        val: DataLike | None = None,
+        test: DataLike | None = None,
+        predict: DataLike | None = None,
         format: str | None = None,
         template: str | None = None,
         rollout_batch_size: int = 128,
@@ -97,12 +99,12 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         ):
             require(value >= 1, name, value, "must be at least 1")
         self.tokenizer_path = tokenizer
-        self.files = {"train": train, "val": val, "test": test, "predict": predict or test}
+        self.files = {"train": train, "val": val, "test": test, "predict": test if predict is None else predict}
         self.format, self.template, self.on_bad_row = format, template, on_bad_row
         self.max_prompt_length = max_prompt_length
         self.eval_batch_size, self.eval_samples, self.eval_limit = eval_batch_size, eval_samples, eval_limit
         self.seed = seed
-        self.ptx = ptx
+        self.ptx = None if ptx is None else group(PTXConfig, ptx, "ptx")
         self._ptx_text: PTXText | None = None
         self._prompts: dict[str, list[EncodedPrompt]] = {}
         self._order: tuple[int, list[int]] = (-1, [])
@@ -124,7 +126,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             self._prompts, self._tokenizer, self._ptx_text = {}, None, None
             self._encoded_for = tokenizer
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ("predict",)):
-            if self.files[split] and split not in self._prompts:
+            if self.files[split] is not None and split not in self._prompts:
                 self._prompts[split] = self._read(split)
         if stage == "fit":
             self._check_training()
@@ -137,13 +139,12 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             self._tokenizer = load_module_tokenizer(self, self.tokenizer_path)
             check_template(self._tokenizer, self.template)
         files = self.files[split]
-        assert files is not None
         records, report = read_prompts(files, format=self.format)
         limit = None if split in ("train", "predict") else self.eval_limit
         prompts = [row for record in records[:limit] for row in self._encode(record, report)]
         write_report(self, split, report, self.on_bad_row)
         if not prompts:
-            raise ValueError(f"`data.{split}` ({files}) holds no usable prompt: {report.summary()}")
+            raise ValueError(f"`data.{split}` ({in_memory(files) or files}) holds no usable prompt: {report.summary()}")
         return prompts
 
     def _encode(self, record: PromptRecord, report: RowReport) -> list[EncodedPrompt]:

@@ -198,7 +198,8 @@ def _percent(rate: Interval) -> str:
 
 
 def _number(value: Interval) -> str:
-    return f"{value.mean:.0f} [{value.low:.0f}, {value.high:.0f}]" if value.is_defined else f"{value.mean:.0f}"
+    has_width = value.is_defined and value.low < value.high  # the baseline's rating is 1000 by definition
+    return f"{value.mean:.0f} [{value.low:.0f}, {value.high:.0f}]" if has_width else f"{value.mean:.0f}"
 
 
 def _plain(value: Any) -> Any:

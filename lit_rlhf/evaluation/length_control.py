@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lit_rlhf.evaluation.intervals import Interval
 
+_NO_WIDTH = 1e-12
 _PENALTY = 10.0  # sklearn's C: keeps the length's weight finite where lengths separate wins from losses
 
 
@@ -86,7 +87,7 @@ def length_controlled(
 
 
 def _interval(rates: Sequence[float], rate: float, confidence: float) -> Interval:
-    if not rates:
+    if not rates or max(rates) - min(rates) < _NO_WIDTH:  # resampling equal outcomes says nothing
         return Interval(float("nan"), rate, float("nan"))
     tail = (1 - confidence) / 2
     ends = torch.quantile(torch.tensor(rates, dtype=torch.float64), torch.tensor([tail, 1 - tail], dtype=torch.float64))

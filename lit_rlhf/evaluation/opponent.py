@@ -43,7 +43,7 @@ class Opponent:
             ValueError: A prompt has no saved answer or is another one there, or the judge cannot judge.
         """
         self.setup()
-        own = answers_from_rows(rows)
+        own = answers_from_rows(rows, source="this run's answers")
         pairs = pair_up(own, self._saved, names=("this run", self.answers), subset=True)
         self.judge.prepare(pairs)
         judged = Judged(a="policy", b=self.answers, pairs=pairs, verdicts=self.judge.judge(pairs))

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MISSING = "-"
+_MEANINGS = {
+    "score": "score: the reward model's.",
+    "KL": "KL: to the reference, nats per token.",
+    "length": "length: tokens of a response.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +147,8 @@ class ResultTable:
             parts.append("LC win %: were both of equal length (regression).")
         if any(p.p_values for p in self.policies):
             parts.append("p: of the difference, all prompts (signs of clusters drawn).")
-        parts.append("score: the reward model's. KL: to the reference, nats per token. length: tokens of a response.")
-        return " ".join(parts)
+        header, _ = self.cells()
+        return " ".join([*parts, *(meaning for name, meaning in _MEANINGS.items() if name in header)])
 
     def to_rich(self) -> Table:
         """The table for a terminal: one column a policy, so that four fit into 80 characters."""
@@ -169,7 +174,7 @@ class ResultTable:
         return "\n".join([*lines, "", self.caption(), ""])
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows, one row a policy."""
+        """Header and rows, one row a policy; what was measured of none has no column."""
         groups = list(dict.fromkeys(g for p in self.policies for g in p.win_rates))
         groups.sort(key=lambda group: group != "all")  # "all" first, the user's own in their order
         controlled = ["all"] if any("all" in p.length_controlled for p in self.policies) else []
@@ -177,7 +182,9 @@ class ResultTable:
         header += ["LC win %"] if controlled else []
         header += ["p"] if any(p.p_values for p in self.policies) else []
         header += [self.judge, "score", "KL", "perplexity", "length", "ended %"]
-        return header, [self._row(policy, groups, controlled, with_p="p" in header) for policy in self.policies]
+        rows = [self._row(policy, groups, controlled, with_p="p" in header) for policy in self.policies]
+        kept = [place for place in range(len(header)) if any(row[place] != _MISSING for row in rows)]
+        return [header[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
     def _row(
         self, policy: PolicyEvaluation, groups: Sequence[str], controlled: Sequence[str], *, with_p: bool

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lit_rlhf.evaluation.intervals import cluster_bootstrap, cluster_sums
+from lit_rlhf.evaluation.intervals import Interval, cluster_bootstrap, cluster_sums, wilson_interval
 
 RESAMPLES = 2000
+_NO_WIDTH = 1e-12
 Outcomes = Sequence[str]
 """What was judged of one prompt: "win", "tie" or "lose" for each opponent's response."""
 
@@ -73,16 +74,26 @@ def win_rate(
         seed: Of the bootstrap.
 
     Returns:
-        The rates over all prompts, each prompt weighing the same.
+        The rates over all prompts, each prompt weighing the same. The interval is the percentile bootstrap's; where
+        several clusters all have the same rate, it would claim certainty: Wilson's, one trial a cluster, stands in.
 
     Raises:
         ValueError: If nothing is compared or the lengths differ.
     """
     groups = _checked(outcomes, clusters)
     parts = [shares(prompt) for prompt in outcomes]
-    interval = cluster_bootstrap(half_ties(outcomes), groups, num_samples=resamples, confidence=confidence, seed=seed)
+    halves = half_ties(outcomes)
+    interval = cluster_bootstrap(halves, groups, num_samples=resamples, confidence=confidence, seed=seed)
+    if interval.high - interval.low < _NO_WIDTH:
+        interval = _of_equal_clusters(halves, groups, confidence)
     win, tie, lose = (sum(part[i] for part in parts) / len(parts) for i in range(3))
     return WinRate(win, tie, lose, win + 0.5 * tie, interval.low, interval.high, len(parts), len(set(groups)))
+
+
+def _of_equal_clusters(halves: Sequence[float], groups: Sequence[Hashable], confidence: float) -> Interval:
+    clusters = len(set(groups))
+    rate = sum(halves) / len(halves)
+    return wilson_interval(rate * clusters, clusters, confidence=confidence)
 
 
 def win_rates_by(

@@ -179,6 +179,7 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
         raise FileExistsError(f"Nothing was exported: '{out}' {reason}.")
     # The process id keeps two writers apart.
     partial, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had the same id: in a container all have
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -189,9 +190,31 @@ def _written_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
             raise OSError(number, os.strerror(number), str(out)) from error
         raise
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    for path in [old, *_abandoned(out)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _abandoned(out: Path) -> list[Path]:
+    """What killed processes have left beside ``out``."""
+    names = re.compile(rf"\.{re.escape(out.name)}\.(?:partial|old)-(\d+)")
+    found = [(path, names.fullmatch(path.name)) for path in out.parent.iterdir()]
+    return [path for path, match in found if match and not _runs(int(match[1]))]
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process on this machine, as far as can be asked without ending it."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
 
 
 def _system_error(error: BaseException) -> int:

@@ -7,8 +7,9 @@ state dict, no optimizer, no DDP or DeepSpeed wrap, and no precision plugin cast
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -17,7 +18,20 @@ from torch import Tensor, nn
 from lit_rlhf.models.cpu import tune
 
 Placement = Literal["device", "cpu"]
+_WAITING: ContextVar[list[FrozenModel[Any]] | None] = ContextVar("waiting", default=None)
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@contextmanager
+def models_in_host_memory() -> Iterator[list[FrozenModel[Any]]]:
+    """Gives a list that gets every model of the block that waits in host memory, in the order they were made."""
+    token = _WAITING.set([])
+    try:
+        made = _WAITING.get()
+        assert made is not None
+        yield made
+    finally:
+        _WAITING.reset(token)
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -41,6 +55,7 @@ class HostWeights:
     """
 
     def __init__(self, model: nn.Module, *, pin: bool = False) -> None:
+        self._model = model
         self._slots = list(_slots(model))
         if pin or any(tensor.device.type != "cpu" for _, _, tensor in self._slots):
             self._replace(lambda tensor: _pinned(tensor.cpu()) if pin else tensor.cpu())
@@ -58,6 +73,16 @@ class HostWeights:
         finally:
             for owner, name, tensor in self._slots:
                 setattr(owner, name, tensor)
+
+    def tensors(self) -> list[Tensor]:
+        """The weights, tied ones once."""
+        return list({id(tensor): tensor.detach() for _, _, tensor in self._slots}.values())
+
+    def move_to(self, places: Sequence[Tensor]) -> None:
+        """Let ``places`` be the weights: one for each of :meth:`tensors`, with its numbers in it."""
+        new = iter(places)
+        self._replace(lambda _: next(new))
+        self._slots = list(_slots(self._model))
 
     def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
         """Put ``change(tensor)`` where each tensor is, once for tensors that are tied."""
@@ -99,6 +124,9 @@ class FrozenModel(Generic[ModelT]):
             cast_parameters(self.model, dtype)
         self._host: HostWeights | None = None
         self._depth = 0
+        waiting = _WAITING.get()
+        if placement == "cpu" and waiting is not None:
+            waiting.append(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output, computed without a graph."""
@@ -151,6 +179,11 @@ class FrozenModel(Generic[ModelT]):
                 yield self
         finally:
             self._depth -= 1
+
+    def keep_in(self, places: Sequence[Tensor]) -> None:
+        """Let ``places`` be the weights in host memory: one for each of ``HostWeights(self.model).tensors()``."""
+        self._host = HostWeights(self.model)
+        self._host.move_to(places)
 
     def _host_weights(self) -> HostWeights:
         if self._host is None:

@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
 from lit_rlhf.models.adapters import frozen_names
 from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.frozen import models_in_host_memory
+from lit_rlhf.models.host_memory import share_host_memory
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.strategies.accumulation import (
@@ -99,9 +101,9 @@ class BaseModule(L.LightningModule, ABC):
         if on_non_finite not in ("stop", "skip"):
             raise ValueError(f"`on_non_finite` ({on_non_finite}) must be `stop` or `skip`.")
         self.automatic_optimization = False
-        self.model_config = model
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
+        self.model_config = group(ModelConfig, model, "model")
+        self.optimizer_config = group(self.optimizer_kind, optimizer, "optimizer")
+        self.schedule_config = group(ScheduleConfig, schedule, "schedule")
         self.on_non_finite = on_non_finite
         self.skipped_updates = 0
         self._skipped_in_a_row = 0
@@ -110,6 +112,9 @@ class BaseModule(L.LightningModule, ABC):
         self._rng_state: list[dict[str, Any]] | None = None
         self._rates: dict[str, float] = {}
         self._template: str | None = None
+
+    optimizer_kind: type[OptimizerConfig] = OptimizerConfig
+    """What a dict of optimizer options is made into."""
 
     # ---------------------------------------------------------------- what subclasses say of themselves
 
@@ -184,14 +189,17 @@ class BaseModule(L.LightningModule, ABC):
         fails on all.
         """
         if not self._loaded:
-            with on_host(), loading_in(torch.float32 if self._trainer is None else weight_dtype(self.trainer)):
+            dtype = torch.float32 if self._trainer is None else weight_dtype(self.trainer)
+            with on_host(), loading_in(dtype), models_in_host_memory() as waiting:
                 run_together(self.load_models)
+            if self.target_device.type != "cpu":
+                share_host_memory(waiting)
             self._loaded = True
 
     def on_fit_start(self) -> None:
         """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""
         tune(self, self.device)
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             log_every_epoch(self.trainer)
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start

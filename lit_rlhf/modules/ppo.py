@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation, writes_files
-from lit_rlhf.config import ModelConfig, ScheduleConfig
+from lit_rlhf.config import ModelConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
 from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
@@ -32,6 +32,7 @@ from lit_rlhf.models.cpu import release_freed_memory
 from lit_rlhf.models.export import export_policy, export_policy_adapter
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.models.loading.checks import check_context
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
 from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
@@ -44,10 +45,11 @@ from lit_rlhf.ppo.kl_controller import FixedKL, KLController
 from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss, CriticLoss, PolicyLoss
 from lit_rlhf.ppo.metrics import UpdateSums, rollout_metrics, updated_moments
 from lit_rlhf.ppo.minibatch import Minibatch, plan_updates, ptx_share, scoring_micro_batches
-from lit_rlhf.ppo.models import PPOModels
+from lit_rlhf.ppo.models import PPOModels, ReferenceConfigLike, reference_config
 from lit_rlhf.ppo.options import check_options
 from lit_rlhf.ppo.plan import BatchingConfig
-from lit_rlhf.rewards.base import NonFiniteScoreError, Reward
+from lit_rlhf.rewards.base import NonFiniteScoreError
+from lit_rlhf.rewards.python import RewardLike, as_reward
 from lit_rlhf.rollout.engine import RolloutEngine
 from lit_rlhf.rollout.requests import generation_request, reward_request
 from lit_rlhf.rollout.sampling import SamplingConfig
@@ -71,8 +73,8 @@ class PPOModule(BaseModule, ExperienceCollector):
     """PPO with every detail of the paper's Figure 5 as an option (docs/ppo.md).
 
     Args:
-        policy: Folder or hub name of the SFT model.
-        reward: Source of scores.
+        policy: Folder or hub name of the SFT model; in Python also the pair (model, tokenizer), which is copied.
+        reward: Source of scores; in Python also a function (see :class:`PythonReward`).
         reference: The frozen reference (a path alone is enough); None for none, where nothing needs it.
         critic: Where the critic comes from; unused by critic-free estimators.
         sampling: How responses are drawn in training.
@@ -91,6 +93,8 @@ class PPOModule(BaseModule, ExperienceCollector):
         model: How models are loaded.
         on_non_finite: `stop` or `skip`; see ``BaseModule``.
 
+    In Python every group of options may be a dict: ``sampling={"temperature": 0.7}``.
+
     Attributes:
         iteration: Number of the iteration under way, from 0.
         rollout_metrics: Means over the last rollout, equal on all ranks (docs/metrics.md).
@@ -100,11 +104,13 @@ class PPOModule(BaseModule, ExperienceCollector):
         ValueError: If options do not fit each other.
     """
 
+    optimizer_kind = PPOOptimizerConfig
+
     def __init__(
         self,
-        policy: str,
-        reward: Reward,
-        reference: ReferenceConfig | str | None = ReferenceConfig(),  # noqa: B008
+        policy: ModelLike,
+        reward: RewardLike,
+        reference: ReferenceConfigLike = ReferenceConfig(),  # noqa: B008
         critic: CriticConfig = CriticConfig(),  # noqa: B008
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         eval_sampling: SamplingConfig | None = None,
@@ -116,28 +122,29 @@ class PPOModule(BaseModule, ExperienceCollector):
         kl_controller: KLController | None = None,
         optimizer: PPOOptimizerConfig = PPOOptimizerConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(kind="inverse_sqrt"),  # noqa: B008
-        eval_rewards: dict[str, Reward] | None = None,
+        eval_rewards: dict[str, RewardLike] | None = None,
         opponent: Opponent | None = None,
         engine: RolloutEngine | None = None,
         model: ModelConfig = ModelConfig(),  # noqa: B008
         on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
-        self.reward, self.engine = reward, engine or TransformersEngine()
+        self.reward, self.engine = as_reward(reward, "reward"), engine or TransformersEngine()
         self.estimator, self.kl_controller = estimator or GAE(), kl_controller or FixedKL()
-        self.policy_loss, self.loss = policy_loss or ClippedSurrogate(), loss
+        self.policy_loss, self.loss = policy_loss or ClippedSurrogate(), group(LossConfig, loss, "loss")
         self.critic_loss = critic_loss or ClippedValueLoss()
-        self.sampling, self.eval_sampling, self.shaping = sampling, eval_sampling or sampling, shaping
-        self.critic_lr = optimizer.critic_lr
+        self.sampling = group(SamplingConfig, sampling, "sampling")
+        self.eval_sampling = group(SamplingConfig, eval_sampling or self.sampling, "eval_sampling")
+        self.shaping = group(ShapingConfig, shaping, "shaping")
         self.models = PPOModels(
-            policy,
-            reference=ReferenceConfig(path=reference) if isinstance(reference, str) else reference,
-            critic=critic if self.estimator.needs_critic else None,
-            reward=reward,
-            model=model,
+            model_source(policy, "policy"),
+            reference=reference_config(reference),
+            critic=group(CriticConfig, critic, "critic") if self.estimator.needs_critic else None,
+            reward=self.reward,
+            model=self.model_config,
         )
         check_options(
-            loss=loss,
+            loss=self.loss,
             policy_loss=self.policy_loss,
             critic_loss=critic_loss,
             estimator=self.estimator,
@@ -148,9 +155,9 @@ class PPOModule(BaseModule, ExperienceCollector):
         )
         self.evaluator = PromptEvaluator(
             sampling=self.eval_sampling,
-            rewards={"score": reward, **(eval_rewards or {})},
+            rewards={"score": self.reward, **{k: as_reward(v, k) for k, v in (eval_rewards or {}).items()}},
             opponent=opponent,
-            logits_gib=model.logits_gib,
+            logits_gib=self.model_config.logits_gib,
         )
         self.policy: Any = None
         self.critic: Any = None
@@ -170,6 +177,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         """Load what the stage needs: prediction only generates, evaluation has no critic."""
         predicting = self._trainer is not None and self.trainer.predicting
         training = self._trainer is None or self.trainer.training or self.trainer.sanity_checking
+        self.evaluator.prepare()
         self.tokenizer = self.models.load_tokenizer()
         self.models.check_vocabularies(self.tokenizer, with_critic=training, with_reference=not predicting)
         self.policy = self.build_policy()
@@ -200,7 +208,8 @@ class PPOModule(BaseModule, ExperienceCollector):
         """`policy` and, with a critic, `critic`."""
         groups = {"policy": (trained_parameters(self.policy), self.optimizer_config.lr)}
         if self.critic is not None:
-            groups["critic"] = (trained_parameters(self.critic), self.critic_lr)
+            assert isinstance(self.optimizer_config, PPOOptimizerConfig)
+            groups["critic"] = (trained_parameters(self.critic), self.optimizer_config.critic_lr)
         return groups
 
     def sources(self) -> dict[str, str]:

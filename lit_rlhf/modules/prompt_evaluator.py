@@ -59,6 +59,11 @@ class PromptEvaluator:
         self._failure: Exception | None = None
         self._tokenizer: Any = None
 
+    def prepare(self) -> None:
+        """Let every reward refuse what cannot work, before any model is loaded."""
+        for reward in self.rewards.values():
+            reward.prepare()
+
     def setup(self, *, device: torch.device, tokenizer: Any) -> None:
         """Load what the rewards need; once on each rank."""
         self._tokenizer = tokenizer

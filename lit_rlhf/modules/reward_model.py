@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.data.memory import in_memory
 from lit_rlhf.data.micro import length_micro_batches
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
 from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
@@ -20,6 +21,7 @@ from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
 from lit_rlhf.models.export import export_scalar, export_scalar_adapter
 from lit_rlhf.models.loading.configured import load_scalar, load_tokenizer_for
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
@@ -49,7 +51,7 @@ class RewardModelModule(BaseModule):
 
     def __init__(
         self,
-        model_path: str,
+        model_path: ModelLike,
         head: Literal["fresh", "load"] = "fresh",
         lm_coef: float = 1.0,
         optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6),  # noqa: B008
@@ -59,6 +61,7 @@ class RewardModelModule(BaseModule):
         on_non_finite: Literal["stop", "skip"] = "stop",
         num_layers: int | None = None,
     ) -> None:
+        model_path = model_source(model_path, "model_path")
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(lm_coef >= 0, "lm_coef", lm_coef, "must not be negative")
         require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
@@ -330,7 +333,10 @@ class RewardModelModule(BaseModule):
 def test_sources(trainer: Any) -> list[str]:
     """What the test pairs were read from, for the report's head."""
     paths = getattr(getattr(trainer, "datamodule", None), "paths", {})
-    found = paths.get("test") or paths.get("train") or []
+    found: Any = next((paths[name] for name in ("test", "train") if paths.get(name) is not None), [])
+    memory = in_memory(found)
+    if memory is not None:
+        return [repr(memory)]
     return [found] if isinstance(found, str) else [str(path) for path in found]
 
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group, require
 from lit_rlhf.data.micro import row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
 from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
 from lit_rlhf.models.export import export_policy, export_policy_adapter
 from lit_rlhf.models.loading.configured import load_policy, load_tokenizer_for
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.scoring import text_logprobs
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
 from lit_rlhf.modules.base import BaseModule, trained_parameters
@@ -44,7 +45,7 @@ class SFTModule(BaseModule):
 
     def __init__(
         self,
-        policy: str,
+        policy: ModelLike,
         optimizer: OptimizerConfig = OptimizerConfig(lr=9.5e-6),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
@@ -55,9 +56,9 @@ class SFTModule(BaseModule):
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
-        self.policy_path = policy
+        self.policy_path = model_source(policy, "policy")
         self.micro_batch_tokens = micro_batch_tokens
-        self.evaluator = PromptEvaluator(sampling=sampling)
+        self.evaluator = PromptEvaluator(sampling=group(SamplingConfig, sampling, "sampling"))
         self.engine = engine or TransformersEngine()
         self.policy: Any = None
 

@@ -16,12 +16,13 @@ class CriticConfig:
 
     Attributes:
         init: `reward` (PPO-max: the reward model's trunk and head), `policy` (the SFT trunk under a fresh head), or a
-            folder or hub name of a sequence-classification model.
+            folder or hub name of a sequence-classification model. None: `reward` where the reward is a model, else
+            `policy`.
         num_layers: Keep the first layers of its trunk alone, with `init: policy`; None for all.
         adapter: With `model.adapter`: train an adapter and the head (true), or all weights of a model of its own.
     """
 
-    init: str = "reward"
+    init: str | None = None
     num_layers: int | None = None
     adapter: bool = True
 
@@ -40,9 +41,8 @@ class ReferenceConfig:
         path: Folder or hub name; None for the policy's own.
         placement: `device`, or `cpu` to keep it in host memory between scoring phases.
         dtype: Dtype of its weights; None for that of the policy's on the device: then it computes the same numbers, and
-            the KL before the first update is exactly 0.
-            With `model.adapter`, a reference on the policy's base runs on its very weights, unless `placement` is `cpu`
-            or `dtype` another than theirs: then it has its own.
+            the KL before the first update is exactly 0. With `model.adapter`, a reference on the policy's base runs on
+            its very weights, unless `placement` is `cpu` or `dtype` another than theirs: then it has its own.
     """
 
     path: str | None = None

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lit_rlhf.config import ModelConfig
+from lit_rlhf.config import ModelConfig, group
 from lit_rlhf.models.frozen import FrozenModel
 from lit_rlhf.models.loading.adapted import load_frozen_lm, shared_origin
 from lit_rlhf.models.loading.causal import load_causal_lm
 from lit_rlhf.models.loading.configured import load_options, load_policy, load_scalar, load_tokenizer_for
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.tokenizer import check_tokenizers
 from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.ppo.config import CriticConfig, ReferenceConfig
+
+if TYPE_CHECKING:
+    ReferenceConfigLike = ReferenceConfig | ModelLike | Mapping[str, Any] | None
+else:
+    ReferenceConfigLike = ReferenceConfig | str | None
+"""What names a reference: its options, its path alone, or None for no reference."""
+
+
+def reference_config(value: Any) -> ReferenceConfig | None:
+    """The reference's options.
+
+    Raises:
+        ValueError: It is neither options, a path, a pair (model, tokenizer) nor None.
+    """
+    if value is None or isinstance(value, ReferenceConfig):
+        return value
+    if not isinstance(value, Mapping):
+        return ReferenceConfig(path=model_source(value, "reference"))
+    config = group(ReferenceConfig, value, "reference")
+    return replace(config, path=None if config.path is None else model_source(config.path, "reference.path"))
 
 
 class PPOModels:
@@ -50,17 +72,24 @@ class PPOModels:
         return None if self.reference is None else self.reference.path or self.policy_path
 
     @property
+    def critic_init(self) -> str:
+        """``critic.init``, with what it is where nothing is said: `reward` if that is a model, else `policy`."""
+        assert self.critic is not None
+        return self.critic.init or ("policy" if getattr(self.reward, "path", None) is None else "reward")
+
+    @property
     def critic_path(self) -> str | None:
         """Folder or hub name that the critic's trunk comes from.
 
         Raises:
             ValueError: If the critic is to come from a reward that is not a model.
         """
-        if self.critic is None or self.critic.init == "policy":
-            return None if self.critic is None else self.policy_path
-        if self.critic.init != "reward":
-            return self.critic.init
+        if self.critic is None:
+            return None
         path = getattr(self.reward, "path", None)
+        init = self.critic_init
+        if init != "reward":
+            return self.policy_path if init == "policy" else init
         if path is None:
             raise ValueError(
                 f"`critic.init: reward` needs a reward that is a model; {type(self.reward).__name__} is not. "
@@ -165,9 +194,9 @@ class PPOModels:
         critic = load_scalar(
             self.critic_path,
             self.critic_loading,
-            head="fresh" if self.critic.init == "policy" else "load",
+            head="fresh" if self.critic_init == "policy" else "load",
             num_layers=self.critic.num_layers,
-            check_on=None if self.critic.init == "reward" else device,
+            check_on=None if self.critic_init == "reward" else device,
         )
         check_same_vocabulary(policy, critic.trunk, "critic")
         return critic

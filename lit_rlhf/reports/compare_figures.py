@@ -14,9 +14,10 @@ from lit_rlhf.evaluation.tax import Measurement
 from lit_rlhf.evaluation.verdicts import Judged
 from lit_rlhf.evaluation.win_rate import WinRate
 from lit_rlhf.reports.figures import literal, styled
-from lit_rlhf.reports.palette import BLACK, BLUE, DIM, GRID, SEQUENCE, VERMILION
+from lit_rlhf.reports.palette import BLACK, BLUE, DIM, GRID, ORANGE, PURPLE, SEQUENCE, SKY, VERMILION
 
 LENGTH_BINS = 6
+_LIGHT = {SEQUENCE.index(color) for color in (ORANGE, PURPLE, SKY)}  # white text on these cannot be read
 _PARTS = (("win", BLUE, "white"), ("tie", GRID, BLACK), ("lose", VERMILION, "white"))
 _HALF = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 
@@ -44,7 +45,8 @@ def shares_chart(rates: Sequence[tuple[str, WinRate]]) -> Any:
             marker={"color": color, "line": {"color": "white", "width": 1}},
             hovertemplate=f"{part}: %{{x:.1f}} %<extra></extra>",
         )
-    figure.update_layout(barmode="stack")
+    # What does not fit into its part at 10 px is left out, not shrunk.
+    figure.update_layout(barmode="stack", uniformtext={"minsize": 10, "mode": "hide"})
     figure = styled(figure, x="percent of comparisons", y="", height=110 + 44 * len(rates))
     figure.update_xaxes(range=[0, 100])
     return figure.update_yaxes(tickvals=list(range(len(rates))), ticktext=labels, autorange="reversed", showgrid=False)
@@ -93,7 +95,7 @@ def tax_chart(measured: Measurement, models: Sequence[str]) -> Any:
             textposition="inside",
             insidetextanchor="middle",
             textangle=0,
-            textfont={"color": "white"},
+            textfont={"color": [BLACK if i % len(SEQUENCE) in _LIGHT else "white" for i in range(len(models))]},
             hovertemplate="%{y:.4f}<extra></extra>",
         )
     )

@@ -29,6 +29,9 @@ class Reward(ABC):
 
     name: str = "reward"
 
+    def prepare(self) -> None:  # noqa: B027  # most have nothing to refuse
+        """Refuse early what cannot work; called once on each rank before any model is loaded."""
+
     def setup(self, *, device: torch.device, tokenizer: Any) -> None:
         """Load what scoring needs; called once on each rank, before the first request.
 

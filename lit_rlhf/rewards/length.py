@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.python import RewardLike
 from lit_rlhf.rewards.wrapper import RewardWrapper
 from lit_rlhf.types import RewardRequest
 
@@ -33,7 +33,7 @@ class LengthReward(RewardWrapper):
 
     def __init__(
         self,
-        reward: Reward,
+        reward: RewardLike,
         *,
         coef: float,
         longest: int | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlhf.functional.shaping import penalize_missing_eos
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.python import RewardLike
 from lit_rlhf.rewards.wrapper import RewardWrapper
 from lit_rlhf.types import RewardRequest
 
@@ -29,7 +29,7 @@ class MissingEOSReward(RewardWrapper):
 
     def __init__(
         self,
-        reward: Reward,
+        reward: RewardLike,
         *,
         penalty: float | None = None,
         replacement: float | None = None,

@@ -9,6 +9,7 @@ import torch
 
 from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.python import RewardLike, as_reward
 from lit_rlhf.types import RewardOutput, RewardRequest
 
 
@@ -26,16 +27,21 @@ class MixtureReward(Reward):
         ValueError: No parts, another number of weights than parts, or a weight that is not finite.
     """
 
-    def __init__(self, rewards: list[Reward], *, weights: list[float] | None = None, name: str = "mixture") -> None:
+    def __init__(self, rewards: list[RewardLike], *, weights: list[float] | None = None, name: str = "mixture") -> None:
         if not rewards:
             raise ValueError("`rewards` must hold at least one reward.")
         if weights is not None and len(weights) != len(rewards):
             raise ValueError(f"`weights` ({len(weights)}) must be as many as `rewards` ({len(rewards)}).")
         if weights is not None and not all(map(math.isfinite, weights)):
             raise ValueError(f"`weights` ({weights}) must be finite.")
-        self.rewards = rewards
+        self.rewards = [as_reward(reward, "rewards") for reward in rewards]
         self.weights = weights if weights is not None else [1.0] * len(rewards)
         self.name = name
+
+    def prepare(self) -> None:
+        """Every part's."""
+        for reward in self.rewards:
+            reward.prepare()
 
     def setup(self, *, device: torch.device, tokenizer: Any) -> None:
         """Set every part up."""

@@ -12,6 +12,7 @@ from lit_rlhf.data.template import encode_piece, encode_rendered, response_end
 from lit_rlhf.models.frozen import FrozenModel, Placement
 from lit_rlhf.models.loading.adapted import load_frozen_scalar, shared_origin
 from lit_rlhf.models.loading.checks import check_context, check_embeddings
+from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import as_dtype
 from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.models.loading.tokenizer import load_tokenizer, same_vocabulary
@@ -51,7 +52,7 @@ class ModelReward(Reward):
 
     def __init__(
         self,
-        path: str,
+        path: ModelLike,
         *,
         dtype: str | None = None,
         placement: Placement = "device",
@@ -64,7 +65,8 @@ class ModelReward(Reward):
             raise ValueError(f"`placement` must be 'device' or 'cpu', not '{placement}'.")
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ValueError(f"`max_batch_tokens` ({max_batch_tokens}) must be at least 1.")
-        self.path, self.dtype, self.placement, self.max_batch_tokens = path, dtype, placement, max_batch_tokens
+        self.path, self.dtype = model_source(path, "path"), dtype
+        self.placement, self.max_batch_tokens = placement, max_batch_tokens
         self.trust_remote_code, self.name = trust_remote_code, name
         self.shares_vocabulary = False
         self._model: FrozenModel[ScalarModel] | None = None

@@ -7,51 +7,82 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_rlhf.rewards.base import Reward, parse_scores, quoted
+from lit_rlhf.rewards.signature import Call, call_of
 from lit_rlhf.types import RewardOutput, RewardRequest
 
-ScoreFunction = Callable[[list[str], list[str], list[dict[str, Any]]], Any]
+ScoreFunction = Callable[..., Any]
+
+if TYPE_CHECKING:
+    FunctionLike = str | ScoreFunction
+    RewardLike = Reward | ScoreFunction
+else:
+    FunctionLike, RewardLike = str, Reward
+"""What Python takes; YAML and command line name functions and classes."""
 
 
 class PythonReward(Reward):
-    """Score by a function that is named, not pickled, so that a YAML file can say it.
+    """Score by a Python function.
 
-    The function is called as ``function(prompts, responses, records)`` with three lists of length B and returns B
-    numbers; or a dict with ``scores`` and ``token_scores`` (for each response as many numbers as it has tokens).
-    A record is the prompt's raw row plus ``ended`` (bool: the response has its EOS) and ``response_ids`` (token ids,
-    EOS included), which take the place of keys of the same name in the row.
+    The function gets lists of length B and returns B numbers, or a dict with ``scores`` and ``token_scores`` (for each
+    response as many numbers as it has tokens). It is called with what its signature asks for::
+
+        def reward(prompts, responses): ...
+        def reward(prompts, responses, records): ...
+        def reward(responses, answer, **others): ...  # by name: `answer` is a key of the prompts' rows
+
+    ``prompts`` and ``responses`` (or ``completions``) are strings. A record is the prompt's raw row plus ``ended``
+    (bool: the response has its EOS) and ``response_ids`` (token ids, EOS included), which take the place of keys of the
+    same name in the row. Where no argument has one of these names, two or three are passed by position.
 
     Args:
-        function: ``package.module:function``; modules in the current directory are found too.
+        function: ``package.module:function``, where modules in the current directory are found too; in Python also the
+            function itself.
         timeout: Seconds one call may take; None waits. The function then runs in a thread of its own, which a timeout
             leaves behind (Python cannot end it) while the run stops with an error.
         name: Used in metrics and messages; None takes the function's name.
 
     Raises:
-        ValueError: ``function`` is not of that form, or ``timeout`` is not positive.
+        ValueError: ``function`` is neither, cannot be called that way, or ``timeout`` is not positive.
     """
 
-    def __init__(self, function: str, *, timeout: float | None = None, name: str | None = None) -> None:
-        if not re.fullmatch(r"[\w.]+:[\w.]+", function):
-            raise ValueError(f"`function` ('{function}') must have the form 'package.module:function'.")
+    def __init__(self, function: FunctionLike, *, timeout: float | None = None, name: str | None = None) -> None:
         if timeout is not None and not timeout > 0:
             raise ValueError(f"`timeout` ({timeout}) must be positive, or None.")
-        self.function, self.timeout = function, timeout
-        self.name = name if name is not None else function.rpartition(":")[2]
         self._call: ScoreFunction | None = None
+        self._form = Call()
+        self.timeout = timeout
+        if isinstance(function, str):
+            if not re.fullmatch(r"[\w.]+:[\w.]+", function):
+                raise ValueError(f"`function` ('{function}') must have the form 'package.module:function'.")
+            self.function = function
+        elif callable(function):
+            own = getattr(function, "__qualname__", type(function).__qualname__)
+            self.function = f"{getattr(function, '__module__', '?')}:{own}"
+            self._call, self._form = function, call_of(function, self.function)
+        else:
+            raise ValueError(f"`function` ({function!r:.80}) must be a function, or name one.")
+        self.name = name if name is not None else self.function.rpartition(":")[2].rpartition(".")[2]
 
-    def setup(self, *, device: torch.device, tokenizer: Any) -> None:
-        """Import the function.
+    def prepare(self) -> None:
+        """Import the function and look at its signature.
 
         Raises:
-            ValueError: There is no such module or function, or it cannot be called.
+            ValueError: There is no such module or function, or it cannot be called with what a reward has.
         """
-        self._call = find_function(self.function)
+        if self._call is None:
+            self._call = find_function(self.function)
+            self._form = call_of(self._call, self.function)
+
+    def setup(self, *, device: torch.device, tokenizer: Any) -> None:
+        """Import the function; see :meth:`prepare`."""
+        self.prepare()
 
     def score(self, request: RewardRequest) -> RewardOutput:
         """Call the function on the whole batch.
@@ -59,19 +90,23 @@ class PythonReward(Reward):
         Raises:
             RuntimeError: It raised; names the prompt (found by calling it again, one row at a time).
             TimeoutError: It took too long; names the prompt, found the same way.
-            ValueError: What it gave is not B numbers, or :meth:`setup` was not called.
+            ValueError: What it gave is not B numbers, it asks for a key that rows do not have, or :meth:`setup` was not
+                called.
         """
         if self._call is None:
             raise ValueError(f"Reward '{self.name}' has no function yet: call `setup` first.")
-        arguments = _arguments(request)
+        batch = _batch(request)
+        self._form.arguments(*batch)
         try:
-            value = self._timed(self._call, *arguments)
+            value = self._timed(self._call, *batch)
         except (Exception, SystemExit) as error:
-            raise self._blame(error, self._call, *arguments) from error
+            raise self._blame(error, self._call, *batch) from error
         return parse_scores(value, request, source=f"Reward function '{self.function}'")
 
-    def _timed(self, function: ScoreFunction, *arguments: Any) -> Any:
-        return function(*arguments) if self.timeout is None else run_within(self.timeout, function, *arguments)
+    def _timed(self, function: ScoreFunction, *batch: Any) -> Any:
+        given, named = self._form.arguments(*batch)
+        wanted = partial(function, *given, **named)
+        return wanted() if self.timeout is None else run_within(self.timeout, wanted)
 
     def _blame(
         self,
@@ -99,7 +134,7 @@ class PythonReward(Reward):
         return {**super().describe(), "function": self.function}
 
 
-def _arguments(request: RewardRequest) -> tuple[list[str], list[str], list[dict[str, Any]]]:
+def _batch(request: RewardRequest) -> tuple[list[str], list[str], list[dict[str, Any]]]:
     rollout = request.rollout
     ids = [
         row[keep].tolist() for row, keep in zip(rollout.response_ids.cpu(), rollout.response_mask.cpu(), strict=True)
@@ -109,6 +144,22 @@ def _arguments(request: RewardRequest) -> tuple[list[str], list[str], list[dict[
         for record, ended, row in zip(request.records, request.ended, ids, strict=True)
     ]
     return list(request.prompts), list(request.responses), records
+
+
+def as_reward(value: Any, name: str) -> Reward:
+    """``value`` as a source of reward: itself, or a function of a program.
+
+    Raises:
+        ValueError: It is neither, or the function cannot be called with what a reward has.
+    """
+    if isinstance(value, Reward):
+        return value
+    if callable(value) and not isinstance(value, type):
+        return PythonReward(value)
+    raise ValueError(
+        f"`{name}` ({value!r:.80}) must be a function or a Reward: PythonReward('module:function'), "
+        "ModelReward('folder or hub name'), ..."
+    )
 
 
 def find_function(name: str) -> ScoreFunction:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.python import RewardLike, as_reward
 from lit_rlhf.types import RewardOutput, RewardRequest
 
 
@@ -21,14 +22,18 @@ class RewardWrapper(Reward):
         name: Used in metrics and messages; None takes the inner one's.
     """
 
-    def __init__(self, reward: Reward, *, name: str | None = None) -> None:
-        self.reward = reward
-        self.name = name if name is not None else reward.name
+    def __init__(self, reward: RewardLike, *, name: str | None = None) -> None:
+        self.reward = as_reward(reward, "reward")
+        self.name = name if name is not None else self.reward.name
 
     @property
     def path(self) -> str | None:
         """Folder of the reward model inside, or None."""
         return getattr(self.reward, "path", None)
+
+    def prepare(self) -> None:
+        """The inner source's."""
+        self.reward.prepare()
 
     def setup(self, *, device: torch.device, tokenizer: Any) -> None:
         """Set the inner source up."""

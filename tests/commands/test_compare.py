@@ -220,6 +220,11 @@ def test_a_sheet_goes_out_and_comes_in_again(two, tmp_path, capsys):
     assert result["policies"][1]["win_rates"]["all"]["win"] == 1.0
     assert result["judge"] == "people"
     assert "exists" in refused(capsys, *two, "--judge", "HumanJudge", "--out", tmp_path / "study" / "people")
+    assert "gone.json" in refused(capsys, "--judge", "HumanJudge", "--sheet", answered, "--key", tmp_path / "gone.json")
+    for text in ("{", "[]", '{"seed": "x", "runs": {}}', '{"seed": 1}'):
+        (tmp_path / "bad.json").write_text(text)
+        bad = refused(capsys, "--judge", "HumanJudge", "--sheet", answered, "--key", tmp_path / "bad.json")
+        assert "bad.json) is no key of a sheet" in bad
     assert "where shall the sheet" in refused(capsys, *two, "--judge", "HumanJudge")
 
 

@@ -53,6 +53,16 @@ def test_markdown_is_one_row_a_policy(table):
     assert lines[6] == table.caption()
 
 
+def test_what_was_measured_of_none_has_no_column_and_no_explanation(table):
+    rows = [PolicyEvaluation(name="a"), PolicyEvaluation(name="b", win_rates={"all": rate(0.5)}, response_length=3.0)]
+    bare = ResultTable(policies=rows, judge="people")
+    assert bare.cells()[0] == ["policy", "win/tie/lose", "win % all", "length"]
+    assert bare.cells()[1][0] == ["a", "-", "-", "-"]
+    assert "length: tokens" in bare.caption()
+    assert "KL" not in bare.caption()
+    assert "KL: to the reference" in table.caption()
+
+
 def test_terminal_fits_80_columns_and_shows_brackets(table):
     out = io.StringIO()
     Console(file=out, width=80).print(table.to_rich())
@@ -64,7 +74,7 @@ def test_terminal_fits_80_columns_and_shows_brackets(table):
 
 def test_without_win_rates_there_are_no_such_columns():
     table = ResultTable(policies=[PolicyEvaluation(name="SFT", judge_score=0.1)], judge="helpful judge")
-    assert table.to_markdown().splitlines()[0].startswith("| policy | helpful judge | score |")
+    assert table.to_markdown().splitlines()[0] == "| policy | helpful judge |"
 
 
 def test_groups_of_the_users_own_come_after_the_known_ones():
@@ -108,9 +118,7 @@ def test_length_controlled_rates_and_p_values_have_columns_where_they_are_measur
         length_controlled={"all": Interval(0.41, 0.5, math.nan)},
     )
     table = ResultTable(policies=[PolicyEvaluation(name="SFT"), row])
-    assert table.to_markdown().splitlines()[0] == (
-        "| policy | win/tie/lose | win % all | LC win % | p | gold | score | KL | perplexity | length | ended % |"
-    )
+    assert table.to_markdown().splitlines()[0] == "| policy | win/tie/lose | win % all | LC win % | p |"
     assert "| 50.0 [n/a] | <0.001 |" in table.to_markdown()
     assert "LC win %: were both of equal length" in table.caption()
     read = ResultTable.read(table.write(tmp_path / "t.json"))

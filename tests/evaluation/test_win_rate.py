@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -50,6 +51,20 @@ def test_intervals_of_clustered_prompts_cover_the_truth_as_often_as_they_say():
         rate = win_rate(outcomes, clusters=clusters, resamples=500, seed=trial)
         hits += rate.low <= 0.6 <= rate.high
     assert 930 <= hits <= 970
+
+
+def test_where_all_clusters_say_the_same_the_interval_claims_no_certainty():
+    """Wilson's interval for n of n: its lower end is n / (n + z^2)."""
+    won = win_rate([["win", "win"]] * 20, clusters=[i // 2 for i in range(20)])
+    assert (won.rate, won.high) == (1.0, pytest.approx(1.0))
+    assert won.low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-6)
+    lost, tied = win_rate([["lose"]] * 10), win_rate([["tie"]] * 10)
+    assert (lost.low, lost.high) == (pytest.approx(0.0), pytest.approx(1 - won.low))
+    assert tied.low == pytest.approx(1 - tied.high)
+    assert 0.2 < tied.low < 0.3
+    thirds = win_rate([["win", "lose", "lose"]] * 30)  # equal but for rounding
+    assert thirds.high - thirds.low > 0.2
+    assert math.isnan(win_rate([["win"]] * 5, clusters=[0] * 5).low)  # one cluster says nothing of the spread
 
 
 def test_p_values_are_uniform_where_there_is_no_difference_and_small_where_there_is():

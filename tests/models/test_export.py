@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import pytest
 import torch
@@ -135,6 +137,20 @@ class TestTarget:
         assert not (out / "stale").exists()
         assert load_causal_lm(out).lm_head.weight.abs().sum() == 0
         assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+    def test_what_kills_have_left_is_removed(self, model, tokenizer, tmp_path):
+        ended, folder = subprocess.Popen(["true"]), tmp_path / "exports"
+        ended.wait()
+        for kind in ("partial", "old"):
+            for process in (ended.pid, os.getpid()):  # in a container the next process may well have the same id
+                (folder / f".out.{kind}-{process}").mkdir(parents=True)
+                (folder / f".out.{kind}-{process}" / "half").touch()
+        others = {f".out.partial-{os.getppid()}", ".outer.partial-1"}
+        for name in others:
+            (folder / name).mkdir()
+        export_policy(model, tokenizer, folder / "out")
+        assert {p.name for p in folder.iterdir()} == {*others, "out"}
+        assert not (folder / "out" / "half").exists()
 
     def test_unless_told_not_to(self, model, tokenizer, tmp_path):
         export_policy(model, tokenizer, tmp_path / "out")

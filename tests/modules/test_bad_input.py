@@ -86,6 +86,7 @@ def critic_of_a_program(config: dict[str, Any], folder: Path) -> None:
         "class_path": "PythonReward",
         "init_args": {"function": "tests.rewards.scorers:length"},
     }
+    config["model"]["init_args"]["critic"] = {"init": "reward"}
 
 
 CASES: list[tuple[Edit, list[str]]] = [

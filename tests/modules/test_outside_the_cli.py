@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from transformers import AutoModelForCausalLM
 
-from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer
+from tests.models.tiny import make_tokenizer, tiny_config
+from tests.modules.tiny_ppo import LETTERS, Recorder, make_data, make_ppo, make_trainer
 
 
 def logged(root: Path) -> list[str]:
@@ -60,3 +62,18 @@ def test_a_trainer_that_goes_on_goes_on(world: Path, tmp_path: Path) -> None:
     first, second = recorder.experiences
     assert not torch.equal(first.prompt_ids, second.prompt_ids)
     assert module.iteration == 1
+
+
+def test_another_models_tokenizer_encodes_the_prompts_anew(world: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(LETTERS[::-1])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    data = make_data(world)
+    (first,) = rollouts(world, tmp_path, data)
+    module = make_ppo(world, policy=str(tmp_path / "other"), reward=lambda responses: [0.0] * len(responses))
+    recorder = Recorder()
+    make_trainer(tmp_path, max_epochs=1, callbacks=[recorder], limit_val_batches=0).fit(module, data)
+    (again,) = recorder.experiences
+    assert tokenizer.decode(again.prompt_ids[0], skip_special_tokens=True) == again.records[0]["prompt"]
+    assert again.records == first.records

@@ -103,6 +103,17 @@ def test_an_opponent_without_the_prompts_or_the_scores_is_one_line(world: Path, 
         evaluator.finish(tmp_path, "val.jsonl")
 
 
+def test_an_opponent_may_have_answered_more_prompts_than_were_validated(world: Path) -> None:
+    """`--trainer.limit_val_batches` and `eval_limit` validate on some of the prompts; missing answers are refused."""
+    path = write_opponent(world)
+    saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    own = [{**row, "gold": 1.0 - 2.0 * (row["row"] == 3)} for row in saved[:4]]
+    opponent = Opponent(answers=str(path), judge=ScoreJudge("gold", tie_margin=0.0))
+    assert opponent.measure(own) == {"win_rate": 0.75, "tie_rate": 0.0}
+    with pytest.raises(ValueError, match="no response to 1 of the 5 prompts of this run, the first of them prompt x"):
+        opponent.measure([*own, {**own[0], "row": "x"}])
+
+
 def test_names_do_not_collide() -> None:
     with pytest.raises(ValueError, match="`eval_rewards` has a 'win_rate'"):
         PromptEvaluator(

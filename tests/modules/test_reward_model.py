@@ -130,6 +130,7 @@ def test_resume_is_bit_for_bit(world, pairs, tmp_path, stop) -> None:
 def test_validation_test_and_predict_agree_and_the_report_is_written(world, pairs, tmp_path) -> None:
     module = make_module(world)
     data = make_data(pairs, val=str(pairs), test=str(pairs))
+    fit(module, data, tmp_path / "fit", max_steps=1, max_epochs=-1)  # an untrained head's scores are refused
     val = make_trainer(tmp_path).validate(module, data, verbose=False)[0]
     assert val["val/accuracy_low"] <= val["val/accuracy"] <= val["val/accuracy_high"]
     rows = [row for batch in make_trainer(tmp_path).predict(module, data) for row in batch]

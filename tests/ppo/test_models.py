@@ -46,6 +46,13 @@ def test_none_is_none(world) -> None:
 def test_a_fresh_critic_and_one_that_cannot_be(world) -> None:
     built = models(world, critic=CriticConfig(init="policy"))
     assert built.critic_path == str(world / "policy")
-    program = models(world, reward=PythonReward("builtins:len"))
+    program = models(world, reward=PythonReward("builtins:len"), critic=CriticConfig(init="reward"))
     with pytest.raises(ValueError, match=r"critic.init: reward` needs a reward that is a model; PythonReward is not"):
         program.check_vocabularies(None, with_critic=True, with_reference=False)
+
+
+def test_where_the_critic_comes_from_if_nothing_is_said(world) -> None:
+    assert models(world, critic=CriticConfig()).critic_path == str(world / "reward")
+    assert models(world, reward=PythonReward("builtins:len"), critic=CriticConfig()).critic_path == str(
+        world / "policy"
+    )

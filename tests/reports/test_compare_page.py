@@ -170,11 +170,14 @@ def test_a_person_answers_the_sheet_in_the_browser_and_hands_it_in(tmp_path):
         page, tmp_path,
         take + """
       seen.kept = at("progress").textContent;
+      seen.pressed = ["1", "2", "3", "ArrowLeft", "ArrowDown", "ArrowRight"].map((key) => {
+        press(key); press("ArrowUp"); return document.querySelector("[aria-pressed=true]").dataset.choice; });
       for (let i = 0; i < 4; i++) document.querySelector(`[data-choice=${side() === "1" ? "left" : "right"}]`).click();
       seen.end = at("progress").textContent;
     """ + DOWNLOAD,
     )  # fmt: skip
     assert second["kept"] == "Pair 3 of 6; 2 judged"  # another visit of the same browser
+    assert second["pressed"] == ["left", "tie", "right"] * 2
     assert second["end"].endswith("6 judged")
     assert re.fullmatch(r"Ann-A-1-\w{12}\.csv", second["file"])
     answered = tmp_path / "answered.csv"
@@ -197,5 +200,7 @@ def test_the_sheet_runs_its_own_script_under_its_own_policy(tmp_path):
     assert "Pair 1 of 1; 0 judged" in done.stdout
     assert "Content Security Policy" not in done.stderr
     assert len(page.read_text()) < 30_000  # no chart library
+    narrow = look(page, tmp_path, width=375)
+    assert narrow["wide"] <= narrow["inner"]
     with pytest.raises(FileExistsError):
         write_sheet_page([], page)

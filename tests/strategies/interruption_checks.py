@@ -33,6 +33,7 @@ MOMENTS = (
     ("update", 0),
     ("update", STEPS),
     ("update", 2 * STEPS - 1),
+    ("update", 3 * STEPS - 3),
     ("batch end", STEPS + 1),
     ("validation", 0),
     ("epoch end", 0),

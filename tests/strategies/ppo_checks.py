@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,21 @@ import torch
 
 from lit_rlhf.config import AdapterConfig, ModelConfig
 from lit_rlhf.datamodules.rollout import RolloutDataModule
+from lit_rlhf.evaluation.judges import ScoreJudge
+from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig, PTXConfig
 from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
+from tests.strategies.checks import error_of
 from tests.strategies.sgd import SGDMixin
 from tests.strategies.toy import SaveAt, fingerprint, trainer
 
 ITERATIONS, STEPS = 2, 4  # an iteration is 2 minibatches x 2 passes
 CLIP = 1.0
+VALIDATED = 13  # prompts: ranks have different numbers of them, and of batches
+OPPONENT_SCORES = (-0.5, 0.0, 0.5)
 ADAPTER = AdapterConfig(r=2, alpha=8.0, target_modules="all-linear")
 
 
@@ -47,7 +53,18 @@ def make_world(folder: Path) -> Path:
     with torch.no_grad():
         reward.head.weight.normal_(0, 0.1)
     reward.save_pretrained(folder / "reward", tokenizer)
+    _write_opponent(folder)
     return folder
+
+
+def _write_opponent(folder: Path) -> None:
+    """Saved answers to the validation prompts; their scores lie about those of the policy's own."""
+    prompts = (folder / "pocket" / "prompts_val.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [
+        {"row": i, "record": json.loads(line), "response": "yes .", "score": OPPONENT_SCORES[i % 3]}
+        for i, line in enumerate(prompts)
+    ]
+    (folder / "opponent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 class SGDPPO(SGDMixin, PPOModule):
@@ -66,15 +83,19 @@ class SavesInside(PPOModule):
 
 
 class Watch(L.Callback):
-    """Every logged number of every step, and the ratio drift of every iteration's first step."""
+    """Every logged number of every step (the ratio drift among them) and of every validation."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.rates: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         skipped = ("time/",)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith(skipped)}
         self.rows.append(metrics)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.rates.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         trainer.callback_metrics.clear()
@@ -91,7 +112,9 @@ class SaveAtEpochEnd(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple[PPOModule, RolloutDataModule]:
+def build(
+    world: Path, cls: type[PPOModule] = SGDPPO, *, val: int = 0, **overrides: Any
+) -> tuple[PPOModule, RolloutDataModule]:
     options = {
         "optimizer": PPOOptimizerConfig(lr=0.3, critic_lr=0.1, max_grad_norm=CLIP),
         "loss": LossConfig(whiten_advantages=True, vf_coef=0.02, ptx_coef=0.2),
@@ -104,6 +127,9 @@ def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple
     module = cls(**{**models, **options})
     data = RolloutDataModule(
         train=str(world / "pocket" / "prompts_train.jsonl"),
+        val=str(world / "pocket" / "prompts_val.jsonl") if val else None,
+        eval_limit=val or None,
+        eval_batch_size=4,
         rollout_batch_size=16,
         minibatch_size=8,
         ppo_epochs=2,
@@ -115,7 +141,7 @@ def build(world: Path, cls: type[PPOModule] = SGDPPO, **overrides: Any) -> tuple
 
 
 def fit(world: Path, strategy: Any, devices: int, **options: Any) -> tuple[PPOModule, Watch]:
-    build_options = {k: options.pop(k) for k in ("cls", "optimizer") if k in options}
+    build_options = {k: options.pop(k) for k in ("cls", "optimizer", "val", "opponent") if k in options}
     module, data = build(world, **build_options)
     watch = Watch()
     callbacks = [watch, *options.pop("callbacks", [])]
@@ -126,11 +152,20 @@ def fit(world: Path, strategy: Any, devices: int, **options: Any) -> tuple[PPOMo
 
 
 def equality(world: Path, strategy: str, devices: int, out: Path) -> dict[str, Any]:
-    """Two iterations with SGD; weights go to ``out`` (rank 0), the numbers of every step come back."""
-    module, watch = fit(world, strategy, devices)
+    """Two iterations with SGD; weights go to ``out`` (rank 0), the numbers of steps and validations come back."""
+    opponent = Opponent(answers=str(world / "opponent.jsonl"), judge=ScoreJudge("score", tie_margin=0.2))
+    module, watch = fit(world, strategy, devices, val=VALIDATED, opponent=opponent, num_sanity_val_steps=0)
     if module.global_rank == 0:
         torch.save([p.detach().clone() for p in module.parameters()], out / f"{strategy}.pt")
-    return {"rows": watch.rows, "hash": fingerprint(module)}
+    return {"rows": watch.rows, "rates": watch.rates, "hash": fingerprint(module)}
+
+
+def judge_fails(world: Path, strategy: str, devices: int) -> str:
+    """How a validation ends whose judge, which rank 0 alone asks, cannot judge."""
+    opponent = Opponent(answers=str(world / "opponent.jsonl"), judge=ScoreJudge("nothing", tie_margin=0.0))
+    module, data = build(world, val=VALIDATED, opponent=opponent)
+    said = error_of(lambda: trainer(strategy, world, devices=devices).validate(module, data, verbose=False))
+    return said.split("ValueError: ")[-1]  # the other ranks say in front of it that they end with rank 0
 
 
 def first_rows(world: Path, strategy: str, devices: int, precision: str) -> list[dict[str, float]]:
@@ -168,6 +203,7 @@ def checks(world: Path, strategy: str, devices: int, out: Path) -> Iterator[dict
     yield {"equality": equality(world, strategy, devices, out)}
     yield {"first_bf16": first_rows(world, strategy, devices, "bf16-mixed")}
     yield {"resume": resume(world, strategy, devices, out)}
+    yield {"judge_fails": judge_fails(world, strategy, devices)}
     yield {"adapters": adapters(world, strategy, devices, out)}
 
 

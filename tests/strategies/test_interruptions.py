@@ -62,6 +62,7 @@ def test_it_ends_at_the_next_moment_that_can_be_saved(found: dict[str, Any]) -> 
         "update 0": 1,
         "update 4": 6,
         "update 7": 10,
+        "update 9": 12,
         "batch end 5": 7,
         "validation 0": 5,
         "epoch end 0": 5,

@@ -70,6 +70,21 @@ def test_two_ranks_equal_one_process(one: dict[str, Any], two: dict[str, Any], o
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < 2e-5
 
 
+def test_two_ranks_win_as_often_as_one_process(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """`val/win_rate` against saved answers, and the other means, of 13 prompts that ranks share unequally."""
+    rates = one["equality"]["rates"]
+    assert len(rates) == ITERATIONS
+    assert 0 < rates[0]["val/win_rate"] != rates[1]["val/win_rate"] < 1
+    assert rates[1]["val/tie_rate"] > 0
+    for alone, split in zip(rates, two["equality"]["rates"], strict=True):
+        assert split == pytest.approx(alone, rel=2e-4, abs=2e-5)
+
+
+def test_a_judge_that_fails_ends_all_ranks_alike(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert "this run's answers, row 1: `score` (nothing) is not among its numbers" in one["judge_fails"]
+    assert two["judge_fails"] == one["judge_fails"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_ratios_start_at_one_exactly(precision: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     for found in (one, two):

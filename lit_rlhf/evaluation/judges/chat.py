@@ -121,6 +121,7 @@ class ChatJudge(Judge):
         self.cache_path, self.name = cache, name or model
         self.sent, self.tokens = 0, 0
         self._reserved, self._stopped = 0, False
+        self._asking: dict[str, asyncio.Lock] = {}
         self._cache: ChatCache | None = None
 
     def setup(self) -> None:
@@ -159,7 +160,7 @@ class ChatJudge(Judge):
         return verdicts
 
     async def _judge_all(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        limit, self._stopped = asyncio.Semaphore(self.concurrency), False
+        limit, self._stopped, self._asking = asyncio.Semaphore(self.concurrency), False, {}
         async with self._client() as client:
             # After the first failure nothing new is asked; what is on its way is paid for: it is waited for and kept.
             found = await asyncio.gather(
@@ -189,7 +190,8 @@ class ChatJudge(Judge):
             "max_tokens": self.max_answer_tokens,
         }
         key = request_key({**request, "base_url": self.base_url})
-        async with limit:
+        # Equal questions wait for the first one's answer outside the limit: it is then in the cache, and paid for once.
+        async with self._asking.setdefault(key, asyncio.Lock()), limit:
             found = self._cache.get(key)
             if found is None:
                 if self._stopped:

@@ -245,6 +245,15 @@ def test_what_was_answered_is_not_asked_again(make):
     assert again[0] == first[0]
 
 
+def test_equal_questions_at_the_same_time_are_asked_once(make, tmp_path):
+    """Samples of a policy are often the same text."""
+    with serving(lambda text: time.sleep(0.05) or longer(text)) as server:
+        verdicts = make(server.url, concurrency=8).judge(pairs([LONG], [SHORT]) * 6)
+        assert len(server.texts) == 2
+    assert [v.outcome for v in verdicts] == ["win"] * 6
+    assert len((tmp_path / "cache.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_budget_of_requests_is_kept_and_what_it_bought_is_kept_too(make, tmp_path):
     with serving(longer) as server:
         with pytest.raises(JudgeError, match=r"`budget.requests` \(5\).* 5 answers are kept"):
