@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 
 from lit_rlhf.signals import let_through, listening
 from lit_rlhf.user_errors import UserError, fail, message_for_user
@@ -28,6 +29,8 @@ The pocket world:
   pocket make OUT                its data and base model as files
 Data:
   data check FILES               say what is wrong with which row, before training
+Configs:
+  configs [NAME]                 list the configs that ship, or print one; `--config preset:NAME` uses one
 Results:
   report RUN_DIR [RUN_DIR ...]   one self-contained HTML page of a run
   compare SFT=RUN PPO=RUN [...] --judge JUDGE
@@ -59,6 +62,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "pocket run": "lit_rlhf.commands.pocket_run",
     "pocket make": "lit_rlhf.commands.pocket_make",
+    "configs": "lit_rlhf.commands.configs",
     "data check": "lit_rlhf.commands.data_check",
     "report": "lit_rlhf.commands.report",
     "compare": "lit_rlhf.commands.compare",
@@ -83,6 +87,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_rlhf import __version__
 
         print(__version__)  # noqa: T201
+    elif words[0] in TRAINING and words[1:] in (["--help"], ["-h"]):
+        from lit_rlhf.commands.training_help import training_help
+
+        print(training_help(words[0]), end="")  # noqa: T201
     else:
         _run(words, whole_process=args is None)
 
@@ -108,14 +116,36 @@ def _run(words: list[str], *, whole_process: bool) -> None:
         fail(message)
 
 
+def with_shipped_configs(words: list[str]) -> list[str]:
+    """The words with `preset:NAME` after `--config` or `-c` as the path of that config."""
+    if not any("preset:" in word for word in words):
+        return words
+    from lit_rlhf.commands.config_files import shipped_config
+
+    out = []
+    for before, word in zip(["", *words], words, strict=False):
+        start, marked, name = word.rpartition("preset:")
+        named = marked and (start in ("--config=", "-c=") or (not start and before in ("--config", "-c")))
+        out.append(f"{start}{shipped_config(name)}" if named else word)
+    return out
+
+
 def _find(words: list[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]:
     """The ``main`` of the command that ``words`` begin with, and its arguments.
 
     Raises:
         UserError: There is no such command.
     """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # a console script does not look where it is started; last, so that it hides nothing
+    words = with_shipped_configs(words)
     # DeepSpeed warns of a missing GPU whenever transformers looks for it.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    if words[0] in (*TRAINING, "plan"):
+        from lit_rlhf.commands.config_files import read_configs
+
+        read_configs(words)  # before the seconds that imports take
     if words[0] in TRAINING:
         return import_module("lit_rlhf.commands.training").main, words
     for length in (1, 2):

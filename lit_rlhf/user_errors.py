@@ -1,11 +1,14 @@
 """Errors whose message is written for the user: which ones they are, and how the command line ends with one.
 
-Three kinds of errors end a command in one line instead of a traceback:
+Four kinds of errors end a command in one line instead of a traceback:
 
 1. :class:`LitRLHFError` and its subclasses, and Lightning's ``MisconfigurationException``: the class says it.
 2. Errors of the operating system about a path or a disk (not found, no permission, no space, ...).
-3. A ``ValueError`` that a ``raise`` statement of this package raised. One of the interpreter's own (``int("x")``, a
-   failed unpacking, ``max([])``), or of another library, may be a slip of the program and keeps its traceback.
+3. A ``ValueError`` that a ``raise`` statement of this package raised, and a ``ValueError``, ``RuntimeError``,
+   ``TypeError`` or ``NotImplementedError`` that one of Lightning's did: a flag or a callback that does not fit. One of
+   the interpreter's own (``int("x")``, a failed unpacking, ``max([])``), or of another library, may be a slip of the
+   program and keeps its traceback.
+4. A package that is not installed.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from types import TracebackType
 from typing import NoReturn
 
 PACKAGE = Path(__file__).resolve().parent
+_MISUSE = (ValueError, RuntimeError, TypeError, NotImplementedError)
 _OF_THE_SYSTEM = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG}
 
@@ -47,7 +51,11 @@ def _is_for_users(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return isinstance(error, _OF_THE_SYSTEM) or error.errno in _OF_THE_DISK
-    return isinstance(error, ValueError) and _raised_here(error.__traceback__)
+    if isinstance(error, ImportError):  # a package that is not installed, unless it is a slip in this one
+        return not (error.name or "").startswith(PACKAGE.name)
+    if isinstance(error, ValueError) and _raised_in(error.__traceback__, PACKAGE):
+        return True
+    return isinstance(error, _MISUSE) and _raised_in(error.__traceback__, _lightnings_folder())
 
 
 def _lightnings() -> type[BaseException]:
@@ -57,18 +65,24 @@ def _lightnings() -> type[BaseException]:
     return found
 
 
-def _raised_here(trace: TracebackType | None) -> bool:
-    """Whether the innermost frame is this package's and stands at a ``raise`` statement.
+def _lightnings_folder() -> Path | None:
+    """Where Lightning is, if it has been imported."""
+    file = getattr(sys.modules.get("lightning"), "__file__", None)
+    return None if file is None else Path(file).resolve().parent
+
+
+def _raised_in(trace: TracebackType | None, package: Path | None) -> bool:
+    """Whether the innermost frame is the package's and stands at a ``raise`` statement.
 
     C functions have no frames: without the second condition every ``int(text)`` of the package would count.
     """
-    if trace is None:
+    if trace is None or package is None:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
     raises = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return raises and Path(code.co_filename).resolve().is_relative_to(PACKAGE)
+    return raises and Path(code.co_filename).resolve().is_relative_to(package)
 
 
 def _message(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 import lit_rlhf
+from lit_rlhf.commands.arguments import did_you_mean
 from lit_rlhf.user_errors import UserError
 
 
@@ -27,6 +28,46 @@ def shipped_configs() -> Path:
         if (folder / "pocket").is_dir():
             return folder
     raise FileNotFoundError(f"The configs that ship with lit_rlhf are neither in {package} nor beside it.")
+
+
+def shipped_names() -> dict[str, Path]:
+    """Every shipped config by its name: `presets/ppo_max`, `pocket/sft`, ..."""
+    root = shipped_configs()
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def shipped_config(name: str) -> Path:
+    """A shipped config by its name; `presets/` may be left out, as may any folder where one file alone has the name.
+
+    Raises:
+        UserError: There is none of this name, or there are several.
+    """
+    known, wanted = shipped_names(), name.removesuffix(".yaml")
+    for exact in (wanted, f"presets/{wanted}"):
+        if exact in known:
+            return known[exact]
+    found = [full for full in known if full.rpartition("/")[2] == wanted]
+    if len(found) == 1:
+        return known[found[0]]
+    if found:
+        raise UserError(f"There are several configs '{name}': {', '.join(found)}.")
+    short = [full.rpartition("/")[2] for full in known]
+    raise UserError(
+        f"No config '{name}' ships with lit_rlhf.{did_you_mean(wanted, [*known, *short])} See `lit-rlhf configs`."
+    )
+
+
+def read_configs(words: Sequence[str]) -> None:
+    """Read every config file that a command line names, for what is wrong with one.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: See :func:`read_config`.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        path = word.removeprefix("--config=") if word.startswith("--config=") else word
+        if (before in ("--config", "-c") or path != word) and "://" not in path and not path.startswith(("{", "-")):
+            read_config(path)
 
 
 def read_config(path: str | PathLike[str]) -> dict[str, Any]:

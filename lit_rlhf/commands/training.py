@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -31,8 +31,10 @@ from lit_rlhf.callbacks.progress_bar import RLHFProgressBar
 from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
 from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
 from lit_rlhf.commands.csv_log import RunCSVLogger
-from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, modules_named_in_yaml
+from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, check_groups, modules_named_in_yaml, readable
 from lit_rlhf.files import write_text
+from lit_rlhf.modules.base import BaseModule
+from lit_rlhf.modules.lightning_features import check_trainer, refuse_flags
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
 from lit_rlhf.user_errors import UserError, message_for_user
@@ -94,15 +96,46 @@ class RLHFCLI(LightningCLI):
         if isinstance(parser, OneLineParser):
             parser.top_level = TOP_LEVEL
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: no options are read from checkpoints, and a checkpoint is read once."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what jsonargparse lets pass and then fails on in its own words.
+
+        Raises:
+            UserError: A group of options is a number or a list.
+        """
+        for section in ("model", "data"):
+            chosen = self._get(self.config, section) or {}
+            check_groups(section, chosen.get("class_path"), chosen.get("init_args") or {})
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's, with errors of one line.
+
+        Raises:
+            UserError: jsonargparse cannot make a class of what is given.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            own = message_for_user(error) is not None or "Does not validate against" not in str(error)
+            if own:
+                raise
+            raise UserError(readable(str(error))) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Fill in what the config leaves open."""
         config = self._get(self.config_init, "trainer")
+        if isinstance(self.model, BaseModule):
+            refuse_flags(config)
         run = Path(config.get("default_root_dir") or f"runs/{self._run_name()}")
         kwargs["default_root_dir"] = str(run)
         if config.get("logger") in (None, True):
             kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), RunCSVLogger(run)]
         trainer = super().instantiate_trainer(**kwargs)
         self._fill_callbacks(trainer, run)
+        if isinstance(self.model, BaseModule):
+            check_trainer(trainer)
         return trainer
 
     def _run_name(self) -> str:
@@ -201,7 +234,7 @@ def default_callbacks(run: Path, given: list[Callback], config: dict[str, Any]) 
     if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
         kinds.insert(0, (ModelCheckpoint, lambda: RunCheckpoint(str(run / "checkpoints"))))
     if config.get("enable_progress_bar") is not False:
-        kinds.append((RLHFProgressBar, lambda: RLHFProgressBar()))
+        kinds.append((ProgressBar, lambda: RLHFProgressBar()))
     kinds += [(StopOnSignal, lambda: StopOnSignal()), (Heartbeat, lambda: Heartbeat())]
     for kind, make in kinds:
         # BestPolicy keeps the best by score; what a run resumes from is a checkpoint of its own.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -36,6 +36,7 @@ from lit_rlhf.models.frozen import models_in_host_memory
 from lit_rlhf.models.host_memory import share_host_memory
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
+from lit_rlhf.modules.lightning_features import check_trainer
 from lit_rlhf.strategies.accumulation import (
     accumulate,
     backward_parts,
@@ -51,6 +52,7 @@ from lit_rlhf.strategies.errors import require_training_state
 from lit_rlhf.strategies.precision import weight_dtype
 from lit_rlhf.user_errors import LitRLHFError
 
+ContentT = TypeVar("ContentT")
 STATE_KEY = "lit_rlhf"
 FUSED_DEVICES = ("cpu", "cuda")
 """Where PyTorch's fused AdamW is used; both have it in every release that is supported here."""
@@ -159,14 +161,29 @@ class BaseModule(L.LightningModule, ABC):
         """
         raise ValueError(f"{type(self).__name__} does not say how large its passes are: define `pass_sizes`.")
 
+    def content(self, batch: Any, kind: type[ContentT]) -> ContentT:
+        """What a batch holds, if it is of the kind that this module works on.
+
+        Raises:
+            ValueError: The data module is for another kind of module.
+        """
+        found = getattr(batch, "content", None)
+        if isinstance(found, kind):
+            return found
+        data = type(getattr(self.trainer, "datamodule", None)).__name__
+        raise ValueError(f"{type(self).__name__} works on a {kind.__name__}; {data} gives a {type(found).__name__}.")
+
     # ---------------------------------------------------------------- models, device, precision
 
     def setup(self, stage: str) -> None:
         """Refuse or warn of a precision that cannot train, before anything is loaded.
 
         Raises:
-            ValueError: If weights are to be trained in fp16 without DeepSpeed's fp32 masters.
+            ValueError: If weights are to be trained in fp16 without DeepSpeed's fp32 masters, or a flag or callback of
+                Lightning's cannot work.
         """
+        if stage == "fit":
+            check_trainer(self.trainer)
         precision = str(self.trainer.precision)
         if stage != "fit" or isinstance(self.trainer.strategy, DeepSpeedStrategy):
             return

@@ -478,7 +478,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def training_step(self, batch: DeviceBatch[Minibatch], batch_idx: int) -> None:
         """One minibatch, one optimizer step; none where the iteration is skipped or ended early."""
-        minibatch, started = batch.content, time.perf_counter()
+        minibatch, started = self.content(batch, Minibatch), time.perf_counter()
         if minibatch.position == 0:
             self.log_values(self.rollout_metrics, prog_bar=("rollout/score", "rollout/kl"))
         if self.skip_reason is not None:

@@ -133,7 +133,7 @@ class RewardModelModule(BaseModule):
 
     def training_step(self, batch: DeviceBatch[PreferenceBatch], batch_idx: int) -> None:
         """One global batch of pairs, one optimizer step."""
-        pairs = batch.content
+        pairs = self.content(batch, PreferenceBatch)
         learned = response_tokens(pairs).double()
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)

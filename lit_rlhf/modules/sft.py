@@ -92,7 +92,7 @@ class SFTModule(BaseModule):
 
     def training_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
         """One global batch, one optimizer step."""
-        text = batch.content
+        text = self.content(batch, TextBatch)
         tokens = max(1.0, float(all_reduce_sum(text.loss_mask[:, 1:].sum().double())))
         parts = row_micro_batches(text.attention_mask, self.micro_batch_tokens)
         result = self.optimize([lambda rows=rows: [self.text_loss(text.rows(rows), tokens)] for rows in parts])  # type: ignore[misc]

@@ -11,10 +11,19 @@ from torch import Tensor
 
 from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.types import RewardOutput, RewardRequest
+from lit_rlhf.user_errors import LitRLHFError
 
 
 class NonFiniteScoreError(ValueError):
     """A reward gave NaN or an infinity for a response: the one fault of a reward that `on_non_finite: skip` skips."""
+
+
+class RewardError(LitRLHFError, RuntimeError):
+    """A reward could not be had; the message names the prompt."""
+
+
+class RewardTimeoutError(LitRLHFError, TimeoutError):
+    """A reward took too long; the message names the prompt."""
 
 
 class Reward(ABC):

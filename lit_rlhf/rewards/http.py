@@ -15,7 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import torch
 
-from lit_rlhf.rewards.base import Reward, parse_scores, quoted
+from lit_rlhf.rewards.base import Reward, RewardError, parse_scores, quoted
 from lit_rlhf.types import RewardOutput, RewardRequest
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class HTTPReward(Reward):
         """Ask the service, in batches and concurrently.
 
         Raises:
-            RuntimeError: The service failed in every attempt, or refused; names the first prompt of the batch.
+            RewardError: The service failed in every attempt, or refused; names the first prompt of the batch.
             ValueError: It gave something else than numbers for its responses, or a record is not JSON.
         """
         size = self.batch_size
@@ -134,7 +134,7 @@ class HTTPReward(Reward):
                         await asyncio.sleep(self._wait(attempt, error.retry_after))
                 else:
                     return parse_scores(value, part, source=self._source)
-        raise RuntimeError(f"{self._source} failed {self.retries + 1} times, last with {reason}, for {where}.")
+        raise RewardError(f"{self._source} failed {self.retries + 1} times, last with {reason}, for {where}.")
 
     @property
     def _source(self) -> str:
@@ -171,7 +171,7 @@ class HTTPReward(Reward):
                 if response.status in _RETRY_STATUS or response.status >= 500:
                     raise _RetryableError(f"HTTP {response.status}", response.headers.get("Retry-After"))
                 if response.status >= 300:
-                    raise RuntimeError(f"{self._source} refused with HTTP {response.status} for {where}.")
+                    raise RewardError(f"{self._source} refused with HTTP {response.status} for {where}.")
                 return self._parsed(await _read_all(response), response, where)
         except asyncio.TimeoutError:
             raise _RetryableError(f"no reply within {self.timeout} s") from None

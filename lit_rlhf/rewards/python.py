@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlhf.rewards.base import Reward, parse_scores, quoted
+from lit_rlhf.rewards.base import Reward, RewardError, RewardTimeoutError, parse_scores, quoted
 from lit_rlhf.rewards.signature import Call, call_of
 from lit_rlhf.types import RewardOutput, RewardRequest
+from lit_rlhf.user_errors import PACKAGE
 
 ScoreFunction = Callable[..., Any]
 
@@ -88,8 +90,8 @@ class PythonReward(Reward):
         """Call the function on the whole batch.
 
         Raises:
-            RuntimeError: It raised; names the prompt (found by calling it again, one row at a time).
-            TimeoutError: It took too long; names the prompt, found the same way.
+            RewardError: It raised; names the prompt (found by calling it again, one row at a time).
+            RewardTimeoutError: It took too long; names the prompt, found the same way.
             ValueError: What it gave is not B numbers, it asks for a key that rows do not have, or :meth:`setup` was not
                 called.
         """
@@ -126,12 +128,20 @@ class PythonReward(Reward):
                 break
         source = f"Reward function '{self.function}'"
         if isinstance(error, _OutOfTimeError):
-            return TimeoutError(f"{source} took longer than {self.timeout} s for {where}.")
-        return RuntimeError(f"{source} raised {type(error).__name__}: {error} for {where}.")
+            return RewardTimeoutError(f"{source} took longer than {self.timeout} s for {where}.")
+        place = _place(error)
+        return RewardError(f"{source} raised {type(error).__name__}: {error} for {where}{place}.")
 
     def describe(self) -> dict[str, Any]:
         """The function, too."""
         return {**super().describe(), "function": self.function}
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's code that raised, where it is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not Path(frame.filename).resolve().is_relative_to(PACKAGE)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _batch(request: RewardRequest) -> tuple[list[str], list[str], list[dict[str, Any]]]:

@@ -84,3 +84,28 @@ def test_models_are_noted_where_they_are_made() -> None:
         FrozenModel(tied_model(8, 0))
     FrozenModel(tied_model(8, 0), placement="cpu")
     assert waiting == [first]
+
+
+def loading(folder: Path, dtype: str) -> int:
+    """MiB of its own that a process gains by loading the model."""
+    body = f"""
+        from tests.models.test_host_memory import own_memory
+        from lit_rlhf.models.loading.causal import load_causal_lm
+        load_causal_lm({str(folder / "small")!r})
+        before = own_memory()["RssAnon"]
+        model = load_causal_lm({str(folder / "model")!r}, dtype={dtype!r})
+        record(gained=own_memory()["RssAnon"] - before)
+    """
+    return int(run_dist(body, folder / dtype, processes=1, launcher="torchrun", timeout=120).ranks[0]["gained"])
+
+
+def test_weights_in_their_own_dtype_are_mapped_from_the_file(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 1000}
+    for name, layers in (("small", 1), ("model", 24)):
+        config = LlamaConfig(**shape, num_hidden_layers=layers)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size / MIB
+    assert loading(tmp_path, "bfloat16") < 0.3 * size
+    assert loading(tmp_path, "float32") > 1.7 * size

@@ -1,0 +1,60 @@
+"""Flags and callbacks of Lightning's that cannot work here, refused in one line (docs/lightning.md has all of them)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+NO_SUCH_TUNING = "there is no one `lr` or batch size to search: set `model.optimizer` and the data's sizes"
+REFUSED_CALLBACKS = {
+    "BackboneFinetuning": "there is no backbone to unfreeze: `CriticWarmup` trains the critic first",
+    "BatchSizeFinder": NO_SUCH_TUNING,
+    "LearningRateFinder": NO_SUCH_TUNING,
+    "ModelPruning": "pruned weights are neither exported nor the same on all ranks",
+    "SpikeDetection": "`training_step` returns no loss to watch: `on_non_finite` stops or skips bad updates",
+}
+"""By name of the class."""
+REFUSED_FLAGS = {
+    "accumulate_grad_batches": "a minibatch is cut into passes by itself (`micro_batch_tokens`): raise "
+    "`data.minibatch_size` or `data.batch_size`",
+    "gradient_clip_val": "gradients are clipped by `model.optimizer.max_grad_norm`",
+    "gradient_clip_algorithm": "gradients are clipped by norm, `model.optimizer.max_grad_norm`",
+    "barebones": "switch off what is not wanted: `trainer.logger`, `trainer.enable_checkpointing`",
+    "overfit_batches": "every epoch has other batches; give a small `data.train` to learn by heart",
+}
+"""Flags whose values other than the first are refused, and what to do instead."""
+_IDLE: dict[str, tuple[Any, ...]] = {"accumulate_grad_batches": (1,)}
+
+
+def refuse_flags(config: Mapping[str, Any]) -> None:
+    """Refuse flags that modules of this library cannot follow.
+
+    Args:
+        config: The trainer's options.
+
+    Raises:
+        ValueError: Names the flag, its value and what to use.
+    """
+    for name, instead in REFUSED_FLAGS.items():
+        value = config.get(name)
+        if value and value not in _IDLE.get(name, ()):
+            raise ValueError(f"`trainer.{name}` ({value}) is not supported: {instead}.")
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuse callbacks, precisions and flags that cannot work; called before anything is loaded.
+
+    Raises:
+        ValueError: Names what cannot work and what to use.
+    """
+    if str(trainer.precision) == "64-true":
+        raise ValueError("`precision` (64-true) is not supported: log-probabilities and losses are fp32. Use 32-true.")
+    if getattr(trainer, "overfit_batches", 0):
+        refuse_flags({"overfit_batches": trainer.overfit_batches})  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        names = [kind.__name__ for kind in type(callback).__mro__]
+        instead = next((REFUSED_CALLBACKS[name] for name in names if name in REFUSED_CALLBACKS), None)
+        if instead is not None:
+            raise ValueError(f"`{type(callback).__name__}` is not supported: {instead}.")
