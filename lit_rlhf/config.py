@@ -113,6 +113,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.freeze_layers >= 0, "freeze_layers", self.freeze_layers, "must not be negative")
+        if self.adapter is not None:  # a dict, in Python
+            object.__setattr__(self, "adapter", group(AdapterConfig, self.adapter, "adapter"))
         both = self.freeze_layers > 0 and self.adapter is not None
         require(not both, "freeze_layers", self.freeze_layers, "excludes `adapter`, which freezes all layers")
         require(self.logits_gib is None or self.logits_gib > 0, "logits_gib", self.logits_gib, "must be positive")

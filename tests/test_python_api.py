@@ -200,6 +200,7 @@ def test_dicts_are_groups(world: Path) -> None:
         critic={"init": "policy"}, shaping={"clip": None}, schedule={"kind": "constant"}, model={"logits_gib": 2.0},
     )  # fmt: skip
     assert module.loss == LossConfig(vf_coef=0.5)
+    assert module_of(world, model={"adapter": {"r": 2}}).model_config.adapter.r == 2  # type: ignore[union-attr]
     assert (module.optimizer_config.critic_lr, module.optimizer_config.lr) == (1e-3, 5e-7)
     assert (module.models.reference.dtype, module.models.critic_init) == ("bfloat16", "policy")
     assert (module.shaping.clip, module.schedule_config.kind, module.model_config.logits_gib) == (None, "constant", 2.0)

@@ -151,7 +151,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             kl_controller=self.kl_controller,
             engine=self.engine,
             has_reference=self.models.reference is not None,
-            model=model,
+            model=self.model_config,
         )
         self.evaluator = PromptEvaluator(
             sampling=self.eval_sampling,
