@@ -16,7 +16,8 @@ MAX_RANDOM = 24
 
 _NOTE = (
     f"Line: median of {drawn.WINDOW} iterations where there are {2 * drawn.WINDOW} or more, and their range as a "
-    "band; held-out panels show every validation as it was. A dotted line with a flag ⚑ is where the collapse detector spoke."
+    "band; held-out panels show every validation as it was. A dotted line with a flag ⚑ is where the collapse detector "
+    "spoke."
 )
 
 
