@@ -66,7 +66,7 @@ def series_charts(runs: Sequence[RunData], panels: Sequence[Panel]) -> list[Char
 def series_figure(runs: Sequence[RunData], panel: Panel) -> go.Figure | None:
     """One metric over iterations: median of ``WINDOW`` iterations as a line, their range as a band.
 
-    Held-out metrics are shown as they were measured: a median of validations would spread a collapse over a long time.
+    Held-out metrics are shown as they were measured: a median of validations would spread a collapse.
 
     Returns:
         The figure; None when no run logged the metric.
