@@ -144,7 +144,7 @@ class RLHFCLI(LightningCLI):
         if config.get("logger") in (None, True):
             kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), RunCSVLogger(run)]
         trainer = super().instantiate_trainer(**kwargs)
-        logs = trainer.loggers and not trainer.fast_dev_run  # a trial run leaves no trace
+        logs = trainer.loggers and not getattr(trainer, "fast_dev_run", False)  # a trial run leaves no trace
         if logs and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, RunCSVLogger(run)]  # which `lit-rlhf report` reads
         self._fill_callbacks(trainer, run)

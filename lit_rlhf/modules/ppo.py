@@ -151,7 +151,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             kl_controller=self.kl_controller,
             engine=self.engine,
             has_reference=self.models.reference is not None,
-            model=model,
+            model=self.model_config,
         )
         self.evaluator = PromptEvaluator(
             sampling=self.eval_sampling,
@@ -244,6 +244,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def export(self, path: str | Path) -> None:
         """Write the policy (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        self.check_loaded()
         if rank() == 0:
             write = export_policy if self.model_config.adapter is None else export_policy_adapter
             write(self.policy, self.tokenizer, path, template=self.template)
