@@ -13,6 +13,7 @@ import torch
 
 from lit_rlhf.config import AdapterConfig, ModelConfig
 from lit_rlhf.datamodules.rollout import RolloutDataModule
+from lit_rlhf.distributed import all_reduce_max
 from lit_rlhf.evaluation.judges import ScoreJudge
 from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.modules.ppo import PPOModule
@@ -257,7 +258,7 @@ class SavesAdapters(L.Callback):
         self.bits.append(frozen_bits(pl_module))
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: Any, experience: Any) -> None:
-        self.kl.append(float((experience.old_logprobs - experience.ref_logprobs).abs().max()))
+        self.kl.append(float(all_reduce_max((experience.old_logprobs - experience.ref_logprobs).abs().max())))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step == STEPS + 1:
