@@ -23,6 +23,7 @@ from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation, 
 from lit_rlhf.config import ModelConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
 from lit_rlhf.evaluation.opponent import Opponent
+from lit_rlhf.functional.checks import two_columns
 from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
@@ -291,7 +292,8 @@ class PPOModule(BaseModule, ExperienceCollector):
                 # 3. Shape: normalize and clip the score, KL penalty per token (details 1, 4, 5; eq. 18-19).
                 rewards = self.shape_rewards(scored)
                 # 4. Advantages and the critic's targets (detail 10, eq. 9).
-                advantages, returns = self.estimate_advantages(scored, rewards)
+                given = self.estimate_advantages(scored, rewards)
+                advantages, returns = two_columns(f"`estimate_advantages` ({_name(self.estimator)})", given, rewards)
         experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
         self.train()
         self._report(experience, entropy)
@@ -527,7 +529,8 @@ class PPOModule(BaseModule, ExperienceCollector):
         assert old is not None
         advantages = self.update_advantages(taken.advantages, taken, minibatch)
         # 2. The surrogate (detail 11; eq. 14, 15).
-        per_token, clipped = self.policy_token_loss(logprobs, old, advantages, taken)
+        given = self.policy_token_loss(logprobs, old, advantages, taken)
+        per_token, clipped = two_columns(f"`policy_token_loss` ({_name(self.policy_loss)})", given, logprobs)
         loss = self._policy_share(per_token, mask, minibatch)
         sums.add_share("loss/policy", loss)
         sums.add_ratio(logprobs, old, mask)
@@ -552,7 +555,8 @@ class PPOModule(BaseModule, ExperienceCollector):
         # 5. The critic (detail 7).
         if self.critic is not None:
             values = response_values(self.critic, compact)
-            per_token, clipped = self.critic_token_loss(values, taken)
+            given = self.critic_token_loss(values, taken)
+            per_token, clipped = two_columns(f"`critic_token_loss` ({_name(self.critic_loss)})", given, values)
             share = normalized_sum(per_token, mask, minibatch.num_tokens)
             sums.add_share("loss/value", share)
             sums.add_tokens("update/value_clip_fraction", clipped, mask)
@@ -716,6 +720,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         return {
             "moments": self.moments.state_dict(),
             "kl_controller": self.kl_controller.state_dict(),
+            "estimator": self.estimator.state_dict(),
             "reference": self._reference_mark(),
             "iteration": self.iteration,
             "skip_reason": self.skip_reason,
@@ -741,6 +746,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             )
         self.moments = RunningMoments.from_state(state["moments"])
         self.kl_controller.load_state_dict(dict(state["kl_controller"]))
+        self.estimator.load_state_dict(dict(state.get("estimator", {})))
         self.iteration = state["iteration"]
         self.skip_reason, self.early_stopped_updates = state["skip_reason"], state["early_stopped_updates"]
         self.rollout_metrics = dict(state["rollout_metrics"])
@@ -757,3 +763,7 @@ class PPOModule(BaseModule, ExperienceCollector):
     def where(self) -> str:
         """The place in the run, for error messages."""
         return f"iteration {self.iteration}, step {self.global_step}"
+
+
+def _name(part: object) -> str:
+    return type(part).__name__

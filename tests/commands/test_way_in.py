@@ -210,3 +210,22 @@ def test_modules_of_the_current_folder_are_found(config: str, tmp_path: Path, mo
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     assert "policy" in shown(capsys, config, "--model", "my_own_ppo.Mine")
     assert sys.path[-1] == str(tmp_path), "it must hide nothing"
+
+
+HOOK = "from lit_rlhf.callbacks import RolloutCallback\nclass Mine(RolloutCallback):\n    def on_rollout(self): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("class Mine(\n", "was never closed"), (HOOK, "`Mine.on_rollout` is no hook: did you mean `on_rollout_end`?")],
+)
+def test_what_is_wrong_with_a_class_of_ones_own_is_said(
+    source: str, told: str, config: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    name = f"mine_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = refused(capsys, "fit", "--config", config, "--trainer.callbacks+", f"{name}.Mine")
+    assert told in line
+    assert "none of" not in line
+    assert "Errors:" not in line
