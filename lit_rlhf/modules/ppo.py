@@ -390,7 +390,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def reward_request(self, rollout: Rollout) -> RewardRequest:
         """The responses as rewards see them: ids, texts and raw records."""
-        return reward_request(self.tokenizer, rollout)
+        return reward_request(self.tokenizer, rollout, template=self.template)
 
     def shape_rewards(self, scored: ScoredRollout) -> Tensor:
         """Rewards per token: shaped score at the last token, KL penalty at every token (eq. 18-19).
