@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_rlhf.config import DType, OptimizerConfig, require
+from lit_rlhf.config import DType, OptimizerConfig, check_choices, require
 
 OldLogprobs = Literal["rollout", "reference", "sampler"]
 
@@ -48,6 +48,9 @@ class ReferenceConfig:
     path: str | None = None
     placement: Literal["device", "cpu"] = "device"
     dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class LossConfig:
     target_kl: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.average in ("tokens", "responses"), "average", self.average, "must be `tokens` or `responses`")
+        check_choices(self)
         require(self.vf_coef >= 0, "vf_coef", self.vf_coef, "must not be negative")
         require(self.ptx_coef > 0, "ptx_coef", self.ptx_coef, "must be positive; leave `data.ptx` out to switch it off")
         for name in ("advantage_clip", "target_kl", "entropy_clip"):
