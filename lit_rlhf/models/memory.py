@@ -327,11 +327,12 @@ def _logits(model: SizedModel, sizes: PassSizes, setup: TrainerSetup, copies: in
 
 def _rollout(policy: SizedModel, sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
     vocabulary, per_token = policy.config.get_text_config().vocab_size, policy.cache_bytes_per_token(setup.compute)
-    rows = sizes.generated_rows
-    if sizes.cache_bytes is not None and sizes.copy_dtype is None:
+    rows, copies = sizes.generated_rows, sizes.copy_dtype is not None
+    if sizes.cache_bytes is not None and not copies:
         rows = min(rows, max(1, sizes.cache_bytes // (per_token * sizes.update_width)))
+    cache = {"KV cache": sizes.cache_slots * rows // sizes.generated_rows * per_token}
     return {
-        "KV cache": 0 if sizes.copy_dtype else sizes.cache_slots * rows // sizes.generated_rows * per_token,
+        **({} if copies else cache),  # an engine with a copy of the weights has its cache counted with that
         # Logits, weights, sorted weights, their sums (fp32) and the order (int64).
         "logits": rows * vocabulary * (4 * FP32 + 8),
         "prefill": sizes.prefill_tokens * policy.widest(setup.compute),

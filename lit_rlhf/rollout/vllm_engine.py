@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 CPU_KV_GIB, ACCELERATOR_KV_GIB = 1.0, 8.0
 
+CPU_PREFILL_TOKENS, ACCELERATOR_PREFILL_TOKENS = 4096, 16_384
+"""What vLLM takes at a time where `max_num_batched_tokens` is not given."""
+
 
 class VLLMEngine(RolloutEngine):
     """Samples with a vLLM engine in this process, one a rank: single device, DDP, ZeRO-2.
@@ -210,7 +213,9 @@ class VLLMEngine(RolloutEngine):
     def limits(self, device: torch.device | str) -> EngineLimits:
         """``kv_gib``, beside a copy of the weights; between rollouts too where vLLM does not sleep."""
         on_cpu = torch.device(device).type == "cpu"
+        prefill = CPU_PREFILL_TOKENS if on_cpu else ACCELERATOR_PREFILL_TOKENS
         return EngineLimits(
+            prefill_tokens=self.options.get("max_num_batched_tokens", prefill),
             cache_bytes=self._kv_bytes(on_cpu=on_cpu),
             copy_dtype=self.dtype,
             resident=on_cpu or not self.sleep,

@@ -128,3 +128,5 @@ def test_limits_are_those_of_its_cache() -> None:
     assert engine.limits("cpu").resident
     assert VLLMEngine(sleep=False).limits("cuda").resident
     assert VLLMEngine().limits("cpu").cache_bytes == 2**30
+    assert engine.limits("cuda").prefill_tokens == 16_384
+    assert VLLMEngine(options={"max_num_batched_tokens": 512}).limits("cpu").prefill_tokens == 512
