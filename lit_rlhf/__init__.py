@@ -19,7 +19,7 @@ _MODULES = {
     "datamodules.rollout": "RolloutDataModule",
     "datamodules.preference": "PreferenceDataModule",
     "datamodules.sft": "SFTDataModule",
-    "config": "ModelConfig OptimizerConfig ScheduleConfig",
+    "config": "AdapterConfig ModelConfig OptimizerConfig ScheduleConfig",
     "ppo.config": "CriticConfig LossConfig PPOOptimizerConfig PTXConfig ReferenceConfig ShapingConfig",
     "ppo.estimators": "AdvantageEstimator GAE GroupNormalized LeaveOneOut",
     "ppo.kl_controller": "AdaptiveKL FixedKL KLController",

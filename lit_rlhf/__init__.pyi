@@ -16,6 +16,7 @@ from lit_rlhf.callbacks.reward_distribution import RewardDistributionMonitor as 
 from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
 from lit_rlhf.callbacks.sample_logger import SampleLogger as SampleLogger
 from lit_rlhf.callbacks.stop_on_signal import StopOnSignal as StopOnSignal
+from lit_rlhf.config import AdapterConfig as AdapterConfig
 from lit_rlhf.config import ModelConfig as ModelConfig
 from lit_rlhf.config import OptimizerConfig as OptimizerConfig
 from lit_rlhf.config import ScheduleConfig as ScheduleConfig

@@ -142,11 +142,10 @@ def _find(words: list[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]
     words = with_shipped_configs(words)
     # DeepSpeed warns of a missing GPU whenever transformers looks for it.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    if words[0] in (*TRAINING, "plan"):
+    if words[0] in TRAINING:
         from lit_rlhf.commands.config_files import read_configs
 
         read_configs(words)  # before the seconds that imports take
-    if words[0] in TRAINING:
         return import_module("lit_rlhf.commands.training").main, words
     for length in (1, 2):
         if (name := " ".join(words[:length])) in COMMANDS:

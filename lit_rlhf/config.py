@@ -43,7 +43,10 @@ def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
         near = difflib.get_close_matches(str(unknown), known, n=1)
         hint = f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(known)}."
         raise ValueError(f"`{name}` has no option `{unknown}`. {hint}")
-    return kind(**value)
+    try:
+        return kind(**value)
+    except TypeError as error:  # a comparison in `__post_init__`
+        raise ValueError(f"`{name}` ({dict(value)!r:.200}) has a value of the wrong type: {error}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.freeze_layers >= 0, "freeze_layers", self.freeze_layers, "must not be negative")
+        if self.adapter is not None:  # a dict, in Python
+            object.__setattr__(self, "adapter", group(AdapterConfig, self.adapter, "adapter"))
         both = self.freeze_layers > 0 and self.adapter is not None
         require(not both, "freeze_layers", self.freeze_layers, "excludes `adapter`, which freezes all layers")
         require(self.logits_gib is None or self.logits_gib > 0, "logits_gib", self.logits_gib, "must be positive")

@@ -49,18 +49,16 @@ def listening(*, for_good: bool = False) -> Iterator[None]:
     """Note the signals instead of dying of them, starting with none; the old handlers are back at the end.
 
     Args:
-        for_good: Leave the new ones: the process ends now, and one that has done all its work must not die of a signal
-            while Python shuts down.
+        for_good: Ignore the signals afterwards: the process ends now, and one that has done all its work must not die
+            of a signal while Python shuts down.
     """
     vars(_noted).update(vars(_Noted()))
     before = listen()
     try:
         yield
     finally:
-        if for_good:
-            ending()
-        else:
-            restore(before)
+        # Ignored in earnest: Python puts the default in the place of a handler of its own before it is gone.
+        restore(dict.fromkeys(before, signal.SIG_IGN) if for_good else before)
 
 
 def listen() -> dict[int, Any]:

@@ -15,6 +15,7 @@ tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools.build_meta import build_{kind}; print(build_{kind}({out!r}))"
+PRESET = "from lit_rlhf.cli import main; main(['configs', 'ppo_max'])"
 FIND = """
 import site
 site.addsitedir({site!r})
@@ -84,6 +85,9 @@ def test_a_wheel_holds_configs_and_templates_and_finds_them(tree: Path, tmp_path
     assert contents(site / templates) == contents(ROOT / templates)
     assert (site / templates / "base.html.jinja").is_file()
     assert (site / "lit_rlhf" / "py.typed").is_file()
+    assert (site / "lit_rlhf" / "__init__.pyi").is_file()
+    shown = python(f"import site; site.addsitedir({str(site)!r}); {PRESET}", tmp_path, PYTHONPATH=str(site))
+    assert "\n".join(shown) + "\n" == (ROOT / "configs" / "presets" / "ppo_max.yaml").read_text(encoding="utf-8")
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"lit_rlhf"}
 
 

@@ -97,11 +97,12 @@ def rows_of(kind: str) -> Any:
         "dicts": [{"prompt": prompt, "id": i} for i, prompt in enumerate(PROMPTS)],
         "messages": [[{"role": "user", "content": prompt}] for prompt in PROMPTS],
         "data set": datasets.Dataset.from_dict({"prompt": PROMPTS, "id": list(range(16))}),
+        "empty ones": [*PROMPTS, ""],
         "generator": ({"prompt": prompt} for prompt in PROMPTS),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["strings", "tuple", "dicts", "messages", "data set", "generator"])
+@pytest.mark.parametrize("kind", ["strings", "tuple", "dicts", "messages", "data set", "empty ones", "generator"])
 def test_prompts_in_memory_are_those_of_a_file(kind: str, world: Path, tmp_path: Path) -> None:
     import json
 
@@ -199,6 +200,7 @@ def test_dicts_are_groups(world: Path) -> None:
         critic={"init": "policy"}, shaping={"clip": None}, schedule={"kind": "constant"}, model={"logits_gib": 2.0},
     )  # fmt: skip
     assert module.loss == LossConfig(vf_coef=0.5)
+    assert module_of(world, model={"adapter": {"r": 2}}).model_config.adapter.r == 2  # type: ignore[union-attr]
     assert (module.optimizer_config.critic_lr, module.optimizer_config.lr) == (1e-3, 5e-7)
     assert (module.models.reference.dtype, module.models.critic_init) == ("bfloat16", "policy")
     assert (module.shaping.clip, module.schedule_config.kind, module.model_config.logits_gib) == (None, "constant", 2.0)
@@ -245,3 +247,21 @@ def test_a_checkpoint_is_loaded_with_what_the_module_was_made_of(world: Path, tm
     again = PPOModule.load_from_checkpoint(tmp_path / "x.ckpt", policy=str(world / "policy"), reward=by_length)
     state = again.state_dict()
     assert all(torch.equal(weight, state[name]) for name, weight in module.state_dict().items())
+
+
+def test_what_a_new_user_gets_wrong(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`tokenizer` must be .* not a list\. Is it `train=\.\.\.`\?"):
+        RolloutDataModule(PROMPTS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`optimizer` \(\{'lr': '1e-3'\}\) has a value of the wrong type"):
+        module_of(world, optimizer={"lr": "1e-3"})
+    with pytest.raises(ValueError, match="has loaded no model yet"):
+        module_of(world).export(tmp_path / "x")
+    for call, split in (("validate", "val"), ("test", "test"), ("predict", "predict")):
+        with pytest.raises(ValueError, match=f"`data.{split}` names no data to {call} on"):
+            getattr(make_trainer(tmp_path), call)(module_of(world), RolloutDataModule(train=PROMPTS, **SIZES))
+
+
+def test_a_data_frame_is_rows(world: Path, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    data = RolloutDataModule(train=pandas.DataFrame({"prompt": PROMPTS, "id": range(16)}), **SIZES)
+    assert "id" in fit(module_of(world), data, tmp_path).records[0]

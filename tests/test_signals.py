@@ -119,7 +119,12 @@ def test_a_run_that_is_done_does_not_die_of_a_signal_while_python_shuts_down() -
         "from lit_rlhf import cli\n"
         "cli._find = lambda words: (lambda argv: None, words)\n"
         "sys.argv = ['lit-rlhf', 'fit']\n"
-        "atexit.register(lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])\n"
+        "kill = lambda end=os.kill, me=os.getpid(), number=signal.SIGTERM: end(me, number)\n"
+        "class Last:\n"
+        "    def __del__(self, kill=kill):\n"
+        "        kill()\n"
+        "last = Last()\n"  # goes when Python has no handlers any more
+        "atexit.register(kill)\n"
         "cli.main()\n"
     )
     ended = python(code)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_rlhf.callbacks.hooks import ExperienceLike, append_to_run, iteration_of
+from lit_rlhf.callbacks.loggers import log_histogram
 from lit_rlhf.callbacks.monitor import RolloutMonitor
 from lit_rlhf.callbacks.response_metrics import ResponseValues
 from lit_rlhf.functional.diagnostics import shape_statistics
@@ -27,7 +28,7 @@ class RewardDistributionMonitor(RolloutMonitor):
     * ``reward_histograms.jsonl`` in the run directory: one line per rollout with ``iteration, step, start, width,
       counts`` and the statistics. Bin k holds scores in ``[start + k width, start + (k + 1) width)``; every ``start``
       is a multiple of ``width``, and ``width`` only ever doubles, so histograms of different rollouts nest.
-    * A TensorBoard histogram, where such a logger is attached.
+    * A histogram in TensorBoard, Weights & Biases or MLflow, where such a logger is attached.
 
     Args:
         max_bins: Bins after which ``width`` doubles.
@@ -73,10 +74,7 @@ class RewardDistributionMonitor(RolloutMonitor):
         where = {"iteration": iteration_of(trainer, pl_module), "step": trainer.global_step}
         shape = {key: value if math.isfinite(value) else None for key, value in self._shape.items()}
         append_to_run(trainer, FILENAME, [{**where, **histogram, **shape}])
-        for logger in trainer.loggers:
-            add = getattr(getattr(logger, "experiment", None), "add_histogram", None)
-            if add is not None:
-                add("rollout/score", self._scores.numpy(), trainer.global_step)
+        log_histogram(trainer, "rollout/score", self._scores, trainer.global_step)
 
     def histogram(self, scores: Tensor) -> dict[str, Any]:
         """Counts on a grid that all rollouts share.

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, append_to_run, iteration_of
+from lit_rlhf.callbacks.loggers import log_texts
 from lit_rlhf.functional.kl import k1
 
 FILENAME = "samples.jsonl"
 
 
 class SampleLogger(RolloutCallback):
-    """Writes responses with score and KL to ``samples.jsonl`` and, where such a logger is attached, TensorBoard text.
+    """Writes responses with score and KL to ``samples.jsonl`` and to the loggers that show text.
+
+    Those are TensorBoard, Weights & Biases (a table) and MLflow (an artifact), where they are attached.
 
     *Fixed* samples are the first ``fixed`` rows of each validation
     (:func:`~lit_rlhf.callbacks.hooks.emit_validation`): the same prompts every time, those of the sanity check before
@@ -91,12 +94,9 @@ class SampleLogger(RolloutCallback):
 
     def _write(self, trainer: L.Trainer, samples: list[dict[str, Any]]) -> None:
         append_to_run(trainer, FILENAME, samples)
-        for logger in trainer.loggers:
-            add = getattr(getattr(logger, "experiment", None), "add_text", None)
-            if add is None:
-                continue
-            for sample in samples:
-                add(f"samples/{sample['kind']}/{sample['index']}", _markdown(sample), trainer.global_step)
+        for kind in dict.fromkeys(sample["kind"] for sample in samples):
+            texts = [(sample["index"], _markdown(sample)) for sample in samples if sample["kind"] == kind]
+            log_texts(trainer, f"samples/{kind}", texts, trainer.global_step)
 
 
 def _sample(

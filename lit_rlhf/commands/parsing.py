@@ -118,7 +118,7 @@ def check_groups(section: str, class_path: str | None, options: Mapping[str, Any
 def readable(message: str) -> str:
     """The innermost cause of a jsonargparse message on one line, with a suggestion for a misspelt key."""
     text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -")).rstrip(".")
-    named = _class_problem(text) or _union_problem(text)
+    named = _class_problem(text) or _own_words(message) or _union_problem(text)
     if named:
         return named
     found = _UNKNOWN_KEY.search(text)
@@ -146,6 +146,15 @@ def _class_problem(text: str) -> str:
         hint = did_you_mean(found[1], known_classes())
         return f"{key}there is no class '{found[1]}'.{hint or ' One of your own is `my_module.Mine`.'}"
     return ""
+
+
+def _own_words(message: str) -> str:
+    """What a class of the user's own says while it is imported (a syntax error, a misspelt hook), or nothing."""
+    given = re.search(r"^ *Given value: (?:[\w]+\.)+\w+$", message, re.MULTILINE)
+    _, _, errors = message.partition("Errors:")
+    causes = [line.strip(" -") for line in errors.partition("Given value")[0].splitlines() if line.strip(" -")]
+    causes = [cause for cause in causes if not cause.startswith("Expected a")]
+    return f"{_of_key(message)}{causes[0].rstrip('.')}." if given and causes else ""
 
 
 def _union_problem(text: str) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 import lit_rlhf
@@ -39,6 +40,8 @@ from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpo
 from lit_rlhf.strategies.register import register_strategies
 from lit_rlhf.user_errors import UserError, message_for_user
 
+_PLAIN = (bool, int, float, str, type(None))
+
 
 class RunConfig(SaveConfigCallback):
     """Saves the whole config as ``config.yaml``, and ``versions.json``, in the run directory, not in a logger's.
@@ -56,6 +59,8 @@ class RunConfig(SaveConfigCallback):
             text = self.parser.dump(self.config, skip_none=False)
             write_text(Path(trainer.default_root_dir) / "config.yaml", text)
             write_text(Path(trainer.default_root_dir) / "versions.json", json.dumps(versions(), indent=1) + "\n")
+            for logger in trainer.loggers:
+                logger.log_hyperparams(flat_config(self.config))
         self.already_saved = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -70,6 +75,12 @@ class RunConfig(SaveConfigCallback):
                 f"{trainer.global_step}; max_epochs is {trainer.max_epochs}, max_steps {trainer.max_steps}.",
                 flush=True,
             )
+
+
+def flat_config(config: Namespace) -> dict[str, Any]:
+    """Options by dotted names, as loggers show hyper-parameters: what is no number, word or null becomes text."""
+    plain = {key.replace(".init_args", ""): value for key, value in config.as_flat().__dict__.items()}
+    return {key: value if isinstance(value, _PLAIN) else str(value) for key, value in plain.items()}
 
 
 def versions() -> dict[str, str]:
@@ -133,6 +144,9 @@ class RLHFCLI(LightningCLI):
         if config.get("logger") in (None, True):
             kwargs["logger"] = [TensorBoardLogger(run, name="tensorboard"), RunCSVLogger(run)]
         trainer = super().instantiate_trainer(**kwargs)
+        logs = trainer.loggers and writes_files(trainer)  # a trial run leaves no trace
+        if logs and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
+            trainer.loggers = [*trainer.loggers, RunCSVLogger(run)]  # which `lit-rlhf report` reads
         self._fill_callbacks(trainer, run)
         if isinstance(self.model, BaseModule):
             check_trainer(trainer)

@@ -55,6 +55,8 @@ def in_memory(data: Any) -> MemoryRows | None:
         return None
     if isinstance(data, MemoryRows):
         return data
+    if hasattr(data, "to_dict") and hasattr(data, "iterrows"):  # a DataFrame of pandas, which iterates over its columns
+        return MemoryRows(data.to_dict("records"))
     if isinstance(data, Mapping):  # a row, or a `DatasetDict`
         raise ValueError(f"Data must be paths, rows or a data set, not a {type(data).__name__}: name a split.")
     if not isinstance(data, Iterable):
@@ -77,6 +79,6 @@ def in_memory(data: Any) -> MemoryRows | None:
 
 
 def _can_be_a_path(text: str) -> bool:
-    if "\n" in text or len(text) > 1000:
+    if not text.strip() or "\n" in text or len(text) > 1000:
         return False
     return text.endswith(DATA_SUFFIXES) or looks_like_hub_name(text) or Path(text).expanduser().exists()

@@ -6,6 +6,7 @@ A sub-class says how records are read, how they become token ids, and how rows b
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         super().__init__()
         if batch_size is None and max_tokens is None:
             batch_size, max_tokens = (32, None) if self.default_max_tokens is None else (None, self.default_max_tokens)
-        self.tokenizer_path, self.format, self.template = tokenizer, format, template
+        self.tokenizer_path, self.format, self.template = tokenizer_path(tokenizer), format, template
         self.paths = {"train": train, "val": val, "test": test}
         self.fractions = {"val": val_fraction if val is None else 0.0, "test": test_fraction if test is None else 0.0}
         self.max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens
@@ -257,7 +258,10 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
 
     def val_dataloader(self) -> Any:
         """Validation batches in the order of the data; none where there is no validation data."""
-        return self.loader("val", shuffle=False) if self.rows.get("val") else []
+        if self.rows.get("val"):
+            return self.loader("val", shuffle=False)
+        check_wanted(self, "val")
+        return []
 
     def test_dataloader(self) -> StatefulLoader[BatchPlan, DeviceBatch[Any]]:
         """Test batches in the order of the data; the validation data where there is no test data."""
@@ -266,6 +270,28 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
     def predict_dataloader(self) -> StatefulLoader[BatchPlan, DeviceBatch[Any]]:
         """The batches of :meth:`test_dataloader`."""
         return self.test_dataloader()
+
+
+def tokenizer_path(value: Any) -> str | None:
+    """The folder or hub name of a tokenizer, or None.
+
+    Raises:
+        ValueError: It is something else, such as the prompts that belong to ``train``.
+    """
+    if value is None or isinstance(value, str | os.PathLike):
+        return None if value is None else os.fspath(value)
+    raise ValueError(f"`tokenizer` must be a folder or a hub name, not a {type(value).__name__}. Is it `train=...`?")
+
+
+def check_wanted(data: L.LightningDataModule, split: str) -> None:
+    """Refuse to evaluate on data that is not there; in a fit without validation data nothing is evaluated.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    stage = None if data.trainer is None else data.trainer.state.fn
+    if stage is not None and stage != "fit":
+        raise ValueError(f"`data.{split}` names no data to {stage.value} on.")
 
 
 def tokenizer_source(data: L.LightningDataModule, path: str | None) -> tuple[Any, ...]:

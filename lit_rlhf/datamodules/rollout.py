@@ -17,7 +17,13 @@ from lit_rlhf.data.memory import DataLike, in_memory
 from lit_rlhf.data.records import PromptRecord, RowError
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template, fit_prompt
-from lit_rlhf.datamodules.base import load_module_tokenizer, tokenizer_source, write_report
+from lit_rlhf.datamodules.base import (
+    check_wanted,
+    load_module_tokenizer,
+    tokenizer_path,
+    tokenizer_source,
+    write_report,
+)
 from lit_rlhf.datamodules.loader import batch_under_way
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
 from lit_rlhf.datamodules.ptx import PTXText
@@ -98,7 +104,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             ("eval_samples", eval_samples),
         ):
             require(value >= 1, name, value, "must be at least 1")
-        self.tokenizer_path = tokenizer
+        self.tokenizer_path = tokenizer_path(tokenizer)
         self.files = {"train": train, "val": val, "test": test, "predict": test if predict is None else predict}
         self.format, self.template, self.on_bad_row = format, template, on_bad_row
         self.max_prompt_length = max_prompt_length
@@ -270,6 +276,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
 
     def _eval_loader(self, split: str, samples: int) -> PromptLoader | list[Any]:
         if split not in self._prompts:
+            check_wanted(self, split)
             return []
         return PromptLoader(self._prompts[split], self.eval_batch_size, self._tokenizer.pad_token_id, samples)
 

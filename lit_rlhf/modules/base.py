@@ -170,8 +170,22 @@ class BaseModule(L.LightningModule, ABC):
         found = getattr(batch, "content", None)
         if isinstance(found, kind):
             return found
-        data = type(getattr(self.trainer, "datamodule", None)).__name__
-        raise ValueError(f"{type(self).__name__} works on a {kind.__name__}; {data} gives a {type(found).__name__}.")
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError(f"{type(self).__name__} needs one of this library's data modules, not a plain loader.")
+        gives = f"{type(data).__name__} gives a {type(found).__name__}"
+        raise ValueError(f"{type(self).__name__} works on a {kind.__name__}; {gives}.")
+
+    def check_loaded(self) -> None:
+        """Refuse to export what is not there.
+
+        Raises:
+            ValueError: No model has been loaded yet.
+        """
+        if not self._loaded:
+            raise ValueError(
+                f"{type(self).__name__} has loaded no model yet: `trainer.fit` does, or `configure_model()`."
+            )
 
     # ---------------------------------------------------------------- models, device, precision
 

@@ -11,8 +11,11 @@ NO_SUCH_TUNING = "there is no one `lr` or batch size to search: set `model.optim
 REFUSED_CALLBACKS = {
     "BackboneFinetuning": "there is no backbone to unfreeze: `CriticWarmup` trains the critic first",
     "BatchSizeFinder": NO_SUCH_TUNING,
+    "GradientAccumulationScheduler": "a minibatch is cut into passes by itself (`micro_batch_tokens`)",
     "LearningRateFinder": NO_SUCH_TUNING,
     "ModelPruning": "pruned weights are neither exported nor the same on all ranks",
+    "StochasticWeightAveraging": "it copies the module before its models are loaded, and would average nothing: use "
+    "`EMAWeightAveraging`",
     "SpikeDetection": "`training_step` returns no loss to watch: `on_non_finite` stops or skips bad updates",
 }
 """By name of the class."""

@@ -23,6 +23,7 @@ from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation, 
 from lit_rlhf.config import ModelConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
 from lit_rlhf.evaluation.opponent import Opponent
+from lit_rlhf.functional.checks import two_columns
 from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
@@ -152,7 +153,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             kl_controller=self.kl_controller,
             engine=self.engine,
             has_reference=self.models.reference is not None,
-            model=model,
+            model=self.model_config,
         )
         self.evaluator = PromptEvaluator(
             sampling=self.eval_sampling,
@@ -245,6 +246,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def export(self, path: str | Path) -> None:
         """Write the policy (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        self.check_loaded()
         if rank() == 0:
             write = export_policy if self.model_config.adapter is None else export_policy_adapter
             write(self.policy, self.tokenizer, path, template=self.template)
@@ -291,7 +293,8 @@ class PPOModule(BaseModule, ExperienceCollector):
                 # 3. Shape: normalize and clip the score, KL penalty per token (details 1, 4, 5; eq. 18-19).
                 rewards = self.shape_rewards(scored)
                 # 4. Advantages and the critic's targets (detail 10, eq. 9).
-                advantages, returns = self.estimate_advantages(scored, rewards)
+                given = self.estimate_advantages(scored, rewards)
+                advantages, returns = two_columns(f"`estimate_advantages` ({_name(self.estimator)})", given, rewards)
         experience = Experience(**scored.as_dict(), rewards=rewards, advantages=advantages, returns=returns)
         self.train()
         self._report(experience, entropy)
@@ -527,7 +530,8 @@ class PPOModule(BaseModule, ExperienceCollector):
         assert old is not None
         advantages = self.update_advantages(taken.advantages, taken, minibatch)
         # 2. The surrogate (detail 11; eq. 14, 15).
-        per_token, clipped = self.policy_token_loss(logprobs, old, advantages, taken)
+        given = self.policy_token_loss(logprobs, old, advantages, taken)
+        per_token, clipped = two_columns(f"`policy_token_loss` ({_name(self.policy_loss)})", given, logprobs)
         if config.sampler_correction is not None:
             weights = self.sampler_weights(taken)
             per_token = per_token * weights
@@ -556,7 +560,8 @@ class PPOModule(BaseModule, ExperienceCollector):
         # 5. The critic (detail 7).
         if self.critic is not None:
             values = response_values(self.critic, compact)
-            per_token, clipped = self.critic_token_loss(values, taken)
+            given = self.critic_token_loss(values, taken)
+            per_token, clipped = two_columns(f"`critic_token_loss` ({_name(self.critic_loss)})", given, values)
             share = normalized_sum(per_token, mask, minibatch.num_tokens)
             sums.add_share("loss/value", share)
             sums.add_tokens("update/value_clip_fraction", clipped, mask)
@@ -729,6 +734,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         return {
             "moments": self.moments.state_dict(),
             "kl_controller": self.kl_controller.state_dict(),
+            "estimator": self.estimator.state_dict(),
             "reference": self._reference_mark(),
             "iteration": self.iteration,
             "skip_reason": self.skip_reason,
@@ -754,6 +760,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             )
         self.moments = RunningMoments.from_state(state["moments"])
         self.kl_controller.load_state_dict(dict(state["kl_controller"]))
+        self.estimator.load_state_dict(dict(state.get("estimator", {})))
         self.iteration = state["iteration"]
         self.skip_reason, self.early_stopped_updates = state["skip_reason"], state["early_stopped_updates"]
         self.rollout_metrics = dict(state["rollout_metrics"])
@@ -770,3 +777,7 @@ class PPOModule(BaseModule, ExperienceCollector):
     def where(self) -> str:
         """The place in the run, for error messages."""
         return f"iteration {self.iteration}, step {self.global_step}"
+
+
+def _name(part: object) -> str:
+    return type(part).__name__

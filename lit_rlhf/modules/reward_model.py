@@ -125,6 +125,7 @@ class RewardModelModule(BaseModule):
 
     def export(self, path: str | Path) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` (with `adapter`, peft) loads; rank 0 writes."""
+        self.check_loaded()
         if rank() == 0:
             write = export_scalar if self.model_config.adapter is None else export_scalar_adapter
             write(self.reward_model, self.tokenizer, path, template=self.template)

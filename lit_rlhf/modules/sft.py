@@ -86,6 +86,7 @@ class SFTModule(BaseModule):
 
     def export(self, path: str | Path) -> None:
         """Write the model (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
+        self.check_loaded()
         if rank() == 0:
             write = export_policy if self.model_config.adapter is None else export_policy_adapter
             write(self.policy, self.tokenizer, path, template=self.template)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ class AdvantageEstimator(ABC):
     @abstractmethod
     def estimate(self, scored: ScoredRollout, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """``(advantages, returns)``, each ``(B, T)`` fp32 and zero outside the mask, from ``rewards`` ``(B, T)``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of it: tensors and plain values. Nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # most have no state
+        """Take the state of :meth:`state_dict`."""
 
 
 class GAE(AdvantageEstimator):

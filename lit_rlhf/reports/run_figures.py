@@ -66,6 +66,8 @@ def series_charts(runs: Sequence[RunData], panels: Sequence[Panel]) -> list[Char
 def series_figure(runs: Sequence[RunData], panel: Panel) -> go.Figure | None:
     """One metric over iterations: median of ``WINDOW`` iterations as a line, their range as a band.
 
+    Held-out metrics are shown as they were measured: a median of validations would spread a collapse.
+
     Returns:
         The figure; None when no run logged the metric.
     """
@@ -73,7 +75,7 @@ def series_figure(runs: Sequence[RunData], panel: Panel) -> go.Figure | None:
     for k, run in enumerate(runs):
         points = run.series.get(panel.name)
         if points:
-            _add_band(figure, literal(run.name), k, points)
+            _add_band(figure, literal(run.name), k, points, smooth=not panel.name.startswith("val/"))
     if not figure.data:
         return None
     _add_events(figure, runs)
@@ -155,11 +157,11 @@ def _add_events(figure: go.Figure, runs: Sequence[RunData], *, line: str = "", f
             )
 
 
-def _add_band(figure: go.Figure, name: str, k: int, points: list[tuple[int, float]]) -> None:
+def _add_band(figure: go.Figure, name: str, k: int, points: list[tuple[int, float]], *, smooth: bool) -> None:
     x, y = [p[0] for p in points], [p[1] for p in points]
     color = color_of(k)
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    if len(points) >= 2 * WINDOW:
+    if smooth and len(points) >= 2 * WINDOW:
         low, high = _rolling(y, min), _rolling(y, max)
         figure.add_scatter(
             x=x + x[::-1],
@@ -175,7 +177,7 @@ def _add_band(figure: go.Figure, name: str, k: int, points: list[tuple[int, floa
         x=x,
         y=y,
         name=name,
-        mode="lines" if len(points) > WINDOW else "lines+markers",
+        mode="lines" if smooth and len(points) > WINDOW else "lines+markers",
         line={"color": color, "width": 2, "dash": dash_of(k)},
         hovertemplate="iteration %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
     )

@@ -15,8 +15,9 @@ MAX_FIXED_STEPS = 16  # validations whose fixed samples are kept, spread over th
 MAX_RANDOM = 24
 
 _NOTE = (
-    f"Line: median of {drawn.WINDOW} iterations; band: their range. A dotted line with a flag ⚑ is where the collapse "
-    "detector spoke."
+    f"Line: median of {drawn.WINDOW} iterations where there are {2 * drawn.WINDOW} or more, and their range as a "
+    "band; held-out panels show every validation as it was. A dotted line with a flag ⚑ is where the collapse detector "
+    "spoke."
 )
 
 

@@ -85,6 +85,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         config: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("exclude_frozen_parameters", True)  # they are where they were loaded from
         super().__init__(stage=stage, offload_optimizer=offload_optimizer, config=config, **kwargs)
         assert isinstance(self.config, dict)
         stage = self.config.get("zero_optimization", {}).get("stage", 0)

@@ -15,14 +15,14 @@ from torch import Tensor
 from lit_rlhf import SFTModule
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig
-from lit_rlhf.ppo.estimators import GroupNormalized
+from lit_rlhf.ppo.estimators import GAE, GroupNormalized
 from lit_rlhf.ppo.kl_controller import FixedKL
 from lit_rlhf.ppo.losses import PolicyLoss
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
-from lit_rlhf.types import RewardOutput
+from lit_rlhf.types import RewardOutput, ScoredRollout
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
 
 # ---------------------------------------------------------------- the engine
@@ -247,3 +247,71 @@ def test_load_from_checkpoint_works_with_the_arguments_and_says_which_are_missin
     )
     assert same(weights(loaded), weights(module))
     assert loaded.moments == module.moments
+
+
+# ---------------------------------------------------------------- estimators and losses of one's own
+
+
+class Remembers(GAE):
+    """Subtracts the mean reward of all iterations so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total, self.count = 0.0, 0
+
+    def estimate(self, scored: ScoredRollout, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        self.total, self.count = self.total + float(rewards.sum()), self.count + len(rewards)
+        shifted = torch.where(scored.response_mask, rewards - self.total / self.count, 0.0)
+        return super().estimate(scored, shifted)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.count = state["total"], state["count"]
+
+
+def test_what_an_estimator_remembers_survives_a_resume(world, tmp_path) -> None:
+    def fit(epochs: int, ckpt_path: Path | None = None) -> PPOModule:
+        module = make_ppo(world, estimator=Remembers())
+        trainer = make_trainer(tmp_path, max_epochs=epochs, limit_val_batches=0)
+        trainer.fit(module, make_data(world), ckpt_path=ckpt_path, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return module
+
+    fit(1)
+    resumed, straight = fit(2, tmp_path / "1.ckpt"), fit(2)
+    assert resumed.estimator.state_dict() == straight.estimator.state_dict()
+    assert same(weights(resumed), weights(straight))
+
+
+class OneNumber(PolicyLoss):
+    """Has taken the mean already."""
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, taken: Any) -> Any:
+        return -(logprobs * advantages).mean(), logprobs > 0
+
+
+class NoReturns(GAE):
+    """Forgets the critic's targets."""
+
+    def estimate(self, scored: ScoredRollout, rewards: Tensor) -> Any:
+        return super().estimate(scored, rewards)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"policy_loss": OneNumber()},
+            r"`policy_token_loss` \(OneNumber\) must give two tensors of shape \(\d+, \d+\), not",
+        ),
+        (
+            {"estimator": NoReturns()},
+            r"`estimate_advantages` \(NoReturns\) must give two tensors of shape \(16, 10\), not",
+        ),
+    ],
+)
+def test_what_is_no_pair_of_columns_is_refused_by_name(world, tmp_path, options, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        make_trainer(tmp_path, limit_val_batches=0).fit(make_ppo(world, **options), make_data(world))

@@ -21,6 +21,16 @@ def test_band_holds_the_line_and_the_runs_differ_in_color_and_dash(runs):
     assert len(set(SEQUENCE)) == len(SEQUENCE)
 
 
+def test_held_out_metrics_are_shown_as_they_were_measured(runs):
+    run = load_run(runs[0])
+    points = [(10 * i, float(i >= 6)) for i in range(12)]  # a collapse between two validations
+    run.series["val/ended"] = run.series["train/ended"] = points
+    (line,) = series_figure([run], Panel("", "", "val/ended")).data
+    assert list(zip(line.x, line.y, strict=True)) == points
+    assert line.mode == "lines+markers"
+    assert len(series_figure([run], Panel("", "", "train/ended")).data) == 2
+
+
 def test_distribution_columns_sum_to_one_on_merged_grids(runs):
     run = load_run(runs[0])
     run.histograms[5] |= {"width": 0.125, "start": 0.0, "counts": [4, 4, 2]}

@@ -13,6 +13,7 @@ import torch
 
 from lit_rlhf.config import AdapterConfig, ModelConfig
 from lit_rlhf.datamodules.rollout import RolloutDataModule
+from lit_rlhf.distributed import all_reduce_max
 from lit_rlhf.evaluation.judges import ScoreJudge
 from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.modules.ppo import PPOModule
@@ -257,7 +258,7 @@ class SavesAdapters(L.Callback):
         self.bits.append(frozen_bits(pl_module))
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: Any, experience: Any) -> None:
-        self.kl.append(float((experience.old_logprobs - experience.ref_logprobs).abs().max()))
+        self.kl.append(float(all_reduce_max((experience.old_logprobs - experience.ref_logprobs).abs().max())))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step == STEPS + 1:
@@ -266,9 +267,13 @@ class SavesAdapters(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.bits.append(frozen_bits(pl_module))
 
+    def found(self) -> dict[str, Any]:
+        """How many different frozen bits there were, and the largest per-token KL of the first and the last rollout."""
+        return {"frozen": len(set(self.bits)), "first_kl": self.kl[0], "last_kl": self.kl[-1]}
+
 
 def adapters(world: Path, strategy: str, devices: int, out: Path) -> dict[str, Any]:
-    """SGD to be compared, AdamW resumed in the middle of an iteration, and both precisions' first ratios and KL."""
+    """SGD in fp32 to be compared, AdamW in bf16-mixed resumed in the middle of an iteration."""
     found: dict[str, Any] = {}
 
     def run(cls: type[PPOModule], lr: float, **options: Any) -> tuple[PPOModule, Watch]:
@@ -280,25 +285,23 @@ def adapters(world: Path, strategy: str, devices: int, out: Path) -> dict[str, A
         t.fit(module, datamodule=data, ckpt_path=ckpt_path)
         return module, watch
 
-    module, watch = run(SGDPPO, 1.0)
+    noted = SavesAdapters(out / f"adapters-{strategy}.ckpt")
+    module, watch = run(SGDPPO, 1.0, callbacks=[noted])
     trained = [p.detach().clone() for p in module.parameters() if p.requires_grad]
     if module.global_rank == 0:
         torch.save(trained, out / f"adapters-{strategy}.pt")
     found["rows"] = watch.rows
-    for precision in ("32-true", "bf16-mixed"):
-        saves = SavesAdapters(out / f"adapters-{strategy}-{precision}.ckpt")
-        straight, watch = run(PPOModule, 1e-2, callbacks=[saves], precision=precision)
-        resumed, _ = run(PPOModule, 1e-2, ckpt_path=saves.path, precision=precision)
-        found[precision] = {
-            "hashes": [fingerprint(straight), fingerprint(resumed)],
-            "frozen": len(set(saves.bits)),
-            "first_kl": saves.kl[0],
-            "last_kl": saves.kl[-1],
-            "ratios": [row["update/ratio_drift"] for row in watch.rows[::STEPS]],
-            "trained": sum(p.numel() for p in straight.parameters() if p.requires_grad),
-            "all": sum(p.numel() for p in straight.parameters()),
-        }
-        path = Path(saves.path)
-        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-        found[precision]["bytes"] = sum(p.stat().st_size for p in files if p.name != "zero_to_fp32.py")
+    found["fp32"] = {**noted.found(), "ratios": [row["update/ratio_drift"] for row in watch.rows[::STEPS]]}
+    noted = SavesAdapters(out / f"adapters-bf16-{strategy}.ckpt")
+    straight, watch = run(PPOModule, 1e-2, callbacks=[noted], precision="bf16-mixed")
+    resumed, _ = run(PPOModule, 1e-2, ckpt_path=noted.path, precision="bf16-mixed")
+    found["bf16"] = {**noted.found(), "ratios": [row["update/ratio_drift"] for row in watch.rows[::STEPS]]}
+    path = Path(noted.path)
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    found["resume"] = {
+        "hashes": [fingerprint(straight), fingerprint(resumed)],
+        "trained": sum(p.numel() for p in straight.parameters() if p.requires_grad),
+        "all": sum(p.numel() for p in straight.parameters()),
+        "bytes": sum(p.stat().st_size for p in files if p.name != "zero_to_fp32.py"),
+    }
     return found

@@ -13,8 +13,6 @@ from tests.distributed_harness import run_group
 
 pytestmark = pytest.mark.distributed
 
-STRATEGIES = ("ddp", "deepspeed_stage_2_cpu")
-
 
 def run(world: Path, root: Path, reward: str, strategy: Any, **trainer: Any) -> tuple[int, list[str]]:
     """`lit-rlhf fit` on two processes: exit code and lines of the output. No process must be left."""
@@ -31,8 +29,7 @@ def run(world: Path, root: Path, reward: str, strategy: Any, **trainer: Any) -> 
     return code, [line for line in output.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("strategy", "rank"), [("ddp", 0), ("deepspeed_stage_2_cpu", 1)])
 def test_the_own_error_is_the_last_line(world: Path, tmp_path: Path, strategy: str, rank: int) -> None:
     code, lines = run(world, tmp_path / "run", f"raises_on_{rank}", strategy)
     assert code != 0
