@@ -149,12 +149,17 @@ def _class_problem(text: str) -> str:
 
 
 def _own_words(message: str) -> str:
-    """What a class of the user's own says while it is imported (a syntax error, a misspelt hook), or nothing."""
-    given = re.search(r"^ *Given value: (?:[\w]+\.)+\w+$", message, re.MULTILINE)
+    """What a class says while it is imported or made (a syntax error, a misspelt hook, a refused value), or nothing."""
+    given = re.search(r"^ *Given value: (?:((?:\w+\.)+\w+)$|Namespace\(class_path='([\w.]+)')", message, re.MULTILINE)
     _, _, errors = message.partition("Errors:")
-    causes = [line.strip(" -") for line in errors.partition("Given value")[0].splitlines() if line.strip(" -")]
-    causes = [cause for cause in causes if not cause.startswith("Expected a")]
-    return f"{_of_key(message)}{causes[0].rstrip('.')}." if given and causes else ""
+    lines = [line.strip()[2:] for line in errors.splitlines() if line.strip().startswith("- ")]
+    causes = [
+        line for line in lines if not line.startswith(("Expected a", "Does not validate", "Problem with", "Parser key"))
+    ]
+    if given is None or not causes:
+        return ""
+    name = (given[1] or given[2]).rpartition(".")[2]
+    return f"{_of_key(message) or f'{name}: '}{causes[0].rstrip('.')}."
 
 
 def _union_problem(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,20 @@ def test_what_is_wrong_with_a_class_of_ones_own_is_said(
     assert told in line
     assert "none of" not in line
     assert "Errors:" not in line
+
+
+def test_a_value_that_a_class_of_ones_own_refuses_is_its_own_line(
+    config: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    source = """
+        from lit_rlhf.ppo.losses import ClippedSurrogate
+        class Refuses(ClippedSurrogate):
+            def __init__(self, c: float = 3.0):
+                super().__init__()
+                if c <= 1:
+                    raise ValueError(f"`c` ({c}) must be above 1.")
+    """
+    (tmp_path / "my_refusing.py").write_text(textwrap.dedent(source), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--model.policy_loss", "my_refusing.Refuses", "--model.policy_loss.c", "0.5"]
+    assert refused(capsys, "fit", "--config", config, *words) == "lit-rlhf: Refuses: `c` (0.5) must be above 1."
