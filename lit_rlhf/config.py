@@ -6,7 +6,8 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 ScheduleKind = Literal["constant", "linear", "cosine", "inverse_sqrt"]
 DType = Literal["float32", "bfloat16"]
@@ -37,7 +38,7 @@ def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
         return value
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(value, Mapping):
-        raise ValueError(f"`{name}` ({value!r:.80}) must be a {kind.__name__}, or a dict of {', '.join(known)}.")
+        raise ValueError(f"`{name}` ({value!r:.80}) must be {kind.__name__}, or a dict of {', '.join(known)}.")
     unknown = next((key for key in value if key not in known), None)
     if unknown is not None:
         near = difflib.get_close_matches(str(unknown), known, n=1)
@@ -47,6 +48,16 @@ def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
         return kind(**value)
     except TypeError as error:  # a comparison in `__post_init__`
         raise ValueError(f"`{name}` ({dict(value)!r:.200}) has a value of the wrong type: {error}.") from error
+
+
+def check_choices(options: object) -> None:
+    """Refuse, with ``ValueError``, a field of ``options`` that is none of its type's literals: Python does not look."""
+    for name, hint in get_type_hints(type(options)).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        value = getattr(options, name)
+        if choices and not (value is None and NoneType in kinds):
+            require(value in choices, name, value, f"must be one of {', '.join(map(str, choices))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +175,7 @@ class ScheduleConfig:
     min_ratio: float = 0.1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(self.warmup >= 0, "warmup", self.warmup, "must not be negative")
         require(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "must be in [0, 1]")
 

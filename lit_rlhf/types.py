@@ -223,12 +223,14 @@ class RewardRequest:
         prompts: Prompt texts as the model saw them, special tokens kept, length B.
         responses: Response texts without special tokens, length B.
         records: The prompts' raw rows, length B.
+        template: The named template that the prompts are in; None for the tokenizer's chat template.
     """
 
     rollout: Rollout
     prompts: Sequence[str]
     responses: Sequence[str]
     records: Sequence[Record]
+    template: str | None = None
 
     @property
     def ended(self) -> list[bool]:

@@ -42,8 +42,8 @@ class RunCheckpoint(ModelCheckpoint):
         if minutes is not None and minutes < 0:
             raise ValueError(f"`minutes` ({minutes}) must not be negative.")
         for name, count in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
-            if count is not None and count < 1:
-                raise ValueError(f"`{name}` ({count}) must be at least 1.")
+            if count is not None and (count < 1 or count != int(count)):
+                raise ValueError(f"`{name}` ({count}) must be at least 1, and whole.")
         # Without version numbers: a resumed run would leave `last.ckpt` as it is and write `last-v1.ckpt`.
         # At every epoch's end, also in epochs without validation: by default Lightning would wait for the next one.
         super().__init__(

@@ -106,7 +106,10 @@ def chat_template(tokenizer: Any, template: str | None) -> str | None:
     own = getattr(tokenizer, "chat_template", None)
     if not bos or not isinstance(own, str):
         return own if isinstance(own, str) else None
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    try:
+        rendered = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except Exception:  # jinja raises its own types; an export after hours of training must not end for that
+        return own
     return own if rendered.startswith(tokenizer.bos_token) else bos + own
 
 

@@ -38,8 +38,9 @@ from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.scoring import model_columns, response_logprobs, response_values, text_logprobs
 from lit_rlhf.models.uses import ModelUse, PassSizes, rollout_sizes
-from lit_rlhf.modules.base import BaseModule, loading_of, run_directory, trained_parameters
+from lit_rlhf.modules.base import BaseModule, loading_of, trained_parameters
 from lit_rlhf.modules.prompt_evaluator import PromptEvaluator
+from lit_rlhf.modules.trainer_loop import run_directory
 from lit_rlhf.ppo.collector import ExperienceCollector
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig, ReferenceConfig, ShapingConfig
 from lit_rlhf.ppo.estimators import GAE, AdvantageEstimator
@@ -164,6 +165,10 @@ class PPOModule(BaseModule, ExperienceCollector):
         self.policy: Any = None
         self.critic: Any = None
         self.reference: FrozenModel[nn.Module] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """What an iteration leaves for the next one, before the first."""
         self.moments = RunningMoments()
         self.iteration, self.phase = 0, "idle"
         self.rollout_metrics: dict[str, float] = {}
@@ -386,7 +391,7 @@ class PPOModule(BaseModule, ExperienceCollector):
 
     def reward_request(self, rollout: Rollout) -> RewardRequest:
         """The responses as rewards see them: ids, texts and raw records."""
-        return reward_request(self.tokenizer, rollout)
+        return reward_request(self.tokenizer, rollout, template=self.template)
 
     def shape_rewards(self, scored: ScoredRollout) -> Tensor:
         """Rewards per token: shaped score at the last token, KL penalty at every token (eq. 18-19).

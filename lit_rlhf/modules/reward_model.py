@@ -25,7 +25,8 @@ from lit_rlhf.models.loading.objects import ModelLike, model_source
 from lit_rlhf.models.pair_forward import PairForward, pair_forward, pair_lengths
 from lit_rlhf.models.scoring import logits_chunk
 from lit_rlhf.models.uses import ModelUse, PassSizes, supervised_sizes
-from lit_rlhf.modules.base import BaseModule, loading_of, run_directory, trained_parameters
+from lit_rlhf.modules.base import BaseModule, loading_of, trained_parameters
+from lit_rlhf.modules.trainer_loop import run_directory
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.reward_report import RewardReport, ScoredPair, scored_pairs
 from lit_rlhf.reward_report.response_scorer import ResponseScorer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_rlhf.config import DType, OptimizerConfig, require
+from lit_rlhf.config import DType, OptimizerConfig, check_choices, require
 from lit_rlhf.functional.sampler import SamplerCorrection
 
 OldLogprobs = Literal["rollout", "reference", "sampler"]
@@ -49,6 +49,9 @@ class ReferenceConfig:
     path: str | None = None
     placement: Literal["device", "cpu"] = "device"
     dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ class LossConfig:
     target_kl: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.average in ("tokens", "responses"), "average", self.average, "must be `tokens` or `responses`")
+        check_choices(self)
         require(self.vf_coef >= 0, "vf_coef", self.vf_coef, "must not be negative")
         require(self.ptx_coef > 0, "ptx_coef", self.ptx_coef, "must be positive; leave `data.ptx` out to switch it off")
         for name in ("advantage_clip", "target_kl", "entropy_clip"):
@@ -122,9 +125,6 @@ class LossConfig:
         idle = self.entropy_clip is not None and self.entropy_coef == 0
         require(not idle, "entropy_clip", self.entropy_clip, "needs `entropy_coef` above 0")
         level = self.sampler_correction
-        require(
-            level in (None, "token", "sequence"), "sampler_correction", level, "must be `token`, `sequence` or null"
-        )
         require(self.sampler_cap >= 1, "sampler_cap", self.sampler_cap, "must be at least 1")
         both = level is not None and self.old_logprobs != "rollout"
         require(not both, "sampler_correction", level, "needs `old_logprobs: rollout`: the others are no ratio to it")

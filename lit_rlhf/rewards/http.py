@@ -262,6 +262,7 @@ def _rows(request: RewardRequest, start: int, stop: int) -> RewardRequest:
         prompts=request.prompts[start:stop],
         responses=request.responses[start:stop],
         records=request.records[start:stop],
+        template=request.template,
     )
 
 

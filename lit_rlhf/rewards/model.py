@@ -115,7 +115,7 @@ class ModelReward(Reward):
         return RewardOutput(scores=scores)
 
     def _own_rows(self, request: RewardRequest) -> list[list[int]]:
-        end = response_end(self._tokenizer)
+        end = response_end(self._tokenizer, template=request.template)
         rows = zip(id_rows(request.rollout), request.ended, strict=True)
         return [[*row[:-1], end] if ended else row for row, ended in rows]
 
@@ -123,7 +123,7 @@ class ModelReward(Reward):
         texts = zip(request.prompts, request.responses, request.ended, strict=True)
         own, policy = self._tokenizer, self._policy_tokenizer
         return [
-            encode_again(own, translate_special(prompt, policy, own), response, ended=ended)
+            encode_again(own, translate_special(prompt, policy, own), response, ended=ended, template=request.template)
             for prompt, response, ended in texts
         ]
 
@@ -154,11 +154,11 @@ def translate_special(text: str, source: Any, target: Any) -> str:
     return text.replace(source.eos_token, target.eos_token)
 
 
-def encode_again(tokenizer: Any, prompt: str, response: str, *, ended: bool) -> list[int]:
+def encode_again(tokenizer: Any, prompt: str, response: str, *, ended: bool, template: str | None = None) -> list[int]:
     """Token ids of prompt + response as in training, encoded apart so that the boundary is exact.
 
     One BOS in front where the tokenizer has one of its own, its end behind where the response has ended. Special tokens
     count in the prompt; written in the response they are read as plain text.
     """
     ids = encode_rendered(tokenizer, prompt) + encode_piece(tokenizer, response)
-    return [*ids, response_end(tokenizer)] if ended or not ids else ids
+    return [*ids, response_end(tokenizer, template=template)] if ended or not ids else ids

@@ -74,8 +74,8 @@ def raw_record(record: Record) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k != ROW_KEY}
 
 
-def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
-    """A rollout as ids and as text."""
+def reward_request(tokenizer: Any, rollout: Rollout, *, template: str | None = None) -> RewardRequest:
+    """A rollout as ids and as text; ``template`` is that of its prompts, if it has a name."""
     prompts = _real_tokens(rollout.prompt_ids, rollout.prompt_mask)
     responses = _real_tokens(rollout.response_ids, rollout.response_mask)
     return RewardRequest(
@@ -83,6 +83,7 @@ def reward_request(tokenizer: Any, rollout: Rollout) -> RewardRequest:
         prompts=tokenizer.batch_decode(prompts),
         responses=tokenizer.batch_decode(responses, skip_special_tokens=True),
         records=[raw_record(record) for record in rollout.records],
+        template=template,
     )
 
 

@@ -148,6 +148,7 @@ def test_time_and_steps_say_when(world, tmp_path, monkeypatch, options, saved) -
         ({"minutes": -1}, r"`minutes` \(-1\) must not be"),
         ({"every_n_steps": 0}, r"`every_n_steps` \(0\) must be at"),
         ({"every_n_epochs": 0}, r"`every_n_epochs` \(0\) must be at"),
+        ({"every_n_epochs": 2.5}, r"`every_n_epochs` \(2.5\) must be at least 1, and whole"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], told: str) -> None:

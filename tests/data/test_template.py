@@ -214,3 +214,8 @@ class TestTheEndOfAResponse:
         assert response_end(chatml) != EOS
         chatml.chat_template = CHAT_TEMPLATE
         assert response_end(chatml) == EOS
+
+
+def test_a_template_that_refuses_a_lone_question_is_exported_as_it_is():
+    own = "{% if messages | length < 2 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+    assert chat_template(make_tokenizer(own), None) == own

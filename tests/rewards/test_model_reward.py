@@ -68,6 +68,20 @@ def test_whatever_the_policy_stopped_at_the_model_reads_its_own_end(reward_folde
     assert reward(stopped).scores[1] != expected[1]
 
 
+def test_the_end_is_that_of_the_prompts_template(reward_folder, tokenizer):
+    """With a named template EOS, whatever the reward model's tokenizer has as its chat template."""
+    folder, chat = reward_folder(), make_tokenizer()
+    chat.chat_template = "{% for m in messages %}{{ m['content'] }}<unk>{% endfor %}"
+    chat.save_pretrained(folder)
+    reward = ModelReward(str(folder))
+    reward.setup(device=CPU, tokenizer=tokenizer)
+    request = make_request(tokenizer, PROMPTS, RESPONSES)  # ends with EOS
+    for template, end in (("hh", "<eos>"), (None, "<unk>")):
+        texts = [f"{p}{r}{end}" for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+        found = reward(dataclasses.replace(request, template=template)).scores
+        torch.testing.assert_close(found, _transformers_scores(folder, tokenizer, texts), rtol=1e-5, atol=1e-5)
+
+
 def test_other_tokenizer_scores_equal_scoring_the_text(reward_folder, tokenizer):
     """Policy with other ids, another EOS string and a BOS; the reward model reads as its own tokenizer does."""
     folder = reward_folder()

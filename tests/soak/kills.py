@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from tests.distributed_harness import clean_environment
 from tests.soak import phases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +136,7 @@ class Trial:
     def __post_init__(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
         make = [sys.executable, "-m", "lit_rlhf", "pocket", "make", str(self.out / "data")]
-        subprocess.run(make, check=True, env=environment(), stdout=subprocess.DEVNULL)
+        subprocess.run(make, check=True, env=clean_environment(), stdout=subprocess.DEVNULL)
 
     def new_run(self, name: str) -> Path:
         """A folder with a config."""
@@ -244,7 +245,7 @@ class Start:
         command = [sys.executable, "-m", "lit_rlhf", "fit", "--config", str(run / "kill.yaml"), "--ckpt_path", "last"]
         with (run / "output.log").open("a") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment()
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=clean_environment()
             )
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -316,12 +317,6 @@ class Start:
 def checkpoints(run: Path) -> list[str]:
     """The names in the folder of checkpoints."""
     return sorted(path.name for path in run.glob("checkpoints/*"))
-
-
-def environment() -> dict[str, str]:
-    """This checkout's package, one thread, no GPU."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 def weights(run: Path) -> str:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import lightning as L
 import yaml
 
-from tests.soak.kills import CONFIG, environment
+from tests.distributed_harness import clean_environment
+from tests.soak.kills import CONFIG
 
 MOST_GROWTH = 1.02
 
@@ -105,10 +106,10 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     program = [sys.executable, "-m", "lit_rlhf"]
-    subprocess.run([*program, "pocket", "make", str(out / "data")], check=True, env=environment())
+    subprocess.run([*program, "pocket", "make", str(out / "data")], check=True, env=clean_environment())
     (out / "held").unlink(missing_ok=True)
     (out / "memory.yaml").write_text(yaml.safe_dump(config(out, args.iterations)), encoding="utf-8")
-    subprocess.run([*program, "fit", "--config", str(out / "memory.yaml")], check=True, env=environment())
+    subprocess.run([*program, "fit", "--config", str(out / "memory.yaml")], check=True, env=clean_environment())
     series = read(out / "held")
     for entry in series[:: max(1, len(series) // 10)]:
         print(

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.distributed_harness import clean_environment
 from tests.soak import phases
-from tests.soak.kills import ROOT, Trial, checkpoints, environment, weights
+from tests.soak.kills import ROOT, Trial, checkpoints, weights
 
 TOOLS = ("sbatch", "slurmctld", "munged")
 MOMENTS = ("start-up", "rollout", "update")
@@ -144,7 +145,7 @@ def cluster(folder: Path) -> Iterator[None]:
 def call(command: list[str], cwd: Path | None = None) -> str:
     """Output of a command that must work; this Python comes first in its PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**environment(), "PATH": path}
+    env = {**clean_environment(), "PATH": path}
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=cwd, env=env).stdout
 
 

@@ -90,7 +90,9 @@ def cases(world: Path, folder: Path) -> dict[str, Callable[[], Any]]:
         "export": lambda: trainer(folder, callbacks=[ExportCallback()], **quiet).fit(
             make_ppo(world, BrokenExport), make_data(world)
         ),
-        "report": lambda: trainer(folder).test(BrokenReport(str(world / "policy")), pairs, verbose=False),
+        "report": lambda: trainer(folder).test(
+            BrokenReport(str(world / "reward"), head="load", lm_coef=0.0), pairs, verbose=False
+        ),
     }
 
 

@@ -134,6 +134,7 @@ def reward_request(
         prompts=tokenizer.batch_decode(prompts),
         responses=[answer.text for answer in answers],
         records=[answer.record for answer in answers],
+        template=template,
     )
 
 
