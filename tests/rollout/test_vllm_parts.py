@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lit_rlhf.rollout import vllm_engine as source
 from lit_rlhf.rollout import vllm_installed
 from lit_rlhf.rollout.engine import GenerationRequest
 from lit_rlhf.rollout.exact_draws import Draw, draw_tokens
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.rollout.vllm_engine import VLLMEngine
 from lit_rlhf.rollout.vllm_installed import check_installed, set_variable
+from lit_rlhf.rollout.vllm_requests import as_rollout
 from lit_rlhf.types import PromptBatch
 
 EOS = (2, 5)
@@ -85,11 +84,6 @@ def test_rows_at_different_positions_draw_as_each_would_alone(sampling) -> None:
     assert draw_tokens(logits, rows).tolist() == expected
 
 
-def completion(tokens: list[int], logprobs: list[float]) -> SimpleNamespace:
-    starts = list(range(len(tokens)))
-    return SimpleNamespace(token_ids=tokens, logprobs=SimpleNamespace(logprobs=logprobs, start_indices=starts))
-
-
 def two_rows() -> GenerationRequest:
     prompts = PromptBatch(
         prompt_ids=torch.tensor([[0, 3], [4, 6]]),
@@ -106,8 +100,7 @@ def two_rows() -> GenerationRequest:
 
 
 def test_completions_become_columns() -> None:
-    done = [completion([7, 5], [-1.0, -2.0]), completion([8, 9, 10], [-0.5, -0.25, -0.125])]
-    rollout = source._rollout(two_rows(), done, scored=True)
+    rollout = as_rollout(two_rows(), [[7, 5], [8, 9, 10]], [[-1.0, -2.0], [-0.5, -0.25, -0.125]])
     assert rollout.input_ids.tolist() == [[0, 3, 7, 5, 0], [4, 6, 8, 9, 10]]
     assert rollout.response_mask.tolist() == [[True, True, False], [True, True, True]]
     assert rollout.ended.tolist() == [True, False]
@@ -115,9 +108,16 @@ def test_completions_become_columns() -> None:
 
 
 def test_log_probabilities_that_are_not_finite_name_their_rows() -> None:
-    done = [completion([7, 5], [-1.0, -2.0]), completion([8], [math.nan])]
     with pytest.raises(FloatingPointError, match=r"after prompts \[1\] are not finite"):
-        source._rollout(two_rows(), done, scored=True)
+        as_rollout(two_rows(), [[7, 5], [8]], [[-1.0, -2.0], [math.nan]])
+
+
+def test_a_draw_is_the_same_after_its_way_as_text() -> None:
+    uniforms = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draw = Draw(uniforms, SamplingConfig(temperature=0.7, top_k=3, penalize_prompt=True), EOS)
+    again = Draw.from_json(draw.to_json())
+    assert torch.equal(again.uniforms, uniforms)
+    assert (again.sampling, again.eos_token_ids) == (draw.sampling, EOS)
 
 
 def test_limits_are_those_of_its_cache() -> None:
