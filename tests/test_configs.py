@@ -22,7 +22,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 OTHERS = (
     "compare.yaml",
     "facts.yaml",
-)  # of other commands: tests/commands/test_compare.py, tests/evaluation/test_tax.py
+    "study.yaml",
+)  # of other commands: tests/commands/test_compare.py, tests/evaluation/test_tax.py, tests/studies/test_plan.py
 PATHS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in OTHERS)
 ROWS = 80
 MODEL_KEYS = ("policy", "reference", "model_path", "path", "tokenizer")
