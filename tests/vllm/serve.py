@@ -18,7 +18,7 @@ from lit_rlhf.models.plain_weights import save_plain_config
 from tests.vllm.worlds import VOCABULARY
 
 KEY = "s3cret-k3y"
-PATIENCE = 400.0
+PATIENCE = 900.0
 """Seconds for a start: 15 on a quiet machine."""
 
 

@@ -11,6 +11,7 @@ from lit_rlhf.rollout.vllm_server_engine import VLLMServerEngine
 from tests.vllm.serve import KEY, vllm_serve, write_served
 from tests.vllm.worlds import answered, changed, model, prompts_of, request, same_rows
 
+pytestmark = pytest.mark.timeout(1200)
 LENGTHS = [3, 5, 9, 20, 40, 7, 1, 2, 200, 150]
 DRAWS = ("--logits-processors", "lit_rlhf.rollout.vllm_inside:Draws")
 SAMPLING = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.2, "min_response_length": 3}
@@ -77,3 +78,14 @@ def test_a_wrong_key_is_refused(url, monkeypatch) -> None:
     monkeypatch.setenv("SERVER_KEY", "another")
     with pytest.raises(RuntimeError, match="HTTP 401"):
         made.sync(policy())
+
+
+@pytest.mark.distributed
+def test_two_tensor_parallel_workers_take_the_same_weights(tmp_path) -> None:
+    trained = policy(seed=4)
+    with vllm_serve(write_served(trained, tmp_path), *DRAWS, "--tensor-parallel-size", "2") as url:
+        for transfer in ("files", "broadcast"):
+            made = engine(url, transfer=transfer)
+            assert agrees(made, trained)
+            assert agrees(made, changed(trained))
+            made.close()
