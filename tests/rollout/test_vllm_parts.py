@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import lit_rlhf
 from lit_rlhf.rollout import vllm_installed
 from lit_rlhf.rollout.engine import GenerationRequest
 from lit_rlhf.rollout.exact_draws import Draw, draw_tokens
@@ -40,6 +43,14 @@ def test_without_vllm_one_line_names_the_window(monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"needs vllm >=0.32,<0.34: pip install 'lit-rlhf\[vllm\]'") as error:
         VLLMEngine().setup(tokenizer=None, device=torch.device("cpu"))
     assert "\n" not in str(error.value)
+
+
+def test_two_files_import_vllm_and_none_when_it_is_imported() -> None:
+    package = Path(lit_rlhf.__file__).parent
+    lines = {path.name: path.read_text(encoding="utf-8").splitlines() for path in package.rglob("*.py")}
+    found = {(name, line) for name, own in lines.items() for line in own if re.match(r" *(from|import) vllm\b", line)}
+    assert {name for name, _ in found} == {"vllm_engine.py", "vllm_inside.py"}
+    assert all(line.startswith("    ") for _, line in found)
 
 
 @pytest.mark.parametrize(("version", "warned"), [("0.31.2", 1), ("0.32.0", 0), ("0.33.9+cpu", 0), ("0.34.0", 1)])

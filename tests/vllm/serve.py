@@ -48,6 +48,7 @@ def vllm_serve(folder: Path, *words: str) -> Iterator[str]:
         "--worker-extension-cls", "lit_rlhf.rollout.vllm_inside.PolicyWeights", *words,
     ]  # fmt: skip
     own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
+    own["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # two workers may share a NUMA node
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, **own, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     log = folder / "server.log"
