@@ -88,6 +88,9 @@ def shrunk(config: dict[str, Any], pocket: Path, root: Path) -> dict[str, Any]:
             node[key] = min(value, MOST[key])
         elif key in ("pad_token", "attn_implementation"):
             node[key] = None
+    arguments = config["model"]["init_args"]
+    if arguments.get("engine", {}).get("class_path") == "VLLMEngine":
+        del arguments["engine"]  # it has its own tests, with models of a size that it takes
     trainer = {k: v for k, v in config["trainer"].items() if k not in ("strategy", "num_nodes")}
     small = {"accelerator": "cpu", "devices": 1, "max_steps": 2, "max_epochs": -1, "limit_val_batches": 1}
     quiet = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "default_root_dir": str(root)}
