@@ -31,7 +31,7 @@ from lit_rlhf.functional.losses import (
 )
 from lit_rlhf.functional.masking import keep, masked_moments, masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes
+from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes, response_ngrams, row_hashes, variety
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
 from lit_rlhf.functional.sampler import effective_share, largest_gap, sampler_sums, truncated_weights
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
@@ -66,10 +66,13 @@ __all__ = [
     "perplexity",
     "prefix_hashes",
     "ratio_sums",
+    "response_ngrams",
+    "row_hashes",
     "sampler_sums",
     "shape_scores",
     "shape_statistics",
     "token_rewards",
     "truncated_weights",
     "value_loss",
+    "variety",
 ]

@@ -159,6 +159,7 @@ class PTXConfig:
         max_length: Tokens per row.
         format: Format of the rows; recognized if not given.
         template: Named chat template for tokenizers without one.
+        columns: Our names of columns that have others.
     """
 
     files: list[str]
@@ -166,6 +167,7 @@ class PTXConfig:
     max_length: int = 1024
     format: str | None = None
     template: str | None = None
+    columns: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.files), "ptx.files", self.files, "must name at least one file: the ptx loss needs text")
