@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it, tests hold CITATION.cff and the changelog to it
 
 _MODULES = {
     "modules.ppo": "PPOModule",
@@ -27,6 +27,8 @@ _MODULES = {
     "rollout.engine": "RolloutEngine",
     "rollout.sampling": "SamplingConfig",
     "rollout.transformers_engine": "TransformersEngine",
+    "rollout.vllm_engine": "VLLMEngine",
+    "rollout.vllm_server_engine": "VLLMServerEngine",
     "rewards.base": "Reward",
     "rewards.http": "HTTPReward",
     "rewards.length": "LengthReward",
