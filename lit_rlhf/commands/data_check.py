@@ -94,9 +94,8 @@ def _read(
         if len(failed) == 1:
             raise failed[0]
         seen = str(failed[0]).partition(" Known: ")[0].replace(f" for {_GUESSES[0]} data", "")
-        raise UnknownFormatError(
-            f"{seen} Formats: {', '.join(f.name for f in FORMATS)}. Columns with other names: `--columns prompt=question`."
-        )
+        names = ", ".join(f.name for f in FORMATS)
+        raise UnknownFormatError(f"{seen} Formats: {names}. Columns with other names: `--columns prompt=question`.")
     usable = (f for f in found if 2 * f[2].accepted >= f[2].read)
     return next(usable, found[0])
 
