@@ -97,7 +97,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     from lit_rlhf.datamodules.preference import PreferenceDataModule
     from lit_rlhf.datamodules.rollout import RolloutDataModule
 
-    where: dict[str, Any] = {"template": "hh", "cache_dir": str(options.out / "cache")}
+    where: dict[str, Any] = {"template": "hh", "cache": True, "cache_dir": str(options.out / "cache")}
     tokenizer, path = str(options.out / "tokenizer"), str(options.out / f"{options.start}.jsonl")
     began = time.monotonic()
     after = began

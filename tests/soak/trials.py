@@ -121,7 +121,7 @@ REFUSED: list[tuple[str, str]] = [  # after FIT
     ("--data.columns '{{prompt: nothing}}'", "nothing"),
     ("--data.columns question", "columns"),
     ("--data.template hhh", "template"),
-    ("--data.format hh", "hh"),
+    ("--data.format hh", "No usable row"),
     ("--data.format jsonl", "`format` ('jsonl') must be one of"),
     ("--data.max_prompt_length 0", "max_prompt_length"),
     ("--data.cache maybe", "cache"),
