@@ -42,7 +42,7 @@ _SECONDS_BETWEEN_WORDS = 10.0
 
 
 @dataclass(frozen=True)
-class CacheConfig:
+class TokenCache:
     """Where token ids are kept.
 
     Attributes:
@@ -62,7 +62,7 @@ def tokenize(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     streaming: bool = False,
-    cache: CacheConfig | None = None,
+    cache: TokenCache | None = None,
 ) -> Tokenized:
     """Every row of the data as token ids, or accounted for.
 
@@ -81,7 +81,7 @@ def tokenize(
     """
     paths = in_memory(paths) or paths  # an iterator gives its rows once
     open_all = partial(open_sources, paths, encoder.kind, format=format, columns=columns, streaming=streaming)
-    options = cache or CacheConfig()
+    options = cache or TokenCache()
     check_columns(columns)
     content = identify(paths, streaming=streaming)
     job = _Job(encoder, tokenizer, open_all, cores() if content.bytes >= LARGE else 0, content)

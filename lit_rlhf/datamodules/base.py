@@ -24,7 +24,7 @@ from lit_rlhf.data.renaming import check_columns
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template
 from lit_rlhf.data.token_cache import Tokenized
-from lit_rlhf.data.tokenizing import CacheConfig, tokenize
+from lit_rlhf.data.tokenizing import TokenCache, tokenize
 from lit_rlhf.datamodules.loader import StatefulLoader, batch_under_way
 from lit_rlhf.datamodules.rows import StoredRows, splits
 from lit_rlhf.types import DeviceBatch
@@ -102,7 +102,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RowT]):
         if batch_size is None and max_tokens is None:
             batch_size, max_tokens = (32, None) if self.default_max_tokens is None else (None, self.default_max_tokens)
         self.tokenizer_path, self.format, self.template = tokenizer_path(tokenizer), format, template
-        self.columns, self.cache = check_columns(columns), CacheConfig(cache, cache_dir)
+        self.columns, self.cache = check_columns(columns), TokenCache(cache, cache_dir)
         self.paths = {"train": train, "val": val, "test": test}
         self.fractions = {"val": val_fraction if val is None else 0.0, "test": test_fraction if test is None else 0.0}
         self.max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens

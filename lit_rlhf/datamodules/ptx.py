@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.data.tokenizing import CacheConfig
+from lit_rlhf.data.tokenizing import TokenCache
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.ppo.config import PTXConfig
@@ -27,7 +27,7 @@ class PTXText:
         ValueError: If the files hold no usable row.
     """
 
-    def __init__(self, config: PTXConfig, tokenizer: Any, cache: CacheConfig) -> None:
+    def __init__(self, config: PTXConfig, tokenizer: Any, cache: TokenCache) -> None:
         self._config = config
         self._data = SFTDataModule(
             train=config.files,

@@ -18,7 +18,7 @@ from lit_rlhf.data.memory import DataLike, in_memory
 from lit_rlhf.data.renaming import check_columns
 from lit_rlhf.data.report import OnBadRow
 from lit_rlhf.data.template import check_template
-from lit_rlhf.data.tokenizing import CacheConfig, tokenize
+from lit_rlhf.data.tokenizing import TokenCache, tokenize
 from lit_rlhf.datamodules.base import (
     check_wanted,
     load_module_tokenizer,
@@ -116,7 +116,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         self.tokenizer_path = tokenizer_path(tokenizer)
         self.files = {"train": train, "val": val, "test": test, "predict": test if predict is None else predict}
         self.format, self.template, self.on_bad_row = format, template, on_bad_row
-        self.columns, self.cache = check_columns(columns), CacheConfig(cache, cache_dir)
+        self.columns, self.cache = check_columns(columns), TokenCache(cache, cache_dir)
         self.max_prompt_length = max_prompt_length
         self.eval_batch_size, self.eval_samples, self.eval_limit = eval_batch_size, eval_samples, eval_limit
         self.seed = seed

@@ -20,7 +20,7 @@ from lit_rlhf.data import token_cache, tokenizing
 from lit_rlhf.data.arrow_rows import ArrowRows
 from lit_rlhf.data.encoding import EncodedRow, PairEncoder, PromptEncoder, RowEncoder, TextEncoder
 from lit_rlhf.data.token_cache import Tokenized
-from lit_rlhf.data.tokenizing import CacheConfig, tokenize
+from lit_rlhf.data.tokenizing import TokenCache, tokenize
 from tests.data.fixtures import hh, make_tokenizer
 
 ENCODERS: dict[str, RowEncoder] = {
@@ -50,8 +50,8 @@ def rows(kind: str) -> list[Any]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> CacheConfig:
-    return CacheConfig(use=True, folder=str(tmp_path / "cache"))
+def cache(tmp_path: Path) -> TokenCache:
+    return TokenCache(use=True, folder=str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def no_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_the_cache_gives_what_memory_gives(kind: str, data: Any, cache: CacheConfig, tokenizer, no_tokenizing) -> None:
-    def read(options: CacheConfig | None) -> Tokenized:
+def test_the_cache_gives_what_memory_gives(kind: str, data: Any, cache: TokenCache, tokenizer, no_tokenizing) -> None:
+    def read(options: TokenCache | None) -> Tokenized:
         return tokenize(data[kind], ENCODERS[kind], tokenizer, cache=options)
 
     plain = read(None)
@@ -119,7 +119,7 @@ def test_the_cache_gives_what_memory_gives(kind: str, data: Any, cache: CacheCon
     assert list(second.rows.learned) == [row.learned for row in plain.rows]
 
 
-def test_other_processes_give_the_same_in_the_same_order(data: Any, cache: CacheConfig, tokenizer, monkeypatch) -> None:
+def test_other_processes_give_the_same_in_the_same_order(data: Any, cache: TokenCache, tokenizer, monkeypatch) -> None:
     plain = tokenize(data["pairs"], ENCODERS["pairs"], tokenizer)
     monkeypatch.setattr(tokenizing, "LARGE", 1)
     monkeypatch.setattr(tokenizing, "cores", lambda: 2)
@@ -127,7 +127,7 @@ def test_other_processes_give_the_same_in_the_same_order(data: Any, cache: Cache
     assert same(plain, tokenize(data["pairs"], ENCODERS["pairs"], tokenizer, cache=cache))
 
 
-def test_the_file_is_one_that_datasets_opens(data: Any, cache: CacheConfig, tokenizer) -> None:
+def test_the_file_is_one_that_datasets_opens(data: Any, cache: TokenCache, tokenizer) -> None:
     found = tokenize(data["pairs"], ENCODERS["pairs"], tokenizer, cache=cache)
     (file,) = Path(str(cache.folder)).glob("*/tokens.arrow")
     table = datasets.Dataset.from_file(str(file))
@@ -138,11 +138,11 @@ def test_the_file_is_one_that_datasets_opens(data: Any, cache: CacheConfig, toke
 # ---------------------------------------------------------------- what makes an entry another one
 
 
-def entries(cache: CacheConfig) -> set[str]:
+def entries(cache: TokenCache) -> set[str]:
     return {path.name for path in Path(str(cache.folder)).iterdir() if path.is_dir()}
 
 
-def test_an_entry_is_for_these_files_this_tokenizer_and_these_options(write, cache: CacheConfig, tokenizer) -> None:
+def test_an_entry_is_for_these_files_this_tokenizer_and_these_options(write, cache: TokenCache, tokenizer) -> None:
     path = write("x.jsonl", [{"question": f"q{i}", "prompt": "p"} for i in range(4)])
 
     def read(encoder: RowEncoder = ENCODERS["prompts"], tok: Any = tokenizer, **how: Any) -> list[int]:
@@ -171,11 +171,11 @@ def test_small_data_rows_of_a_list_and_cache_false_stay_in_memory(data: Any, tmp
     folder = tmp_path / "cache"
     encoder = ENCODERS["prompts"]
     for given, use in ((data["prompts"], None), (data["prompts"], False), (["Tell me this."], True)):
-        found = tokenize(given, encoder, tokenizer, cache=CacheConfig(use=use, folder=str(folder)))
+        found = tokenize(given, encoder, tokenizer, cache=TokenCache(use=use, folder=str(folder)))
         assert isinstance(found.rows, list)
     assert not folder.exists()
     rows = datasets.Dataset.from_list([{"prompt": "Tell me this."}])
-    found = tokenize(rows, encoder, tokenizer, cache=CacheConfig(use=True, folder=str(folder)))
+    found = tokenize(rows, encoder, tokenizer, cache=TokenCache(use=True, folder=str(folder)))
     assert isinstance(found.rows, ArrowRows)
     assert found.report.read == 1
 
@@ -192,7 +192,7 @@ def test_where_it_is(monkeypatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokens.arrow", "records.npz", "rejected.jsonl", "meta.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_what_is_not_whole_is_made_again(name: str, damage: str, data: Any, cache: CacheConfig, tokenizer) -> None:
+def test_what_is_not_whole_is_made_again(name: str, damage: str, data: Any, cache: TokenCache, tokenizer) -> None:
     plain = tokenize(data["pairs"], ENCODERS["pairs"], tokenizer)
     tokenize(data["pairs"], ENCODERS["pairs"], tokenizer, cache=cache)
     (file,) = Path(str(cache.folder)).glob(f"*/{name}")
@@ -218,18 +218,18 @@ def slowly(self, batch):
     time.sleep(float(sys.argv[3]))
 EntryWriter.write = slowly
 tokenizing._CHUNK_ROWS = 10
-options = tokenizing.CacheConfig(use=True, folder=sys.argv[2])
+options = tokenizing.TokenCache(use=True, folder=sys.argv[2])
 found = tokenizing.tokenize(sys.argv[1], PromptEncoder("hh", 60), make_tokenizer(), cache=options)
 print(len(found.rows), flush=True)
 """
 
 
-def slow(path: str, cache: CacheConfig, seconds: float) -> subprocess.Popen[str]:
+def slow(path: str, cache: TokenCache, seconds: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SLOW, path, str(cache.folder), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_what_a_kill_leaves_is_never_used(data: Any, cache: CacheConfig, tokenizer) -> None:
+def test_what_a_kill_leaves_is_never_used(data: Any, cache: TokenCache, tokenizer) -> None:
     killed = slow(data["prompts"], cache, 60)
     assert killed.stdout is not None
     assert killed.stdout.readline() == "wrote\n"
@@ -242,7 +242,7 @@ def test_what_a_kill_leaves_is_never_used(data: Any, cache: CacheConfig, tokeniz
     assert not left.exists()
 
 
-def test_one_process_tokenizes_and_the_other_waits(data: Any, cache: CacheConfig) -> None:
+def test_one_process_tokenizes_and_the_other_waits(data: Any, cache: TokenCache) -> None:
     both = [slow(data["prompts"], cache, 0.3) for _ in range(2)]
     told = [process.communicate(timeout=60) for process in both]
     assert sorted(out.count("wrote") for out, _ in told) == [0, 4]
@@ -307,7 +307,7 @@ def test_without_room_it_goes_on_without(how: str, small: Path, write: Any, toke
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     elif how == "a file":
         folder.write_text("")
-    found = tokenize(path, ENCODERS["prompts"], tokenizer, cache=CacheConfig(use=True, folder=str(folder)))
+    found = tokenize(path, ENCODERS["prompts"], tokenizer, cache=TokenCache(use=True, folder=str(folder)))
     assert len(found.rows) == 3000
     lines = [line for line in capsys.readouterr().err.splitlines() if "not kept" in line]
     assert len(lines) == 1
@@ -317,7 +317,7 @@ def test_without_room_it_goes_on_without(how: str, small: Path, write: Any, toke
 
 
 def test_a_whole_entry_serves_from_a_read_only_disk(data: Any, small: Path, tokenizer, no_tokenizing) -> None:
-    options = CacheConfig(use=True, folder=str(small))
+    options = TokenCache(use=True, folder=str(small))
     plain = tokenize(data["prompts"], ENCODERS["prompts"], tokenizer, cache=options)
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     no_tokenizing()
@@ -325,7 +325,7 @@ def test_a_whole_entry_serves_from_a_read_only_disk(data: Any, small: Path, toke
     assert same(plain, again)
 
 
-def test_data_that_changes_meanwhile_is_refused(write, cache: CacheConfig, tokenizer, monkeypatch) -> None:
+def test_data_that_changes_meanwhile_is_refused(write, cache: TokenCache, tokenizer, monkeypatch) -> None:
     path = write("x.jsonl", [{"prompt": "p"}])
     encode = tokenizing.encode_chunk
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_rlhf.data.tokenizing import CacheConfig
+from lit_rlhf.data.tokenizing import TokenCache
 from lit_rlhf.datamodules.preference import PreferenceDataModule
 from lit_rlhf.datamodules.prompts import prompt_lengths
 from lit_rlhf.datamodules.ptx import PTXText
@@ -129,7 +129,7 @@ def test_prompts_and_ptx_are_those_of_memory(tokenizer_path: str, path: str, tmp
     batching = BatchingConfig(rollout_batch_size=16, minibatch_size=8)
     texts = [
         PTXText(config, plain._tokenizer, options).batches(batching, 3)
-        for options in (CacheConfig(use=False), CacheConfig(use=True, folder=str(tmp_path)))
+        for options in (TokenCache(use=False), TokenCache(use=True, folder=str(tmp_path)))
     ]
     assert [tokens for _, tokens in texts[0]] == [tokens for _, tokens in texts[1]]
     assert all(equal(a, b) for (a, _), (b, _) in zip(*texts, strict=True))
