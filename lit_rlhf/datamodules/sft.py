@@ -36,6 +36,8 @@ class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
     ``batch_size`` nor ``max_tokens`` is given.
     """
 
+    separator: str | None = None  # of plain text: see `encode_text`
+
     def read_records(self, paths: Paths) -> tuple[list[DialogueRecord | TextRecord], RowReport]:
         """Dialogues and texts alike."""
         return read_sft(paths, format=self.format, streaming=self.streaming)
@@ -49,7 +51,7 @@ class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
     def encode(self, record: DialogueRecord | TextRecord, report: RowReport) -> list[TextRow]:
         """One row a dialogue; a text gives as many as its length needs."""
         if isinstance(record, TextRecord):
-            pieces = encode_text(self.tokenizer, record.text, max_length=self.max_length)
+            pieces = encode_text(self.tokenizer, record.text, max_length=self.max_length, separator=self.separator)
             return [_row(ids, [i > 0 for i in range(len(ids))], record.raw) for ids in pieces]
         try:
             encoded = encode_dialogue(self.tokenizer, record, template=self.template, max_length=self.max_length)

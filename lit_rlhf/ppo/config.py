@@ -159,6 +159,8 @@ class PTXConfig:
         max_length: Tokens per row.
         format: Format of the rows; recognized if not given.
         template: Named chat template for tokenizers without one.
+        separator: What stands in front of plain text, e.g. `<|endoftext|>`, with nothing behind it; "" for nothing.
+            None: the tokenizer's BOS and EOS, which mean turns to a chat model. Dialogues are not concerned.
     """
 
     files: list[str]
@@ -166,6 +168,7 @@ class PTXConfig:
     max_length: int = 1024
     format: str | None = None
     template: str | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.files), "ptx.files", self.files, "must name at least one file: the ptx loss needs text")
