@@ -27,6 +27,7 @@ _MODULES = {
     "rollout.engine": "RolloutEngine",
     "rollout.sampling": "SamplingConfig",
     "rollout.transformers_engine": "TransformersEngine",
+    "rollout.vllm_engine": "VLLMEngine",
     "rewards.base": "Reward",
     "rewards.http": "HTTPReward",
     "rewards.length": "LengthReward",

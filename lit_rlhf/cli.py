@@ -37,6 +37,7 @@ Results:
                                  who wins: a score, a reward, a chat model or people decide
   tax BASE SFT PPO [...] --text FILES [--tasks TASKS]
                                  what alignment costs on held-out text and tasks
+  study STUDY                    arms of an experiment over several seeds: runs, figures, findings
   score --model RM FILE          score the responses in a file
 Models:
   export CKPT OUT                a checkpoint as a Hugging Face folder
@@ -67,6 +68,7 @@ COMMANDS = {
     "report": "lit_rlhf.commands.report",
     "compare": "lit_rlhf.commands.compare",
     "tax": "lit_rlhf.commands.tax",
+    "study": "lit_rlhf.commands.study",
     "score": "lit_rlhf.commands.score",
     "export": "lit_rlhf.commands.export",
     "plan": "lit_rlhf.commands.plan",

@@ -22,7 +22,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 OTHERS = (
     "compare.yaml",
     "facts.yaml",
-)  # of other commands: tests/commands/test_compare.py, tests/evaluation/test_tax.py
+    "study.yaml",
+)  # of other commands: tests/commands/test_compare.py, tests/evaluation/test_tax.py, tests/studies/test_plan.py
 PATHS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in OTHERS)
 ROWS = 80
 MODEL_KEYS = ("policy", "reference", "model_path", "path", "tokenizer")
@@ -36,6 +37,7 @@ MOST = {
     "max_length": 160,
     "max_prompt_length": 96,
     "max_tokens": 4096,
+    "num_layers": 1,
 }
 """Sizes are cut to these; the pocket configs' own are at most as large, responses aside."""
 
@@ -78,7 +80,7 @@ def shrunk(config: dict[str, Any], pocket: Path, root: Path) -> dict[str, Any]:
     for node, key, above in walk(config):
         value = node[key]
         if key in MODEL_KEYS and isinstance(value, str):
-            node[key] = str(pocket / ("reward" if "reward" in above else "policy"))
+            node[key] = str(pocket / ("reward" if {"reward", "eval_rewards"} & {*above} else "policy"))
         elif key in FILE_KEYS and isinstance(value, str | list):
             name = "pretrain.jsonl" if "pretrain" in str(value) else data.get(kind, "prompts_train.jsonl")
             node[key] = str(pocket / name)
@@ -88,6 +90,9 @@ def shrunk(config: dict[str, Any], pocket: Path, root: Path) -> dict[str, Any]:
             node[key] = min(value, MOST[key])
         elif key in ("pad_token", "attn_implementation"):
             node[key] = None
+    arguments = config["model"]["init_args"]
+    if arguments.get("engine", {}).get("class_path") == "VLLMEngine":
+        del arguments["engine"]  # it has its own tests, with models of a size that it takes
     trainer = {k: v for k, v in config["trainer"].items() if k not in ("strategy", "num_nodes")}
     small = {"accelerator": "cpu", "devices": 1, "max_steps": 2, "max_epochs": -1, "limit_val_batches": 1}
     quiet = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "default_root_dir": str(root)}

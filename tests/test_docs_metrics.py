@@ -28,6 +28,7 @@ from lit_rlhf.ppo.config import CriticConfig, LossConfig, PTXConfig
 from lit_rlhf.ppo.kl_controller import AdaptiveKL
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.model import ModelReward
+from lit_rlhf.rollout.transformers_engine import TransformersEngine
 from lit_rlhf.types import RewardOutput
 from tests.callbacks.stand_in import made_up
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, write_opponent, write_world
@@ -87,7 +88,10 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch:
         world,
         kind=NaNInTheEnd,
         on_non_finite="skip",
-        loss=LossConfig(entropy_coef=0.01, target_kl=1e-9, whiten_advantages=True, advantage_clip=0.5),
+        engine=TransformersEngine(sampler_logprobs=True),
+        loss=LossConfig(
+            entropy_coef=0.01, target_kl=1e-9, whiten_advantages=True, advantage_clip=0.5, sampler_correction="token"
+        ),
         schedule=ScheduleConfig(kind="constant", warmup=4, min_ratio=0.1),
         eval_rewards={"gold": ModelReward(str(world / "reward"))},
         opponent=Opponent(answers=str(write_opponent(world)), judge=ScoreJudge("gold", tie_margin=0.0)),

@@ -21,6 +21,7 @@ FLOORS = (
     ("evaluation",),
     ("reward_report",),
     ("reports",),
+    ("studies",),
     ("modules", "datamodules"),
     ("commands",),
     ("cli",),

@@ -87,7 +87,8 @@ class CollapseDetector(RolloutCallback):
             "length": ResponseLengthMonitor(),
             "perplexity": PerplexityMonitor(),
             "tail": RewardDistributionMonitor(),
-            "distinct": RepetitionMonitor(orders=(4,)),
+            "distinct": (repetition := RepetitionMonitor(orders=(4,))),
+            "variety": repetition,
         }
 
     @property
@@ -136,7 +137,7 @@ class CollapseDetector(RolloutCallback):
             self._rollback_to = None
 
     def measure(self, pl_module: L.LightningModule, experience: ExperienceLike) -> dict[str, float]:
-        """The five signals of a rollout, over all ranks (a collective)."""
+        """The six signals of a rollout, over all ranks (a collective)."""
         known = known_metrics(pl_module)
         if METRICS["kl"] not in known and experience.ref_logprobs is None:
             raise ValueError(f"`CollapseDetector` needs `ref_logprobs` or the module's own {METRICS['kl']!r}.")
@@ -146,7 +147,8 @@ class CollapseDetector(RolloutCallback):
                 monitor.place(pl_module.device)
                 values[signal] = monitor.measure(experience)[METRICS[signal]]
         # Scores that are all equal have no tail: that is no fault, unlike a NaN in a log-probability.
-        return {name: x for name, x in values.items() if name not in ("tail", "distinct") or math.isfinite(x)}
+        absent = ("tail", "distinct", "variety")
+        return {name: x for name, x in values.items() if name not in absent or math.isfinite(x)}
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state, the flags, and the step of every iteration."""

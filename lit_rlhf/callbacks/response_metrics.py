@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes
+from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes, response_ngrams, row_hashes, variety
 
 
 class ResponseMean(Metric):
@@ -123,6 +123,65 @@ class PrefixShare(Metric):
             return torch.tensor(float("nan"), device=self.device)
         counts: Tensor = torch.unique(prefixes, return_counts=True)[1]
         return counts.max().double() / prefixes.numel()
+
+
+class DistinctResponses(Metric):
+    """Distinct responses over all responses, in ``(0, 1]``."""
+
+    full_state_update = False
+    hashes: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("hashes", [], dist_reduce_fx="cat")
+
+    def update(self, ids: Tensor, mask: Tensor) -> None:
+        """Add responses: ``ids (B, T)`` int64 with ``mask (B, T)`` bool, True first."""
+        self.hashes.append(row_hashes(ids, mask).to(self.device))
+
+    def compute(self) -> Tensor:
+        """The share, float64 scalar; NaN when there are no responses."""
+        hashes = _joined(self.hashes, torch.int64, self.device)
+        return torch.tensor(torch.unique(hashes).numel(), dtype=torch.float64) / hashes.numel()
+
+
+class ResponseVariety(Metric):
+    """How little the responses to different prompts have in common: :func:`~lit_rlhf.functional.variety`.
+
+    Args:
+        order: n of the n-grams.
+
+    Raises:
+        ValueError: If ``order`` is under 1.
+    """
+
+    full_state_update = False
+    grams: list[Tensor]
+    weights: list[Tensor]
+    owners: list[Tensor]
+    prompts: list[Tensor]
+
+    def __init__(self, order: int) -> None:
+        super().__init__()
+        if order < 1:
+            raise ValueError(f"`variety_order` ({order}) must be at least 1.")
+        self.order = order
+        for name in ("grams", "weights", "owners", "prompts"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, ids: Tensor, mask: Tensor, prompts: Tensor) -> None:
+        """Add responses: ``ids (B, T)`` int64, ``mask (B, T)`` bool, True first, and the prompts' numbers, ``(B,)``."""
+        grams, rows = response_ngrams(ids, mask, self.order)
+        weights = 1 / torch.bincount(rows, minlength=ids.size(0))[rows].double()
+        for name, values in {"grams": grams, "weights": weights, "owners": prompts[rows], "prompts": prompts}.items():
+            getattr(self, name).append(values.to(self.device))
+
+    def compute(self) -> Tensor:
+        """The share, float64 scalar; NaN when there are not two prompts."""
+        parts = {
+            name: _joined(getattr(self, name), torch.int64, self.device) for name in ("grams", "owners", "prompts")
+        }
+        return variety(weights=_joined(self.weights, torch.float64, self.device), **parts)
 
 
 def _joined(parts: list[Tensor] | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ given and in characters otherwise, and trains nothing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -33,6 +33,7 @@ def check_files(
     *,
     kind: Kind | None = None,
     format: str | None = None,
+    columns: Mapping[str, str] | None = None,
     template: str | None = None,
     max_length: int | None = None,
     rejects_dir: str | Path | None = None,
@@ -47,6 +48,7 @@ def check_files(
         kind: What the data is for: "preference", "dialogue", "prompt", "text" or "sft"; None for the first of
             preference, sft and prompt that at least half of the rows are usable as.
         format: Name of the row format; None to recognize it.
+        columns: Our names of columns that have others: ``{"prompt": "question"}``.
         template: A named template; None for the tokenizer's chat template.
         max_length: Most tokens of a row.
         rejects_dir: Folder for ``rejects.jsonl``; None writes nothing.
@@ -64,7 +66,7 @@ def check_files(
         raise ValueError("`max_length` is in tokens: give a `tokenizer` too.")
     if tokenizer is not None and max_length is not None:
         check_template(tokenizer, template)
-    kind, records, report = _read(paths, kind, format, streaming)
+    kind, records, report = _read(paths, kind, format=format, columns=columns, streaming=streaming)
     if tokenizer is not None and max_length is not None:
         records = [r for r in records if _fits(r, report, tokenizer, template, max_length)]
     report.check()
@@ -78,15 +80,14 @@ def check_files(
 def _read(
     paths: str | Sequence[str],
     kind: Kind | None,
-    format: str | None,
-    streaming: bool,  # noqa: FBT001
+    **how: Any,
 ) -> tuple[Kind, list[AnyRecord], RowReport]:
     """The data as ``kind``, or as the first of ``_GUESSES`` that at least half of the rows are usable as."""
     found: list[tuple[Kind, list[AnyRecord], RowReport]] = []
     failed: list[UnknownFormatError] = []
     for guess in _GUESSES if kind is None else (kind,):
         try:
-            found.append((guess, *collect(paths, guess, format=format, streaming=streaming)))
+            found.append((guess, *collect(paths, guess, **how)))
         except UnknownFormatError as error:
             failed.append(error)
     if not found:
@@ -183,6 +184,7 @@ def main(argv: Sequence[str]) -> None:
         _load_tokenizer(args.tokenizer),
         kind=cast("Kind | None", args.kind),
         format=args.format,
+        columns=_columns(args.columns),
         template=args.template,
         max_length=args.max_length,
         rejects_dir=args.rejects,
@@ -190,6 +192,13 @@ def main(argv: Sequence[str]) -> None:
     )
     if not report.accepted or (report.rejected and args.on_bad_row == "error"):
         raise SystemExit(1)
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    columns = dict(pair.partition("=")[::2] for pair in pairs)
+    if not all(columns.values()):
+        raise ValueError(f"`--columns` ({' '.join(pairs)}) must be OURS=THEIRS ..., such as prompt=question.")
+    return columns
 
 
 def _load_tokenizer(path: str | None) -> Any:
@@ -210,6 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", help="folder or hub name; lengths are then in tokens")
     parser.add_argument("--kind", choices=get_args(Kind), help="what the data is for (default: what fits best)")
     parser.add_argument("--format", choices=[f.name for f in FORMATS], help="row format (default: recognized)")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns with other names: prompt=question"
+    )
     parser.add_argument("--template", choices=list(TEMPLATES), help="default: the tokenizer's chat template")
     parser.add_argument("--max-length", type=int, help="most tokens of a row; needs --tokenizer")
     parser.add_argument("--rejects", metavar="DIR", help="write the refused rows to DIR/rejects.jsonl")

@@ -31,11 +31,13 @@ class RowFormat(ABC):
         name: What the user writes in ``format=``.
         expects: One line for error messages: what a row looks like.
         kinds: The record kinds it gives.
+        gives_way_to: Names of formats that are meant where a row has the keys of both.
     """
 
     name: str
     expects: str
     kinds: frozenset[str]
+    gives_way_to: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -99,7 +101,7 @@ def choose_format(rows: Sequence[Any], kind: Kind, formats: Sequence[RowFormat],
         ValueError: More than one fits, or one that under half of the rows have; names the candidates.
     """
     able = [f for f in formats if _gives(f, kind)]
-    votes = Counter(f.name for row in rows for f in able if f.matches(row, kind))
+    votes = Counter(name for row in rows for name in _fitting(row, kind, able))
     if len(votes) == 1:
         (name, count) = next(iter(votes.items()))
         if 2 * count >= len(rows):
@@ -114,6 +116,11 @@ def choose_format(rows: Sequence[Any], kind: Kind, formats: Sequence[RowFormat],
         raise UnknownFormatError(f"{source}: format not recognized for {kind} data. First row: {seen}. Known: {known}.")
     found = ", ".join(f"`{name}` ({count} of {len(rows)} rows)" for name, count in votes.most_common())
     raise ValueError(f"{source}: the format is ambiguous: {found}. Name one with `format=`.")
+
+
+def _fitting(row: Any, kind: Kind, formats: Sequence[RowFormat]) -> list[str]:
+    fitting = {f.name: f for f in formats if f.matches(row, kind)}
+    return [name for name, f in fitting.items() if not f.gives_way_to & fitting.keys()]
 
 
 def named_format(name: str, kind: Kind, formats: Sequence[RowFormat]) -> RowFormat:

@@ -6,10 +6,13 @@ The format of each source is recognized from its first rows or named; what was r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
+from lit_rlhf.data.alpaca import AlpacaFormat
 from lit_rlhf.data.columns import ColumnsFormat
 from lit_rlhf.data.formats import AnyRecord, Kind, RowFormat, choose_format, named_format
 from lit_rlhf.data.hh import HHFormat
@@ -18,8 +21,10 @@ from lit_rlhf.data.messages import MessagesFormat
 from lit_rlhf.data.moss import MossFormat
 from lit_rlhf.data.prompts import PromptsFormat
 from lit_rlhf.data.records import DialogueRecord, PreferenceRecord, PromptRecord, RowError, TextRecord
+from lit_rlhf.data.renaming import check_columns, renamed
 from lit_rlhf.data.report import OnBadRow, RowReport
-from lit_rlhf.data.sources import RawRow, checked_rows, expand, read_rows
+from lit_rlhf.data.sharegpt import ShareGPTFormat
+from lit_rlhf.data.sources import SUFFIXES, RawItem, decoded, expand, read_items, values
 from lit_rlhf.data.text import TextFormat
 
 FORMATS: tuple[RowFormat, ...] = (
@@ -28,6 +33,8 @@ FORMATS: tuple[RowFormat, ...] = (
     MessagesFormat(),
     ColumnsFormat(),
     PromptsFormat(),
+    ShareGPTFormat(),
+    AlpacaFormat(),
     TextFormat(),
 )
 FIRST_ROWS = 32
@@ -95,7 +102,12 @@ def _read(
 
 
 def collect(
-    paths: DataLike, kind: Kind, *, format: str | None = None, streaming: bool = False
+    paths: DataLike,
+    kind: Kind,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    streaming: bool = False,
 ) -> tuple[list[AnyRecord], RowReport]:
     """Records of any kind, with no policy about bad rows applied.
 
@@ -103,54 +115,146 @@ def collect(
         FileNotFoundError: A path does not exist.
         ValueError: An unknown, ambiguous or wrong format, or an unreadable file.
     """
-    chosen = named_format(format, kind, FORMATS) if format is not None else None
     report = RowReport()
     records: list[AnyRecord] = []
-    memory = in_memory(paths)
-    for source in expand(paths) if memory is None else [memory]:
-        records += _read_source(source, kind, chosen, report, streaming=streaming)
+    for source in open_sources(paths, kind, format=format, columns=columns, streaming=streaming):
+        records += _read_source(source, report)
     report.check()
     return records, report
 
 
-def _read_source(
-    given: str | MemoryRows, kind: Kind, named: RowFormat | None, report: RowReport, *, streaming: bool
-) -> Iterator[AnyRecord]:
-    if isinstance(given, MemoryRows):
-        source, rows = repr(given), checked_rows(repr(given), given.read(kind))
-    else:
-        source, rows = given, read_rows(given, streaming=streaming)
-    first = list(islice(rows, FIRST_ROWS))
-    decoded = [row.value for row in first if row.error is None]
-    if first and not decoded and named is None:
-        raise ValueError(
-            f"{source}: none of the first {len(first)} rows could be decoded (row {first[0].line}: {first[0].error}), "
-            "so that the format is unknown; name one with `format=`."
-        )
+@dataclass(frozen=True)
+class RowReader:
+    """How the rows of a source become records; goes to another process as it is.
+
+    Attributes:
+        kind: The kind of record.
+        format: Name of the rows' format.
+        columns: Our names of the columns that have others.
+    """
+
+    kind: Kind
+    format: str
+    columns: Mapping[str, str]
+
+    def record(self, item: RawItem) -> AnyRecord:
+        """The record of a row.
+
+        Raises:
+            BadRow: It cannot be used.
+        """
+        row = decoded(item)
+        try:
+            if row.error is not None:
+                raise row.error
+            value = renamed(row.value, self.columns)
+            record = _format(self.format, self.kind).read(value, self.kind)
+        except RowError as error:
+            raise BadRow(error, row.value) from error
+        record = dataclasses.replace(record, source=row.source, line=row.line)
+        if isinstance(record, PreferenceRecord) and record.subset is None:
+            return dataclasses.replace(record, subset=subset_of_path(row.source))
+        return record
+
+
+@lru_cache
+def _format(name: str, kind: Kind) -> RowFormat:
+    return named_format(name, kind, FORMATS)
+
+
+class BadRow(ValueError):  # noqa: N818
+    """A row that cannot be used, with what stands in it."""
+
+    def __init__(self, error: RowError, value: Any) -> None:
+        super().__init__(str(error))
+        self.error, self.value = error, value
+
+
+@dataclass
+class Source:
+    """One source with its rows to come; no reader where there are none."""
+
+    name: str
+    reader: RowReader | None
+    items: Iterator[RawItem]
+
+
+def open_sources(
+    paths: DataLike,
+    kind: Kind,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    streaming: bool = False,
+) -> Iterator[Source]:
+    """Every source behind ``paths``, its format recognized, its rows not read yet.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: An unknown, ambiguous or wrong format, a wrong name in ``columns``, or an unreadable file.
+    """
+    names = check_columns(columns)
+    if format is not None:
+        named_format(format, kind, FORMATS)
+    memory = in_memory(paths)
+    for given in expand(paths) if memory is None else [memory]:
+        yield _open(given, kind, format, names, streaming=streaming)
+
+
+def _open(
+    given: str | MemoryRows, kind: Kind, named: str | None, columns: Mapping[str, str], *, streaming: bool
+) -> Source:
+    source, items = (
+        (repr(given), values(repr(given), given.read(kind)))
+        if isinstance(given, MemoryRows)
+        else (given, read_items(given, streaming=streaming))
+    )
+    first = list(islice(items, FIRST_ROWS))
     if not first:
-        report.source(source)
+        return Source(source, None, items)
+    found = named or _recognized(source, first, kind, columns)
+    return Source(source, RowReader(kind, found, columns), chain(first, items))
+
+
+def _recognized(source: str, first: list[RawItem], kind: Kind, columns: Mapping[str, str]) -> str:
+    """Name of the format that the first rows have."""
+    rows = [decoded(item) for item in first]
+    fine = [row.value for row in rows if row.error is None]
+    if not fine:
+        way_out = (
+            "so that the format is unknown; name one with `format=`."
+            if source.endswith(SUFFIXES)
+            else f"and its name does not say what it is: files are read that end in {', '.join(SUFFIXES)}."
+        )
+        raise ValueError(
+            f"{source}: none of the first {len(first)} rows could be decoded (row {rows[0].line}: {rows[0].error}), "
+            + way_out
+        )
+    known = []
+    for row in fine:
+        try:
+            known.append(renamed(row, columns))
+        except RowError as error:
+            missing = error
+    if not known:
+        raise ValueError(f"{source}: {missing.detail}.")
+    return choose_format(known, kind, FORMATS, source=source).name
+
+
+def _read_source(source: Source, report: RowReport) -> Iterator[AnyRecord]:
+    count = report.source(source.name)
+    if source.reader is None:
         return
-    fmt = named or choose_format(decoded, kind, FORMATS, source=source)
-    count = report.source(source)
-    count.format = fmt.name
-    for row in chain(first, rows):
+    count.format = source.reader.format
+    for item in source.items:
         count.read += 1
         try:
-            record = _read_row(row, fmt, kind)
-        except RowError as error:
-            report.reject(row.source, row.line, error, row.value)
+            record = source.reader.record(item)
+        except BadRow as bad:
+            report.reject(item.source, item.line, bad.error, bad.value)
             continue
         count.accepted += 1
         yield record
-
-
-def _read_row(row: RawRow, fmt: RowFormat, kind: Kind) -> AnyRecord:
-    if row.error is not None:
-        raise row.error
-    record = dataclasses.replace(fmt.read(row.value, kind), source=row.source, line=row.line)
-    if isinstance(record, PreferenceRecord) and record.subset is None:
-        return dataclasses.replace(record, subset=subset_of_path(row.source))
-    return record
 
 
 def subset_of_path(source: str) -> str | None:

@@ -1,8 +1,9 @@
 """From a path, folder, glob or hub name to raw rows, each with its place, each bad one with its reason.
 
-Local: ``.json`` (a list of rows, or one row a line), ``.jsonl``, either with ``.gz``; folders are searched for
-these; globs are expanded. Anything else of the form ``owner/name[/data_dir][@config][:split[slice]]`` is a data set on
-the hub, read through `datasets`.
+Local: ``.json`` (a list of rows, or one row a line), ``.jsonl``, either with ``.gz``; ``.csv``, ``.parquet``,
+``.arrow`` and folders that `datasets` saved (``tables.py``); other folders are searched for these; globs are expanded.
+Anything else of the form ``owner/name[/data_dir][@config][:split[slice]]`` is a data set on the hub, read through
+`datasets`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_rlhf.data.hub import looks_like_hub_name, read_hub
 from lit_rlhf.data.records import Reason, RowError
+from lit_rlhf.data.tables import TABLE_SUFFIXES, is_saved, is_table, read_table, refuse_saved_splits
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *TABLE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,25 @@ class RawRow:
     line: int
     value: Any
     error: RowError | None = None
+
+
+class RawLine(NamedTuple):
+    """A line of a file as its bytes; see :func:`decoded`."""
+
+    source: str
+    line: int
+    data: bytes
+
+
+class RawValue(NamedTuple):
+    """A row as an object that nobody has looked at; see :func:`decoded`."""
+
+    source: str
+    line: int
+    value: Any
+
+
+RawItem = RawLine | RawValue
 
 
 def expand(paths: str | Sequence[str]) -> list[str]:
@@ -64,7 +85,8 @@ def _expand_one(path: str) -> list[str]:
     if local.is_file():
         return [str(local)]
     if local.is_dir():
-        files = sorted(str(f) for f in local.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES))
+        refuse_saved_splits(local)
+        files = _data_below(local)
         if not files:
             raise ValueError(f"Folder {path} holds no data file ({', '.join(SUFFIXES)}).")
         return files
@@ -78,8 +100,20 @@ def _expand_one(path: str) -> list[str]:
     )
 
 
+def _data_below(folder: Path) -> list[str]:
+    """Files and saved data sets in a folder, which may be one."""
+    saved = {path.parent for path in folder.rglob("state.json") if is_saved(path.parent)}
+    files = {path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)}
+    return sorted(str(path) for path in saved | {path for path in files if path.parent not in saved})
+
+
 def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
-    """The rows of one source, in order.
+    """The rows of one source, in order; arguments and errors as :func:`read_items`."""
+    return map(decoded, read_items(source, streaming=streaming))
+
+
+def read_items(source: str, *, streaming: bool = False) -> Iterator[RawItem]:
+    """The rows of one source, in order, each still to be :func:`decoded`: by whichever process has the time.
 
     Args:
         source: One of :func:`expand`'s results.
@@ -89,24 +123,33 @@ def read_rows(source: str, *, streaming: bool = False) -> Iterator[RawRow]:
         ValueError: The file as a whole cannot be read (broken gzip or JSON list, cut while it is read), or the hub name
             cannot be loaded.
     """
-    if not Path(source).is_file():
-        yield from checked_rows(source, read_hub(source, streaming=streaming))
+    if not Path(source).exists():
+        yield from values(source, read_hub(source, streaming=streaming))
         return
     try:
-        yield from _read_file(source)
+        yield from values(source, read_table(source)) if is_table(source) else _read_file(source)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{source}: not a complete gzip file ({error}).") from error
     except OSError as error:
         raise ValueError(f"{source}: cannot be read ({error.strerror or error}).") from error
 
 
-def checked_rows(source: str, rows: Iterable[Any]) -> Iterator[RawRow]:
-    """Rows that are objects already, with the same checks."""
+def values(source: str, rows: Iterable[Any]) -> Iterator[RawValue]:
+    """Rows that are objects already; an error among them is that of its row."""
     for number, row in enumerate(rows, start=1):
-        yield _checked(source, number, row)
+        yield RawValue(source, number, row)
 
 
-def _read_file(source: str) -> Iterator[RawRow]:
+def decoded(item: RawItem) -> RawRow:
+    """The row, or why there is none."""
+    if isinstance(item, RawLine):
+        return _decode(*item)
+    if isinstance(item.value, RowError):
+        return RawRow(item.source, item.line, None, item.value)
+    return _checked(*item)
+
+
+def _read_file(source: str) -> Iterator[RawItem]:
     opener: Any = gzip.open if source.endswith(".gz") else open
     plain_json = source.removesuffix(".gz").endswith(".json")
     with opener(source, "rb") as file:
@@ -120,7 +163,7 @@ def _read_file(source: str) -> Iterator[RawRow]:
             raise ValueError(f"{source}: was cut while it was read, after {file.tell()} of {size} bytes.")
 
 
-def _read_json(source: str, data: bytes) -> Iterator[RawRow]:
+def _read_json(source: str, data: bytes) -> Iterator[RawItem]:
     """A JSON list of rows, one JSON object, or (as many published ``.json`` files are) JSON lines."""
     # Bytes that are not UTF-8 become lone surrogates, so that one bad string refuses its row and not the file.
     text = data.decode("utf-8-sig", errors="surrogateescape")
@@ -131,8 +174,7 @@ def _read_json(source: str, data: bytes) -> Iterator[RawRow]:
             yield from _read_lines(source, data.split(b"\n"))
             return
         raise ValueError(f"{source}: not JSON ({_one_line(error)}).") from error
-    for line, row in enumerate(value if isinstance(value, list) else [value], start=1):
-        yield _checked(source, line, row)
+    yield from values(source, value if isinstance(value, list) else [value])
 
 
 def _first_line_is_json(data: bytes) -> bool:
@@ -140,11 +182,11 @@ def _first_line_is_json(data: bytes) -> bool:
     return _decode("", 1, first).error is None
 
 
-def _read_lines(source: str, lines: Iterable[bytes]) -> Iterator[RawRow]:
+def _read_lines(source: str, lines: Iterable[bytes]) -> Iterator[RawLine]:
     for number, line in enumerate(lines, start=1):
         data = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if data.strip():
-            yield _decode(source, number, data)
+            yield RawLine(source, number, data)
 
 
 def _decode(source: str, line: int, data: bytes) -> RawRow:

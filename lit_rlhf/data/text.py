@@ -14,6 +14,7 @@ class TextFormat(RowFormat):
     name = "text"
     expects = '{"text": string}'
     kinds = frozenset({"text"})
+    gives_way_to = frozenset({"alpaca"})  # published Alpaca files have the whole layout beside it, as `text`
 
     def matches(self, row: Any, kind: Kind) -> bool:
         """A string under `text`."""

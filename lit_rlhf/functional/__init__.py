@@ -31,8 +31,9 @@ from lit_rlhf.functional.losses import (
 )
 from lit_rlhf.functional.masking import keep, masked_moments, masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
-from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes
+from lit_rlhf.functional.ngrams import ngram_hashes, prefix_hashes, response_ngrams, row_hashes, variety
 from lit_rlhf.functional.preference import accuracy, pairwise_loss
+from lit_rlhf.functional.sampler import effective_share, largest_gap, sampler_sums, truncated_weights
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "chunked_logprobs",
     "clipped_policy_loss",
     "discounted_returns",
+    "effective_share",
     "entropy_loss",
     "explained_variance_from_sums",
     "explained_variance_sums",
@@ -51,6 +53,7 @@ __all__ = [
     "k3",
     "keep",
     "kl_penalty_policy_loss",
+    "largest_gap",
     "leave_one_out",
     "lm_loss",
     "log_ratio",
@@ -63,8 +66,13 @@ __all__ = [
     "perplexity",
     "prefix_hashes",
     "ratio_sums",
+    "response_ngrams",
+    "row_hashes",
+    "sampler_sums",
     "shape_scores",
     "shape_statistics",
     "token_rewards",
+    "truncated_weights",
     "value_loss",
+    "variety",
 ]

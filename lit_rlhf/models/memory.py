@@ -229,6 +229,9 @@ def predict(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> 
     if sizes.generated_rows:
         policy = next(m for m in models if m.trained and m.causal)
         memory.phases["rollout"] = _rollout(policy, sizes, setup)
+        if sizes.copy_dtype is not None:
+            place = memory.resident if sizes.engine_resident else memory.phases["rollout"]
+            place |= _engine(policy, sizes, setup)
         memory.phases["scoring"] = _scoring(models, sizes, setup)
     return memory
 
@@ -324,15 +327,23 @@ def _logits(model: SizedModel, sizes: PassSizes, setup: TrainerSetup, copies: in
 
 def _rollout(policy: SizedModel, sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
     vocabulary, per_token = policy.config.get_text_config().vocab_size, policy.cache_bytes_per_token(setup.compute)
-    rows = sizes.generated_rows
-    if sizes.cache_bytes is not None:
+    rows, copies = sizes.generated_rows, sizes.copy_dtype is not None
+    if sizes.cache_bytes is not None and not copies:
         rows = min(rows, max(1, sizes.cache_bytes // (per_token * sizes.update_width)))
+    cache = {"KV cache": sizes.cache_slots * rows // sizes.generated_rows * per_token}
     return {
-        "KV cache": sizes.cache_slots * rows // sizes.generated_rows * per_token,
+        **({} if copies else cache),  # an engine with a copy of the weights has its cache counted with that
         # Logits, weights, sorted weights, their sums (fp32) and the order (int64).
         "logits": rows * vocabulary * (4 * FP32 + 8),
         "prefill": sizes.prefill_tokens * policy.widest(setup.compute),
     }
+
+
+def _engine(policy: SizedModel, sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:
+    """What an engine with a copy of the weights holds: it takes its whole cache at the start."""
+    size = setup.trained if sizes.copy_dtype == "auto" else FP32 if sizes.copy_dtype == "float32" else BF16
+    assert sizes.cache_bytes is not None
+    return {"engine weights": policy.parameters * size, "engine KV cache": sizes.cache_bytes}
 
 
 def _scoring(models: list[SizedModel], sizes: PassSizes, setup: TrainerSetup) -> dict[str, int]:

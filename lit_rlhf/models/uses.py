@@ -45,11 +45,15 @@ class EngineLimits:
         cache_slots: Most slots (tokens) of the key-value cache.
         cache_bytes: Most bytes of it.
         prefill_tokens: Most tokens of a prefill pass.
+        copy_dtype: Of a copy of the policy's weights that it keeps, `auto` for theirs; None for no copy.
+        resident: Whether copy and cache stay between rollouts.
     """
 
     cache_slots: int | None = None
     cache_bytes: int | None = None
     prefill_tokens: int | None = None
+    copy_dtype: str | None = None
+    resident: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class PassSizes:
         cache_slots: Columns of the key-value cache, over all rows.
         prefill_tokens: Tokens of one prefill pass.
         cache_bytes: Most bytes of the key-value cache, where these bound it.
+        copy_dtype: Of the engine's own copy of the policy's weights; see :class:`EngineLimits`.
+        engine_resident: Whether the engine's copy and cache stay between rollouts.
     """
 
     update_rows: int
@@ -77,6 +83,8 @@ class PassSizes:
     cache_slots: int = 0
     prefill_tokens: int = 0
     cache_bytes: int | None = None
+    copy_dtype: str | None = None
+    engine_resident: bool = False
 
 
 def supervised_sizes(*, width: int, pass_tokens: int) -> PassSizes:
@@ -123,4 +131,6 @@ def rollout_sizes(
         cache_slots=generated * width,
         prefill_tokens=prefilled if limits.prefill_tokens is None else min(prefilled, limits.prefill_tokens),
         cache_bytes=limits.cache_bytes,
+        copy_dtype=limits.copy_dtype,
+        engine_resident=limits.resident,
     )

@@ -27,6 +27,7 @@ from lit_rlhf.functional.checks import two_columns
 from lit_rlhf.functional.losses import entropy_loss, lm_loss, normalized_sum
 from lit_rlhf.functional.masking import masked_whiten
 from lit_rlhf.functional.moments import RunningMoments
+from lit_rlhf.functional.sampler import truncated_weights
 from lit_rlhf.functional.shaping import penalize_missing_eos, shape_scores, token_rewards
 from lit_rlhf.models.compact import compact_rows
 from lit_rlhf.models.cpu import release_freed_memory
@@ -536,6 +537,10 @@ class PPOModule(BaseModule, ExperienceCollector):
         # 2. The surrogate (detail 11; eq. 14, 15).
         given = self.policy_token_loss(logprobs, old, advantages, taken)
         per_token, clipped = two_columns(f"`policy_token_loss` ({_name(self.policy_loss)})", given, logprobs)
+        if config.sampler_correction is not None:
+            weights = self.sampler_weights(taken)
+            per_token = per_token * weights
+            sums.add_tokens("update/sampler_weight", weights, mask)
         loss = self._policy_share(per_token, mask, minibatch)
         sums.add_share("loss/policy", loss)
         sums.add_ratio(logprobs, old, mask)
@@ -567,6 +572,15 @@ class PPOModule(BaseModule, ExperienceCollector):
             sums.add_tokens("update/value_clip_fraction", clipped, mask)
             sums.add_values(values, taken.returns, mask)
             yield config.vf_coef * share
+
+    def sampler_weights(self, taken: Experience) -> Tensor:
+        """Truncated importance weights of the policy at rollout time to the engine that drew, ``(b, t)`` fp32."""
+        level, sampler = self.loss.sampler_correction, taken.sampler_logprobs
+        if level is None or sampler is None:
+            raise ValueError(f"`loss.sampler_correction` ({level}) needs the engine's log-probabilities: none.")
+        return truncated_weights(
+            taken.old_logprobs, sampler, taken.response_mask, level=level, cap=self.loss.sampler_cap
+        )
 
     def update_advantages(self, advantages: Tensor, taken: Experience, minibatch: Minibatch) -> Tensor:
         """Whitening with the global minibatch's moments, then clipping (detail 6); both are off by default.

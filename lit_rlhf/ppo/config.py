@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_rlhf.config import DType, OptimizerConfig, check_choices, require
+from lit_rlhf.functional.sampler import SamplerCorrection
 
 OldLogprobs = Literal["rollout", "reference", "sampler"]
 
@@ -87,6 +88,10 @@ class LossConfig:
     Attributes:
         old_logprobs: Denominator of the ratio: `rollout` (recomputed over the update's own micro-batches), `reference`
             (detail 2, importance sampling), or `sampler` (as the engine saw them, with a logged drift).
+        sampler_correction: Weight of the policy loss where an engine draws from another distribution than the
+            policy's: `token` (each one's ratio of policy to sampler), `sequence` (a response's), or None. Needs an
+            engine with `sampler_logprobs: true`.
+        sampler_cap: Largest such weight (truncated importance sampling).
         average: Mean of the policy loss over the `tokens` of the global minibatch, or over its `responses` (of each
             one's own mean, so that short and long ones weigh the same).
         vf_coef: Weight of the value loss.
@@ -99,6 +104,8 @@ class LossConfig:
     """
 
     old_logprobs: OldLogprobs = "rollout"
+    sampler_correction: SamplerCorrection | None = None
+    sampler_cap: float = 2.0
     average: Literal["tokens", "responses"] = "tokens"
     vf_coef: float = 1.0
     ptx_coef: float = 1.0
@@ -117,6 +124,10 @@ class LossConfig:
             require(value is None or value > 0, name, value, "must be positive or null")
         idle = self.entropy_clip is not None and self.entropy_coef == 0
         require(not idle, "entropy_clip", self.entropy_clip, "needs `entropy_coef` above 0")
+        level = self.sampler_correction
+        require(self.sampler_cap >= 1, "sampler_cap", self.sampler_cap, "must be at least 1")
+        both = level is not None and self.old_logprobs != "rollout"
+        require(not both, "sampler_correction", level, "needs `old_logprobs: rollout`: the others are no ratio to it")
         both = self.old_logprobs == "reference" and self.target_kl is not None
         require(not both, "target_kl", self.target_kl, "measures the old policy; `old_logprobs: reference` has none")
 
@@ -148,6 +159,7 @@ class PTXConfig:
         max_length: Tokens per row.
         format: Format of the rows; recognized if not given.
         template: Named chat template for tokenizers without one.
+        columns: Our names of columns that have others.
     """
 
     files: list[str]
@@ -155,6 +167,7 @@ class PTXConfig:
     max_length: int = 1024
     format: str | None = None
     template: str | None = None
+    columns: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.files), "ptx.files", self.files, "must name at least one file: the ptx loss needs text")

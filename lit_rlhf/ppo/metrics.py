@@ -14,6 +14,7 @@ from lit_rlhf.functional.kl import k1, k3
 from lit_rlhf.functional.losses import ratio_sums
 from lit_rlhf.functional.masking import keep
 from lit_rlhf.functional.moments import RunningMoments
+from lit_rlhf.functional.sampler import effective_share, largest_gap, sampler_sums
 from lit_rlhf.ppo.minibatch import Minibatch
 from lit_rlhf.types import Experience
 
@@ -54,6 +55,7 @@ def rollout_metrics(
     mean |= {n: v / max(1.0, responses) for n, v in zip(per_response, values[len(per_token) :], strict=True)}
     return {
         **_named(mean, sound=sound),
+        **(_sampler_metrics(experience, tokens=tokens, responses=responses) if sound else {}),
         "rollout/tokens": tokens,
         "rollout/moments_mean": moments.mean,
         "rollout/moments_std": moments.std,
@@ -96,6 +98,19 @@ def _per_response(experience: Experience, moments: RunningMoments) -> dict[str, 
         "response_length": mask.sum(1),
         "eos_rate": experience.ended,
         "reward_total": experience.rewards.sum(1),
+    }
+
+
+def _sampler_metrics(experience: Experience, *, tokens: float, responses: float) -> dict[str, float]:
+    """How far the engine's distribution is from the policy's; nothing where the engine does not say. A collective."""
+    sampler, mask = experience.sampler_logprobs, experience.response_mask
+    if sampler is None:
+        return {}
+    gap, weights, squares = all_reduce_sum(sampler_sums(experience.old_logprobs, sampler, mask)).tolist()
+    return {
+        "rollout/sampler_gap": gap / max(1.0, tokens),
+        "rollout/sampler_gap_max": float(all_reduce_max(largest_gap(experience.old_logprobs, sampler, mask))),
+        "rollout/sampler_ess": effective_share(weights, squares, responses),
     }
 
 

@@ -53,6 +53,10 @@ def check_options(
         )
     if loss.old_logprobs == "sampler" and not engine.gives_logprobs:
         raise ValueError("`loss.old_logprobs: sampler` needs an engine with `sampler_logprobs: true`.")
+    if loss.sampler_correction is not None and not engine.gives_logprobs:
+        raise ValueError(
+            f"`loss.sampler_correction` ({loss.sampler_correction}) needs an engine with `sampler_logprobs: true`."
+        )
     if has_reference:
         return
     if loss.old_logprobs == "reference":

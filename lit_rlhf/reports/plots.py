@@ -105,13 +105,30 @@ def plot_panels(
         ValueError: If there are no runs or too many, or no run has a panel's metric; lists those there are.
         ImportError: If matplotlib, an extra, is not installed.
     """
+    logs = {name: [read_metrics(path, x=x) for path in paths] for name, paths in runs.items()}
+    return draw_panels(logs, out, panels=panels, x_label=x_label, title=title)
+
+
+def draw_panels(
+    logs: Mapping[str, Sequence[Mapping[str, Series]]],
+    out: str | Path,
+    *,
+    panels: Sequence[Panel],
+    x_label: str = "iteration",
+    title: str = "",
+) -> Path:
+    """The picture of :func:`plot_panels` from series that are already read: by run's name, a mapping a seed.
+
+    Raises:
+        ValueError: See :func:`plot_panels`.
+        ImportError: If matplotlib, an extra, is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install 'lit-rlhf[plots]'.") from error
 
-    logs = {name: [read_metrics(path, x=x) for path in paths] for name, paths in runs.items()}
     _check(logs, panels)
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(9.0, 0.9 + 2.7 * rows), dpi=160, layout="constrained", facecolor="white")

@@ -43,6 +43,8 @@ INSIDE = (
     Panel("KL coefficient", "", "kl_coef"),
     Panel("Collapse index", "nats per token; flagged when high", "monitor/collapse/index"),
     Panel("Distinct-4", "of the rollout", "rollout/distinct_4"),
+    Panel("Variety across prompts", "1: nothing in common, 0: one answer", "rollout/variety"),
+    Panel("Distinct responses", "of all responses", "rollout/distinct_responses"),
     Panel("Upper tail of scores", "2.6 for a normal distribution", "rollout/score_upper_tail"),
 )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import threading
+import time
 
 import pytest
 import torch
@@ -125,16 +128,90 @@ class Shown(StandIn):
     def training_step(self, batch, batch_idx):
         super().training_step(batch, batch_idx)
         self.log("rollout/score", 0.5, prog_bar=True)  # a monitor that the module wants shown is shown once
-        self.log_dict({"rollout/kl": 0.04, "time/tokens_per_second": 1234.0})
+        self.log_dict({"rollout/kl": 0.04, "rollout/tokens": 1234.0})
         self.log("accuracy", 0.75, prog_bar=True)
 
 
 def test_plain_lines_one_an_epoch_when_not_a_terminal(tmp_path, capsys):
     fit(Shown(), [RLHFProgressBar()], tmp_path, epochs=3, enable_progress_bar=True)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fit ")]
+    out = capsys.readouterr().out.splitlines()
+    lines = [line for line in out if line.startswith("fit ")]
     assert len(lines) == 3
-    assert lines[1].startswith("fit epoch 2/3 step 4/6 score 0.5 kl 0.04 accuracy 0.75 1234 tok/s 0:0")
-    assert lines[1].endswith(" left")
+    assert re.fullmatch(r"fit epoch 2/3 step 4/6 score 0.5 kl 0.04 accuracy 0.75 \d+ tok/s \d:\d\d left", lines[1])
+    said = [line for line in out if line.startswith("fit:")]
+    assert said[0] == "fit: loading models and data"
+    assert said[1].startswith("fit: loaded in 0:")
+    assert said[2:] == ["fit: first rollout", "fit: first scoring", "fit: first update"]
+
+
+def test_a_line_comes_by_time_inside_an_epoch_and_while_a_rollout_runs(tmp_path, capsys):
+    class Slow(Shown):
+        def rollout(self):
+            time.sleep(0.5)
+            return super().rollout()
+
+    fit(Slow(), [RLHFProgressBar(every_n_seconds=0.15)], tmp_path, epochs=2, enable_progress_bar=True)
+    out = capsys.readouterr().out
+    ticks = [line for line in out.splitlines() if re.search(r"\((rollout|scoring) for 0:0", line)]
+    assert len(ticks) >= 4
+    assert ticks[0].startswith("fit epoch 1/2 step 0/4")
+    assert "step 2/4 score 0.5" in ticks[-1]
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_no_line_by_time_where_none_is_wanted(tmp_path, capsys):
+    fit(Shown(), [RLHFProgressBar(every_n_seconds=None)], tmp_path, epochs=1, enable_progress_bar=True)
+    assert " for 0:0" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"`every_n_seconds` \(0\)"):
+        RLHFProgressBar(every_n_seconds=0)
+
+
+def test_tokens_per_second_count_the_update(tmp_path):
+    class Slow(Shown):
+        def training_step(self, batch, batch_idx):
+            time.sleep(0.2)
+            super().training_step(batch, batch_idx)
+
+    bar = RLHFProgressBar(plain=True)
+    fit(Slow(), [bar], tmp_path, epochs=1, enable_progress_bar=True)
+    assert 500 < bar._speed.value <= 1234 / 0.4  # two updates
+
+
+def test_tokens_per_second_of_a_supervised_stage_leave_the_first_step_out(tmp_path, capsys):
+    class Supervised(StandIn):
+        def train_dataloader(self):
+            return torch.randn(4, 4, 3)
+
+        def training_step(self, batch, batch_idx):
+            time.sleep(0.6 if batch_idx == 0 else 0.1)
+            super().training_step(batch, batch_idx)
+            self.log("update/tokens", 100.0)
+
+    bar = RLHFProgressBar(plain=True)
+    fit(Supervised(), [bar], tmp_path, epochs=1, enable_progress_bar=True)
+    assert 400 < bar._speed.value <= 1000
+    assert " tok/s" in capsys.readouterr().out
+
+
+def test_updates_that_were_left_out_are_neither_awaited_nor_hidden(tmp_path, capsys):
+    """`loss.target_kl` ends an epoch's updates: the run is complete at fewer steps than planned."""
+
+    class Stopping(Shown):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                super().training_step(batch, batch_idx)
+
+    fit(Stopping(updates=4), [RLHFProgressBar()], tmp_path, epochs=4, enable_progress_bar=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fit epoch")]
+    assert lines[0].startswith("fit epoch 1/4 step 1/16 (3 left out)")
+    assert lines[-1].startswith("fit epoch 4/4 step 4/16 (12 left out)")
+    assert lines[-1].endswith(" 0:00 left")
+
+
+def test_a_first_step_that_takes_long_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lit_rlhf.callbacks.progress_bar._LONG", 0.0)
+    fit(Shown(), [RLHFProgressBar()], tmp_path, epochs=2, enable_progress_bar=True)
+    assert len(re.findall(r"^fit: first step after 0:0\d, caches", capsys.readouterr().out, flags=re.M)) == 1
 
 
 def test_live_line_shows_the_phases(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def test_the_monitors_would_have_said_the_same(monkeypatch, tmp_path):
     assert len(theirs) > 12
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-    assert judged.keys() == rejudged.keys() == {"kl", "length", "perplexity", "tail", "distinct"}
+    assert judged.keys() == rejudged.keys() == {"kl", "length", "perplexity", "tail", "distinct", "variety"}
     for signal, values in judged.items():
         assert values == pytest.approx(rejudged[signal], rel=1e-5, abs=1e-6), signal
 

@@ -121,8 +121,34 @@ def test_what_the_module_knows_is_judged_and_the_rest_measured(tmp_path):
 
     fit(Knows(), [CollapseDetector(rule=RULE)], tmp_path, epochs=9)
     (event,) = events(tmp_path)
-    assert (event["iteration"], event["since"], event["fired"]) == (12, 10, ["kl", "distinct"])
+    assert (event["iteration"], event["since"], event["fired"]) == (12, 10, ["kl", "distinct", "variety"])
     assert event["readings"]["kl"]["value"] == 0.3
+
+
+def test_a_short_answer_to_every_prompt_is_seen(tmp_path):
+    """Two tokens, always the same: no 4-gram. Several responses to one prompt may be equal without harm."""
+
+    class Short(StandIn):
+        def __init__(self, prompts):
+            super().__init__()
+            self.prompts = prompts
+
+        def rollout(self):
+            late = self.trainer.current_epoch >= ONSET
+            self.rollout_metrics = {"rollout/kl": 0.3 if late else 0.0, "rollout/response_length": 2.0}
+            self.rollout_metrics["rollout/perplexity"] = 2.0
+            x = made_up(rows=32, width=2, seed=self.trainer.current_epoch, drift=0.0)
+            if late:
+                x.response_ids[:], x.response_mask[:] = 7, True
+            x.prompt_ids, x.prompt_mask = self.prompts[:, None], torch.ones(32, 1, dtype=torch.bool)
+            return x
+
+    fit(Short(torch.arange(32)), [CollapseDetector(rule=RULE)], tmp_path / "many", epochs=9)
+    (event,) = events(tmp_path / "many")
+    assert (event["iteration"], event["since"], event["fired"]) == (12, 10, ["kl", "variety"])
+    assert event["readings"]["variety"]["value"] == 0
+    fit(Short(torch.zeros(32, dtype=torch.int64)), [CollapseDetector(rule=RULE)], tmp_path / "one", epochs=9)
+    assert not (tmp_path / "one" / "collapse.jsonl").exists()
 
 
 def test_without_reference_and_kl_there_is_nothing_to_judge(tmp_path):

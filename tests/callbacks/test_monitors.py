@@ -29,6 +29,12 @@ def rows(x, column):
     ]
 
 
+def overlaps(ids, n):
+    """Share of each response's n-grams that each other response has."""
+    sets = [{tuple(r[i : i + n]) for i in range(len(r) - n + 1)} or {tuple(r)} for r in ids]
+    return [len(a & b) / len(a) for i, a in enumerate(sets) for j, b in enumerate(sets) if i != j]
+
+
 def expected(x) -> dict[str, float]:
     old, ref, ids = rows(x, "old_logprobs"), rows(x, "ref_logprobs"), rows(x, "response_ids")
     drift = [[a - b for a, b in zip(o, r, strict=True)] for o, r in zip(old, ref, strict=True)]
@@ -48,6 +54,8 @@ def expected(x) -> dict[str, float]:
         "rollout/cut_rate": sum(not e for e in x.ended.tolist()) / len(lengths),
         "rollout/distinct_2": len(set(grams)) / len(grams),
         "rollout/prefix_share": max(prefixes.values()) / len(ids),
+        "rollout/distinct_responses": len({tuple(r) for r in ids}) / len(ids),
+        "rollout/variety": 1 - statistics.fmean(overlaps(ids, 3)),
         "rollout/score_std": statistics.pstdev(x.scores.tolist()),
         "rollout/score": sum(x.scores.tolist()) / len(lengths),
     }
@@ -212,6 +220,7 @@ def test_garbage_after_the_end_changes_no_count():
     [
         (lambda: RepetitionMonitor(orders=(2, 2)), "`orders`"),
         (lambda: RepetitionMonitor(orders=(0,)), "`order` \\(0\\)"),
+        (lambda: RepetitionMonitor(variety_order=0), "`variety_order` \\(0\\)"),
         (lambda: RepetitionMonitor(prefix_length=0), "`length` \\(0\\)"),
         (lambda: RewardDistributionMonitor(max_bins=1), "`max_bins` \\(1\\)"),
     ],

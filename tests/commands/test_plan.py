@@ -26,6 +26,7 @@ from lit_rlhf.rollout.engine import RolloutEngine
 from tests.modules.tiny_ppo import make_data, make_ppo, make_trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+WHOLE = ("sft", "reward", "ppo_max")
 ARCHITECTURE = str(CONFIGS / "llama7b" / "architecture")
 SMALL = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -128,7 +129,9 @@ def test_frozen_models_cost_their_weights_where_they_wait() -> None:
     assert "reference activations" not in memory.phases["update"]
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "ppo_max", "sft_lora", "reward_lora", "ppo_max_lora"])
+@pytest.mark.parametrize(
+    "name", ["sft", "reward", "ppo_max", "ppo_max_vllm", "sft_lora", "reward_lora", "ppo_max_lora"]
+)
 def test_the_7b_configs_fit_their_a100(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(CONFIGS / "llama7b" / f"{name}.yaml")
     cli(["plan", "--config", config, "--memory", "80GB", "--model", ARCHITECTURE])
@@ -295,6 +298,21 @@ def test_a_reward_model_without_lm_loss_has_no_logits(small: str) -> None:
 def test_an_engine_that_says_nothing_generates_all_rows_at_once(small: str) -> None:
     planned = parts(small, PPO, "--model.engine", own(SilentEngine), "--trainer.devices", 1)
     assert planned.phases["rollout"]["KV cache"] == 128 * (1536 + 512) * model().cache_bytes_per_token(2)
+
+
+def test_an_engine_with_a_copy_of_the_weights_is_counted(small: str) -> None:
+    words = ["--model.engine", "VLLMEngine", "--model.engine.kv_gib", 3.0, "--model.engine.dtype", "bfloat16"]
+    asleep, base = parts(small, PPO, *words), parts(small, PPO)
+    resting = parts(small, PPO, *words, "--model.engine.sleep", "false")
+    weights = 2 * model().parameters
+    own_parts = {"engine weights": weights, "engine KV cache": 3 * 2**30}
+    assert own_parts.items() <= asleep.phases["rollout"].items()
+    assert "KV cache" not in asleep.phases["rollout"]
+    assert asleep.resident == base.resident
+    assert resting.resident == {**base.resident, **own_parts}
+    doubled = parts(small, PPO, *words[:4], "--model.engine.dtype", "float32").phases["rollout"]
+    assert doubled["engine weights"] == 2 * weights
+    assert parts(small, PPO, *words[:4]).phases["rollout"]["engine weights"] == weights  # ZeRO's own are bf16
 
 
 class SilentEngine(RolloutEngine):

@@ -184,7 +184,9 @@ def test_a_minority_does_not_decide_the_format(write, hh_rows):
 
 
 def test_format_name_must_exist_and_give_the_kind(write, hh_rows):
-    with pytest.raises(ValueError, match=r"`format` \('text'\) must be one of hh, moss, columns for preference data"):
+    with pytest.raises(
+        ValueError, match=r"`format` \('text'\) must be one of hh, moss, columns, sharegpt for preference data"
+    ):
         read_preferences(write("x.jsonl", hh_rows), format="text")
 
 

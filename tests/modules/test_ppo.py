@@ -417,6 +417,25 @@ def test_a_loss_that_is_not_finite_names_the_prompts(world, tmp_path) -> None:
         fit(world, tmp_path, module=make_ppo(world, kind=Explodes), data=make_data(world, val=None), max_epochs=1)
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_correction_of_the_sampler_needs_an_engine_that_gives_log_probabilities(world, level) -> None:
+    with pytest.raises(ValueError, match=rf"`loss.sampler_correction` \({level}\) needs an engine with"):
+        make_ppo(world, loss=LossConfig(sampler_correction=level))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"sampler_correction": "all"}, r"sampler_correction.*all"),
+        ({"sampler_cap": 0.5}, r"sampler_cap.*0\.5.*at least 1"),
+        ({"sampler_correction": "token", "old_logprobs": "sampler"}, r"sampler_correction.*token.*rollout"),
+    ],
+)
+def test_corrections_that_mean_nothing_are_refused(options, error) -> None:
+    with pytest.raises(ValueError, match=error):
+        LossConfig(**options)
+
+
 def test_sampler_logprobs_need_an_engine_that_gives_them(world) -> None:
     with pytest.raises(ValueError, match="needs an engine with"):
         make_ppo(world, loss=LossConfig(old_logprobs="sampler"))

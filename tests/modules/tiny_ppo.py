@@ -32,21 +32,23 @@ SMALL = {
 }
 
 
-def write_world(folder: Path, *, prompts: int = 32, architecture: str = "llama") -> Path:
-    """Policy, reward model and prompt files in ``folder``."""
+def write_world(
+    folder: Path, *, prompts: int = 32, architecture: str = "llama", sizes: dict[str, int] | None = None
+) -> Path:
+    """Policy, reward model and prompt files in ``folder``; ``sizes`` in place of the smallest."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = make_tokenizer(LETTERS)
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(0)
-    config = tiny_config(architecture, len(tokenizer), **SMALL[architecture])
+    config = tiny_config(architecture, len(tokenizer), **(sizes or SMALL[architecture]))
     policy = AutoModelForCausalLM.from_config(config)
     for parameter in policy.parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(8)
     policy.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
-    ScalarModel(policy.base_model, ScalarHead(16)).save_pretrained(folder / "reward", tokenizer)
+    ScalarModel(policy.base_model, ScalarHead(config.hidden_size)).save_pretrained(folder / "reward", tokenizer)
     words = ["".join(LETTERS[(i * k + k) % 8] for k in range(1, 3 + i % 5)) for i in range(prompts)]
     rows = [json.dumps({"prompt": word, "id": i}) for i, word in enumerate(words)]
     (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
