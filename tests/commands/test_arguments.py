@@ -19,6 +19,7 @@ NEEDED: dict[str, tuple[list[str], str]] = {
     "report": (["run"], "--title"),
     "compare": (["a", "b"], "--out"),
     "tax": (["a", "b"], "--out"),
+    "study": (["pocket/study"], "--jobs"),
     "score": (["--model", "rm", "x.jsonl"], "--format"),
     "export": (["x.ckpt", "out"], "--source"),
     "plan": (["--config", "x.yaml"], "--memory"),
