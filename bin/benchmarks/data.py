@@ -23,7 +23,10 @@ from benchmarks.shapes import make_tokenizer, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
-WORDS = [chr(97 + i % 26) + "aeiou"[i % 5] * (1 + i % 3) + "lnrst"[i % 7 % 5] for i in range(60)]
+WORDS = tuple(
+    "the of and to in a is that it was for on are as with his they at be this have from or one had by word but not"  # noqa: SIM905
+    " what all were we when your can said there use an each which she do how their if will up other about".split()
+)
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 KINDS = ("prompts", "pairs")
 
@@ -94,7 +97,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     from lit_rlhf.datamodules.preference import PreferenceDataModule
     from lit_rlhf.datamodules.rollout import RolloutDataModule
 
-    where: dict[str, Any] = {"template": "hh", "cache_dir": str(options.out / "cache")}
+    where: dict[str, Any] = {"template": "hh", "cache": True, "cache_dir": str(options.out / "cache")}
     tokenizer, path = str(options.out / "tokenizer"), str(options.out / f"{options.start}.jsonl")
     began = time.monotonic()
     after = began
