@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it, tests hold CITATION.cff and the changelog to it
 
 _MODULES = {
     "modules.ppo": "PPOModule",

@@ -22,7 +22,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 OTHERS = (
     "compare.yaml",
     "facts.yaml",
-)  # of other commands: tests/commands/test_compare.py, tests/evaluation/test_tax.py
+    "study.yaml",
+)  # of other commands: tests/commands/test_compare.py, tests/evaluation/test_tax.py, tests/studies/test_plan.py
 PATHS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in OTHERS)
 ROWS = 80
 MODEL_KEYS = ("policy", "reference", "model_path", "path", "tokenizer")
@@ -36,6 +37,7 @@ MOST = {
     "max_length": 160,
     "max_prompt_length": 96,
     "max_tokens": 4096,
+    "num_layers": 1,
 }
 """Sizes are cut to these; the pocket configs' own are at most as large, responses aside."""
 
@@ -78,7 +80,7 @@ def shrunk(config: dict[str, Any], pocket: Path, root: Path) -> dict[str, Any]:
     for node, key, above in walk(config):
         value = node[key]
         if key in MODEL_KEYS and isinstance(value, str):
-            node[key] = str(pocket / ("reward" if "reward" in above else "policy"))
+            node[key] = str(pocket / ("reward" if {"reward", "eval_rewards"} & {*above} else "policy"))
         elif key in FILE_KEYS and isinstance(value, str | list):
             name = "pretrain.jsonl" if "pretrain" in str(value) else data.get(kind, "prompts_train.jsonl")
             node[key] = str(pocket / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import lit_rlhf
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
@@ -55,6 +59,15 @@ def test_every_package_and_config_folder_is_listed() -> None:
     assert listed == names
 
 
+def test_the_version_is_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lit_rlhf.__version__"}
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == lit_rlhf.__version__
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert released[0] == lit_rlhf.__version__, "the changelog's newest section is the version's"
+
+
 def built(tree: Path, kind: str) -> Path:
     """The wheel, unpacked as pip would."""
     out = tree.parent / kind
@@ -86,6 +99,7 @@ def test_a_wheel_holds_configs_and_templates_and_finds_them(tree: Path, tmp_path
     assert (site / templates / "base.html.jinja").is_file()
     assert (site / "lit_rlhf" / "py.typed").is_file()
     assert (site / "lit_rlhf" / "__init__.pyi").is_file()
+    assert (site / f"lit_rlhf-{lit_rlhf.__version__}.dist-info").is_dir()
     shown = python(f"import site; site.addsitedir({str(site)!r}); {PRESET}", tmp_path, PYTHONPATH=str(site))
     assert "\n".join(shown) + "\n" == (ROOT / "configs" / "presets" / "ppo_max.yaml").read_text(encoding="utf-8")
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"lit_rlhf"}

@@ -39,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("kernels", parents=[shared], help="products, attention and draws")
     memory = commands.add_parser("memory", help="peak memory that `lit-rlhf plan` predicts, and what runs take")
     memory.add_argument("--out", type=Path, default=Path("runs/memory"), help="scratch folder, emptied first")
+    data = commands.add_parser("data", help="memory and time of a start on large files, without and with the cache")
+    data.add_argument("--mib", type=float, default=1024, help="size of each file")
+    data.add_argument("--batches", type=int, default=2000, help="batches taken after the setup")
+    data.add_argument("--out", type=Path, default=Path("runs/data"), help="scratch folder")
+    data.add_argument("--start", choices=["nothing", "prompts", "pairs"], help=argparse.SUPPRESS)
     for command in (ppo, rm, scaling, overhead, zero):
         command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
     for command in (ppo, scaling, overhead, zero):
@@ -71,6 +76,11 @@ def main(argv: list[str] | None = None) -> None:
         from benchmarks.memory import run as run_memory
 
         print(json.dumps(run_memory(options)))
+        return
+    if options.command == "data":
+        from benchmarks.data import run as run_data
+
+        print(json.dumps(run_data(options)))
         return
     alone = options.threads == 1 and options.command != "zero"  # a rank's waiting for the other one counts
     options.clock = options.clock or ("cpu" if alone else "wall")

@@ -70,19 +70,36 @@ def read_hub(text: str, *, streaming: bool = False) -> Iterable[Any]:
     name = parse_hub_name(text)
     if streaming and "%" in name.start + name.stop:
         raise ValueError(f"{text}: a percent slice needs the whole split; give row numbers or `streaming=False`.")
+    if not streaming:
+        yield from load_split(text)
+        return
     try:
         # A failure may come at any row when streaming, and `datasets` raises dozens of types: one line for all.
-        yield from _load(name, streaming=streaming)
+        rows = _load(name, name.split, streaming=True)
+        yield from islice(rows, int(name.start or 0), int(name.stop) if name.stop else None)
     except Exception as error:
-        first = str(error).strip().split("\n")[0][:300]
-        raise ValueError(f"{text}: not a local path, and not loadable from the hub ({first}).") from error
+        raise _not_loadable(text, error) from error
 
 
-def _load(name: HubName, *, streaming: bool) -> Iterable[Any]:
+def load_split(text: str) -> Any:
+    """The whole split, a ``datasets.Dataset``.
+
+    Raises:
+        ValueError: The name is malformed or the data set cannot be loaded.
+    """
+    name = parse_hub_name(text)
+    try:
+        return _load(name, name.split_spec, streaming=False)
+    except Exception as error:
+        raise _not_loadable(text, error) from error
+
+
+def _load(name: HubName, split: str, *, streaming: bool) -> Any:
     from datasets import load_dataset
 
-    split = name.split if streaming else name.split_spec
-    rows = load_dataset(name.repo, name.config, data_dir=name.data_dir, split=split, streaming=streaming)
-    if not streaming:
-        return rows  # type: ignore[no-any-return]
-    return islice(rows, int(name.start or 0), int(name.stop) if name.stop else None)
+    return load_dataset(name.repo, name.config, data_dir=name.data_dir, split=split, streaming=streaming)
+
+
+def _not_loadable(text: str, error: Exception) -> ValueError:
+    first = str(error).strip().split("\n")[0][:300]
+    return ValueError(f"{text}: not a local path, and not loadable from the hub ({first}).")

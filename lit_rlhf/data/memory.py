@@ -26,15 +26,15 @@ class MemoryRows:
     """
 
     def __init__(self, rows: Iterable[Any]) -> None:
-        self._rows = rows if hasattr(rows, "__len__") else list(rows)
+        self.rows: Any = rows if hasattr(rows, "__len__") else list(rows)
 
     def __repr__(self) -> str:
         """For messages; the rows may be many."""
-        return f"{len(self._rows)} rows in memory"  # type: ignore[arg-type]
+        return f"{len(self.rows)} rows in memory"
 
     def read(self, kind: str) -> Iterator[Any]:
         """The rows as dicts, as far as they can be: a bad one is refused where those of files are."""
-        for row in self._rows:
+        for row in self.rows:
             if kind == "prompt" and isinstance(row, str | list):
                 yield {"prompt": row}
             elif kind in ("sft", "text") and isinstance(row, str):

@@ -1,6 +1,6 @@
 """What the SFT and the preference data module share: splits, reports, batches, loaders.
 
-A sub-class says how records are read, how they become token ids, and how rows become a batch.
+A sub-class says how rows of data become rows of token ids (``lit_rlhf.data.encoding``), and those a batch.
 """
 
 from __future__ import annotations
@@ -8,25 +8,28 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import lightning as L
-import torch
 
 from lit_rlhf import distributed
 from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.data.batching import fixed_size_batches, partition_rows, plan_steps, token_budget_batches
+from lit_rlhf.data.encoding import EncodedRow, RowEncoder
 from lit_rlhf.data.memory import DataLike
+from lit_rlhf.data.renaming import check_columns
 from lit_rlhf.data.report import OnBadRow, RowReport
 from lit_rlhf.data.template import check_template
+from lit_rlhf.data.token_cache import Tokenized
+from lit_rlhf.data.tokenizing import CacheConfig, tokenize
 from lit_rlhf.datamodules.loader import StatefulLoader, batch_under_way
+from lit_rlhf.datamodules.rows import StoredRows, splits
 from lit_rlhf.types import DeviceBatch
 
 log = logging.getLogger(__name__)
-RecordT = TypeVar("RecordT")
 RowT = TypeVar("RowT")
 Paths = DataLike
 
@@ -39,7 +42,7 @@ class BatchPlan:
     info: Mapping[str, float]
 
 
-class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
+class TokenDataModule(L.LightningDataModule, ABC, Generic[RowT]):
     """Reads, checks and tokenizes everything in ``setup``, which Lightning runs before any model loads.
 
     Args:
@@ -48,6 +51,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         val: The same for validation; None to hold out ``val_fraction`` of the training data.
         test: The same for testing; None to hold out ``test_fraction`` of it.
         format: Name of the row format; None to recognize it.
+        columns: Our names of columns that have others: ``{"prompt": "question"}``.
         template: "hh", "moss-en", "moss-zh", or None for the tokenizer's chat template.
         max_length: Most tokens of a row; old turns are dropped for it, longer rows are refused.
         batch_size: Rows of a global batch; excludes ``max_tokens``.
@@ -61,6 +65,8 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         on_bad_row: "skip" counts and lists bad rows; "error" refuses the data because of one.
         rejects_dir: Where ``rejects-<split>.jsonl`` is written; None for the trainer's root directory.
         streaming: Read hub splits row by row.
+        cache: Whether token ids are kept on the disk for the next start: null for data of 16 MiB and more.
+        cache_dir: Where; default: `lit_rlhf` in the cache of `datasets` (HF_DATASETS_CACHE).
 
     Raises:
         ValueError: An argument breaks its rule.
@@ -76,6 +82,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         val: Paths | None = None,
         test: Paths | None = None,
         format: str | None = None,
+        columns: dict[str, str] | None = None,
         template: str | None = None,
         max_length: int = 1024,
         batch_size: int | None = None,
@@ -88,11 +95,14 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         on_bad_row: OnBadRow = "skip",
         rejects_dir: str | None = None,
         streaming: bool = False,
+        cache: bool | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size is None and max_tokens is None:
             batch_size, max_tokens = (32, None) if self.default_max_tokens is None else (None, self.default_max_tokens)
         self.tokenizer_path, self.format, self.template = tokenizer_path(tokenizer), format, template
+        self.columns, self.cache = check_columns(columns), CacheConfig(cache, cache_dir)
         self.paths = {"train": train, "val": val, "test": test}
         self.fractions = {"val": val_fraction if val is None else 0.0, "test": test_fraction if test is None else 0.0}
         self.max_length, self.batch_size, self.max_tokens = max_length, batch_size, max_tokens
@@ -101,7 +111,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         self._check_arguments(val_fraction, test_fraction)
         self.tokenizer: Any = None
         self._encoded_for: tuple[Any, ...] | None = None
-        self.rows: dict[str, list[RowT]] = {}
+        self.rows: dict[str, Sequence[RowT]] = {}
         self.reports: dict[str, RowReport] = {}
 
     def _check_arguments(self, val_fraction: float, test_fraction: float) -> None:
@@ -118,16 +128,12 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
             raise ValueError("No data: give `train`, `val` or `test`.")
 
     @abstractmethod
-    def read_records(self, paths: Paths) -> tuple[list[RecordT], RowReport]:
-        """Records of the given paths, with the report of every row."""
+    def encoder(self) -> RowEncoder:
+        """How rows of data become token ids; may run in other processes."""
 
     @abstractmethod
-    def encode(self, record: RecordT, report: RowReport) -> list[RowT]:
-        """Token rows of a record; none where it is too long, which the report then says."""
-
-    @abstractmethod
-    def group(self, record: RecordT) -> Hashable:
-        """What must not be on both sides of a split: the prompt."""
+    def row(self, encoded: EncodedRow) -> RowT:
+        """A row of token ids as :meth:`collate` takes it."""
 
     @abstractmethod
     def length(self, row: RowT) -> int:
@@ -156,15 +162,32 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
             self.tokenizer = load_module_tokenizer(self, self.tokenizer_path)
         self._encoded_for = source
         check_template(self.tokenizer, self.template)
-        records: dict[str, list[RecordT]] = {}
+        rows: dict[str, Sequence[RowT]] = {}
         for split, paths in self.paths.items():
             if paths is not None:
-                records[split], self.reports[split] = self.read_records(paths)
-        if "train" in records:
-            records |= self._split(records["train"])
-        rows = {split: self._encode_split(split, some) for split, some in records.items()}
+                data = self._tokenize(paths)
+                self.reports[split] = data.report
+                rows |= self._rows_of(split, data)
         self._report()
         self.rows = rows
+
+    def _tokenize(self, paths: Paths) -> Tokenized:
+        return tokenize(
+            paths,
+            self.encoder(),
+            self.tokenizer,
+            format=self.format,
+            columns=self.columns,
+            streaming=self.streaming,
+            cache=self.cache,
+        )
+
+    def _rows_of(self, split: str, data: Tokenized) -> dict[str, Sequence[RowT]]:
+        """The rows of a split; those of the training data with what is held out of them."""
+        if split != "train" or not len(data.counts):
+            return {split: StoredRows.of(data, self.row)}
+        parts = splits(data.groups, data.counts, self.fractions, seed=self.seed)
+        return {name: StoredRows.of(data, self.row, index) for name, index in parts.items()}
 
     def _check_world(self) -> None:
         world, _ = self._world()
@@ -174,31 +197,6 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
         token_budget_batches(
             [1] * world, max_tokens=self.max_tokens, min_rows=self.min_rows, max_rows=self.max_rows, world_size=world
         )
-
-    def _split(self, records: Sequence[RecordT]) -> dict[str, list[RecordT]]:
-        """Held-out splits from the training records, whole groups at a time, and what is left to train on."""
-        groups: dict[Hashable, list[RecordT]] = {}
-        for record in records:
-            groups.setdefault(self.group(record), []).append(record)
-        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        keys = list(groups)
-        shuffled = [groups[keys[i]] for i in order]
-        out: dict[str, list[RecordT]] = {}
-        for split, fraction in self.fractions.items():
-            wanted = round(fraction * len(records))
-            held: list[RecordT] = []
-            while shuffled and len(held) < wanted:
-                held += shuffled.pop()
-            if wanted:
-                out[split] = held
-        out["train"] = [record for group in shuffled for record in group]
-        if not out["train"]:
-            raise ValueError(f"Nothing is left to train on: {len(records)} rows, {len(groups)} distinct prompts.")
-        return out
-
-    def _encode_split(self, split: str, records: Sequence[RecordT]) -> list[RowT]:
-        report = self.reports.get(split) or self.reports["train"]
-        return [row for record in records for row in self.encode(record, report)]
 
     def _report(self) -> None:
         for split, report in self.reports.items():
@@ -224,21 +222,27 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RecordT, RowT]):
                 f"No {split} data: give `{split}`" + ("." if split == "train" else f" or `{split}_fraction`.")
             )
         rows = self.rows[split]
-        lengths = [self.length(row) for row in rows]
+        lengths, learned = self._sizes(rows)
         trainer = self.trainer if shuffle else None
         return StatefulLoader(
-            lambda epoch: self._plan(rows, lengths, self.seed + 2 * epoch if shuffle else None),
+            lambda epoch: self._plan(lengths, learned, self.seed + 2 * epoch if shuffle else None),
             lambda plan: DeviceBatch(self.collate([rows[i] for i in plan.rows]), plan.info),
             epoch=None if trainer is None else lambda: trainer.current_epoch,
             under_way=None if trainer is None else lambda: batch_under_way(trainer),
         )
 
-    def _plan(self, rows: Sequence[RowT], lengths: Sequence[int], seed: int | None) -> list[BatchPlan]:
+    def _sizes(self, rows: Sequence[RowT]) -> tuple[Sequence[int], Sequence[int]]:
+        """Tokens, and learned tokens, of each row."""
+        if isinstance(rows, StoredRows):
+            return rows.lengths, rows.learned
+        return [self.length(row) for row in rows], [self.learned_tokens(row) for row in rows]
+
+    def _plan(self, lengths: Sequence[int], learned: Sequence[int], seed: int | None) -> list[BatchPlan]:
         world, rank = self._world()
         plans = []
         for batch in self._global_batches(lengths, seed, world):
             part = partition_rows([lengths[i] for i in batch], world)[rank] if world > 1 else range(len(batch))
-            tokens = sum(self.learned_tokens(rows[i]) for i in batch)
+            tokens = sum(learned[i] for i in batch)
             plans.append(BatchPlan([batch[i] for i in part], {"global_rows": len(batch), "global_tokens": tokens}))
         return plans
 

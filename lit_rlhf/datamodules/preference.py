@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.batching import pad_right
-from lit_rlhf.data.loading import read_preferences
-from lit_rlhf.data.records import PreferenceRecord, RowError
-from lit_rlhf.data.report import RowReport
-from lit_rlhf.data.template import encode_pair
-from lit_rlhf.datamodules.base import Paths, TokenDataModule
+from lit_rlhf.data.encoding import EncodedRow, PairEncoder
+from lit_rlhf.datamodules.base import TokenDataModule
 from lit_rlhf.types import PreferenceBatch
 
 
@@ -29,37 +26,26 @@ class PairRow:
     record: Mapping[str, Any]
 
 
-class PreferenceDataModule(TokenDataModule[PreferenceRecord, PairRow]):
+class PreferenceDataModule(TokenDataModule[PairRow]):
     """Pairs in HH-RLHF, MOSS-RLHF or prompt/chosen/rejected layout.
 
     Yields ``DeviceBatch[PreferenceBatch]``; a row's record is the raw row with ``subset``, ``source``, ``line`` and
-    ``group`` (see :meth:`group`) set, ``info`` holds ``global_rows`` (pairs) and ``global_tokens`` (tokens of the
-    chosen responses) of the global batch. A pair costs its prompt once and both responses. Arguments: see
-    :class:`~lit_rlhf.datamodules.base.TokenDataModule`; a budget of 16,384 tokens where neither ``batch_size`` nor
-    ``max_tokens`` is given.
+    ``group`` (the first user turn, which splits keep together) set, ``info`` holds ``global_rows`` (pairs) and
+    ``global_tokens`` (tokens of the chosen responses) of the global batch. A pair costs its prompt once and both
+    responses. Arguments: see :class:`~lit_rlhf.datamodules.base.TokenDataModule`; a budget of 16,384 tokens where
+    neither ``batch_size`` nor ``max_tokens`` is given.
     """
 
     default_max_tokens = 16_384
 
-    def read_records(self, paths: Paths) -> tuple[list[PreferenceRecord], RowReport]:
+    def encoder(self) -> PairEncoder:
         """Preference pairs."""
-        return read_preferences(paths, format=self.format, streaming=self.streaming)
+        return PairEncoder(self.template, self.max_length)
 
-    def group(self, record: PreferenceRecord) -> Hashable:
-        """The first user turn: HH-RLHF holds pairs at several depths of one dialogue."""
-        return next(m.content for m in record.prompt if m.role == "user")
-
-    def encode(self, record: PreferenceRecord, report: RowReport) -> list[PairRow]:
-        """One row a pair; old turns go until the longer of the two fits."""
-        try:
-            pair = encode_pair(self.tokenizer, record, template=self.template, max_length=self.max_length)
-        except RowError as error:
-            report.withdraw(record, error)
-            return []
-        report.shorten(record, pair.dropped_turns)
-        where = {"source": record.source, "line": record.line, "group": self.group(record)}
-        about = {**record.raw, "subset": record.subset, **where}
-        return [PairRow(_ids(pair.prompt), _ids(pair.chosen), _ids(pair.rejected), record.margin or 0.0, about)]
+    def row(self, encoded: EncodedRow) -> PairRow:
+        """The three pieces as tensors."""
+        prompt, chosen, rejected = (torch.from_numpy(encoded.columns[x]) for x in ("prompt", "chosen", "rejected"))
+        return PairRow(prompt, chosen, rejected, encoded.columns["margin"], encoded.record)
 
     def length(self, row: PairRow) -> int:
         """Tokens of the pair, the prompt counted once."""
@@ -83,7 +69,3 @@ class PreferenceDataModule(TokenDataModule[PreferenceRecord, PairRow]):
             margin=torch.tensor([r.margin for r in rows], dtype=torch.float32),
             records=tuple(r.record for r in rows),
         )
-
-
-def _ids(ids: list[int]) -> Tensor:
-    return torch.tensor(ids, dtype=torch.int32)

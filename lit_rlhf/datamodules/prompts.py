@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lit_rlhf.data.batching import pad_left
+from lit_rlhf.datamodules.rows import StoredRows
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.types import ROW_KEY, DeviceBatch, PromptBatch, Record
 
@@ -35,8 +36,7 @@ class PromptLoader:
     """
 
     def __init__(self, prompts: Sequence[EncodedPrompt], batch_size: int, pad_token_id: int, samples: int) -> None:
-        jobs = [(row, sample) for sample in range(samples) for row in range(len(prompts))]
-        self._jobs = jobs[rank() :: world_size()]
+        self._jobs = range(len(prompts) * samples)[rank() :: world_size()]
         self._prompts = prompts
         self._batch_size = batch_size
         self._pad_token_id = pad_token_id
@@ -47,13 +47,17 @@ class PromptLoader:
     def __iter__(self) -> Iterator[DeviceBatch[PromptBatch]]:
         for start in range(0, len(self._jobs), self._batch_size):
             picked = self._jobs[start : start + self._batch_size]
-            prompts = [
-                replace(
-                    self._prompts[row], record={**self._prompts[row].record, ROW_KEY: {"row": row, "sample": sample}}
-                )
-                for row, sample in picked
-            ]
-            yield DeviceBatch(prompt_batch(prompts, self._pad_token_id))
+            yield DeviceBatch(prompt_batch([self._prompt(job) for job in picked], self._pad_token_id))
+
+    def _prompt(self, job: int) -> EncodedPrompt:
+        sample, row = divmod(job, len(self._prompts))
+        prompt = self._prompts[row]
+        return replace(prompt, record={**prompt.record, ROW_KEY: {"row": row, "sample": sample}})
+
+
+def prompt_lengths(prompts: Sequence[EncodedPrompt]) -> Sequence[int]:
+    """Tokens of each prompt."""
+    return prompts.lengths if isinstance(prompts, StoredRows) else [len(prompt.ids) for prompt in prompts]
 
 
 def prompt_batch(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> PromptBatch:

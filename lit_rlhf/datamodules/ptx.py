@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lit_rlhf.data.tokenizing import CacheConfig
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.ppo.config import PTXConfig
@@ -20,16 +21,20 @@ class PTXText:
     Args:
         config: Files, sizes and templates.
         tokenizer: The policy's, with its pad token.
+        cache: Whether and where token ids are kept.
 
     Raises:
         ValueError: If the files hold no usable row.
     """
 
-    def __init__(self, config: PTXConfig, tokenizer: Any) -> None:
+    def __init__(self, config: PTXConfig, tokenizer: Any, cache: CacheConfig) -> None:
         self._config = config
         self._data = SFTDataModule(
             train=config.files,
             format=config.format,
+            columns=config.columns,
+            cache=cache.use,
+            cache_dir=cache.folder,
             template=config.template,
             max_length=config.max_length,
         )
@@ -47,7 +52,8 @@ class PTXText:
         for step in range(batching.steps_per_iteration):
             generator = generator_for(batching.seed, Stream.PTX, iteration, step)
             picks = torch.randint(len(self._rows), (size,), generator=generator).tolist()
-            tokens = float(sum(self._data.learned_tokens(self._rows[i]) for i in picks))
-            own = [self._rows[i] for i in picks[rank() :: world_size()]]
+            rows = [self._rows[i] for i in picks]
+            tokens = float(sum(self._data.learned_tokens(row) for row in rows))
+            own = rows[rank() :: world_size()]
             out.append((self._data.collate(own), max(1.0, tokens)))
         return out

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_rlhf.callbacks.hooks import emit_phase
 from lit_rlhf.config import group, require
-from lit_rlhf.data.loading import read_prompts
+from lit_rlhf.data.encoding import EncodedRow, PromptEncoder
 from lit_rlhf.data.memory import DataLike, in_memory
-from lit_rlhf.data.records import PromptRecord, RowError
-from lit_rlhf.data.report import OnBadRow, RowReport
-from lit_rlhf.data.template import check_template, fit_prompt
+from lit_rlhf.data.renaming import check_columns
+from lit_rlhf.data.report import OnBadRow
+from lit_rlhf.data.template import check_template
+from lit_rlhf.data.tokenizing import CacheConfig, tokenize
 from lit_rlhf.datamodules.base import (
     check_wanted,
     load_module_tokenizer,
@@ -25,8 +27,9 @@ from lit_rlhf.datamodules.base import (
     write_report,
 )
 from lit_rlhf.datamodules.loader import batch_under_way
-from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch
+from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader, prompt_batch, prompt_lengths
 from lit_rlhf.datamodules.ptx import PTXText
+from lit_rlhf.datamodules.rows import StoredRows
 from lit_rlhf.distributed import rank, world_size
 from lit_rlhf.ppo.collector import ExperienceCollector
 from lit_rlhf.ppo.config import PTXConfig
@@ -49,6 +52,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         test: The same for testing.
         predict: The same for prediction; default ``test``.
         format: Format of the rows; recognized from the first ones if not given.
+        columns: Our names of columns that have others: ``{"prompt": "question"}``.
         template: Named template for tokenizers without a chat template.
         rollout_batch_size: Responses per iteration, global.
         minibatch_size: Responses an optimizer step, global.
@@ -62,6 +66,8 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         eval_limit: Use only the first so many validation and test prompts.
         seed: Seed of prompt order, sampling and shuffles.
         on_bad_row: `skip` or `error`.
+        cache: Whether token ids are kept on the disk for the next start: null for data of 16 MiB and more.
+        cache_dir: Where; default: `lit_rlhf` in the cache of `datasets` (HF_DATASETS_CACHE).
 
     Raises:
         ValueError: If sizes do not fit each other.
@@ -75,6 +81,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         test: DataLike | None = None,
         predict: DataLike | None = None,
         format: str | None = None,
+        columns: dict[str, str] | None = None,
         template: str | None = None,
         rollout_batch_size: int = 128,
         minibatch_size: int = 32,
@@ -88,6 +95,8 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         eval_limit: int | None = None,
         seed: int = 0,
         on_bad_row: OnBadRow = "skip",
+        cache: bool | None = None,  # noqa: FBT001
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.batching = BatchingConfig(
@@ -107,13 +116,14 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         self.tokenizer_path = tokenizer_path(tokenizer)
         self.files = {"train": train, "val": val, "test": test, "predict": test if predict is None else predict}
         self.format, self.template, self.on_bad_row = format, template, on_bad_row
+        self.columns, self.cache = check_columns(columns), CacheConfig(cache, cache_dir)
         self.max_prompt_length = max_prompt_length
         self.eval_batch_size, self.eval_samples, self.eval_limit = eval_batch_size, eval_samples, eval_limit
         self.seed = seed
         self.ptx = None if ptx is None else group(PTXConfig, ptx, "ptx")
         self._ptx_text: PTXText | None = None
-        self._prompts: dict[str, list[EncodedPrompt]] = {}
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._prompts: dict[str, Sequence[EncodedPrompt]] = {}
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
         self._loader: RolloutLoader | None = None
         self._tokenizer: Any = None
         self._encoded_for: tuple[Any, ...] | None = None
@@ -137,32 +147,29 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         if stage == "fit":
             self._check_training()
             if self.ptx is not None and self._ptx_text is None:
-                self._ptx_text = PTXText(self.ptx, self._tokenizer)
+                self._ptx_text = PTXText(self.ptx, self._tokenizer, self.cache)
         self._check_context()
 
-    def _read(self, split: str) -> list[EncodedPrompt]:
+    def _read(self, split: str) -> Sequence[EncodedPrompt]:
         if self._tokenizer is None:
             self._tokenizer = load_module_tokenizer(self, self.tokenizer_path)
             check_template(self._tokenizer, self.template)
-        files = self.files[split]
-        records, report = read_prompts(files, format=self.format)
+        data = tokenize(
+            self.files[split],
+            PromptEncoder(self.template, self.max_prompt_length),
+            self._tokenizer,
+            format=self.format,
+            columns=self.columns,
+            cache=self.cache,
+        )
         limit = None if split in ("train", "predict") else self.eval_limit
-        prompts = [row for record in records[:limit] for row in self._encode(record, report)]
-        write_report(self, split, report, self.on_bad_row)
+        index = None if limit is None else np.arange(data.counts[:limit].sum())
+        prompts = StoredRows.of(data, _prompt, index)
+        write_report(self, split, data.report, self.on_bad_row)
         if not prompts:
-            raise ValueError(f"`data.{split}` ({in_memory(files) or files}) holds no usable prompt: {report.summary()}")
+            given = in_memory(self.files[split]) or self.files[split]
+            raise ValueError(f"`data.{split}` ({given}) holds no usable prompt: {data.report.summary()}")
         return prompts
-
-    def _encode(self, record: PromptRecord, report: RowReport) -> list[EncodedPrompt]:
-        try:
-            encoded = fit_prompt(
-                self._tokenizer, record.prompt, template=self.template, max_length=self.max_prompt_length
-            )
-        except RowError as error:
-            report.withdraw(record, error)
-            return []
-        report.shorten(record, encoded.dropped_turns)
-        return [EncodedPrompt(ids=encoded.ids, record=dict(record.raw))]
 
     def _check_training(self) -> None:
         prompts = self._prompts.get("train")
@@ -185,7 +192,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
             return
         for split, prompts in self._prompts.items():
             width = module.response_length(training=split == "train")
-            longest = max(len(prompt.ids) for prompt in prompts)
+            longest = max(prompt_lengths(prompts))
             try:
                 module.check_context(longest + width)
             except ValueError as error:
@@ -211,8 +218,8 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         done, offset = divmod(cursor, total)
         if self._order[0] != done:
             generator = generator_for(self.seed, Stream.PROMPTS, done)
-            self._order = (done, torch.randperm(total, generator=generator).tolist())
-        return self._order[1][offset]
+            self._order = (done, torch.randperm(total, generator=generator))
+        return int(self._order[1][offset])
 
     def uniforms(self, iteration: int, width: int) -> Tensor:
         """The rollout's random numbers, ``(own rows, width)`` float64: the same rows on any number of ranks."""
@@ -291,3 +298,7 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
     def predict_dataloader(self) -> PromptLoader | list[Any]:
         """Prompts to answer once."""
         return self._eval_loader("predict", 1)
+
+
+def _prompt(encoded: EncodedRow) -> EncodedPrompt:
+    return EncodedPrompt(ids=encoded.columns["ids"], record=encoded.record)

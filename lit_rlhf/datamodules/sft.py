@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.batching import pad_right
-from lit_rlhf.data.loading import read_sft
-from lit_rlhf.data.records import DialogueRecord, RowError, TextRecord
-from lit_rlhf.data.report import RowReport
-from lit_rlhf.data.template import encode_dialogue, encode_text
-from lit_rlhf.datamodules.base import Paths, TokenDataModule
+from lit_rlhf.data.encoding import EncodedRow, TextEncoder
+from lit_rlhf.datamodules.base import TokenDataModule
 from lit_rlhf.datamodules.prompts import EncodedPrompt, PromptLoader
 from lit_rlhf.types import TextBatch
 
@@ -28,7 +25,7 @@ class TextRow:
     raw: Mapping[str, Any]
 
 
-class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
+class SFTDataModule(TokenDataModule[TextRow]):
     """Dialogues (HH `chosen`, MOSS SFT, chat messages, prompt/completion columns) and ``{"text": ...}`` rows.
 
     Yields ``DeviceBatch[TextBatch]``; its ``info`` holds ``global_rows`` and ``global_tokens`` (learned tokens) of the
@@ -38,28 +35,14 @@ class SFTDataModule(TokenDataModule[DialogueRecord | TextRecord, TextRow]):
 
     separator: str | None = None  # of plain text: see `encode_text`
 
-    def read_records(self, paths: Paths) -> tuple[list[DialogueRecord | TextRecord], RowReport]:
+    def encoder(self) -> TextEncoder:
         """Dialogues and texts alike."""
-        return read_sft(paths, format=self.format, streaming=self.streaming)
+        return TextEncoder(self.template, self.max_length, self.separator)
 
-    def group(self, record: DialogueRecord | TextRecord) -> Hashable:
-        """The first user turn, or the text."""
-        if isinstance(record, TextRecord):
-            return record.text
-        return next(m.content for m in record.messages if m.role == "user")
-
-    def encode(self, record: DialogueRecord | TextRecord, report: RowReport) -> list[TextRow]:
-        """One row a dialogue; a text gives as many as its length needs."""
-        if isinstance(record, TextRecord):
-            pieces = encode_text(self.tokenizer, record.text, max_length=self.max_length, separator=self.separator)
-            return [_row(ids, [i > 0 for i in range(len(ids))], record.raw) for ids in pieces]
-        try:
-            encoded = encode_dialogue(self.tokenizer, record, template=self.template, max_length=self.max_length)
-        except RowError as error:
-            report.withdraw(record, error)
-            return []
-        report.shorten(record, encoded.dropped_turns)
-        return [_row(encoded.ids, encoded.learned, record.raw)]
+    def row(self, encoded: EncodedRow) -> TextRow:
+        """Ids and learned tokens as tensors."""
+        ids, learned = (torch.from_numpy(encoded.columns[name]) for name in ("ids", "learned"))
+        return TextRow(ids, learned, encoded.record)
 
     def length(self, row: TextRow) -> int:
         """Tokens of the row."""
@@ -95,7 +78,3 @@ def _prompt(row: TextRow) -> list[EncodedPrompt]:
     learned = row.learned.tolist()
     start = len(learned) - next((i for i, x in enumerate(reversed(learned)) if not x), len(learned))
     return [EncodedPrompt(ids=row.ids[:start].tolist(), record=row.raw)] if start > 1 else []
-
-
-def _row(ids: list[int], learned: list[bool], raw: Mapping[str, Any]) -> TextRow:
-    return TextRow(torch.tensor(ids, dtype=torch.int32), torch.tensor(learned), raw)

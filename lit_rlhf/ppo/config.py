@@ -161,6 +161,7 @@ class PTXConfig:
         template: Named chat template for tokenizers without one.
         separator: What stands in front of plain text, e.g. `<|endoftext|>`, with nothing behind it; "" for nothing.
             None: the tokenizer's BOS and EOS, which mean turns to a chat model. Dialogues are not concerned.
+        columns: Our names of columns that have others.
     """
 
     files: list[str]
@@ -169,6 +170,7 @@ class PTXConfig:
     format: str | None = None
     template: str | None = None
     separator: str | None = None
+    columns: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.files), "ptx.files", self.files, "must name at least one file: the ptx loss needs text")

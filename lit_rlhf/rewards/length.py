@@ -14,16 +14,16 @@ from lit_rlhf.types import RewardRequest
 class LengthReward(RewardWrapper):
     r"""The inner score minus a cost for each token above or below a range.
 
-    .. math:: r' = r - \min\bigl(m,\; c\,[\,(T - T_\max)_+ + (T_\min - T)_+\,]\bigr)
+    .. math:: r' = r - \min\bigl(m,\; c\,[\,(T - T_{\max})_+ + (T_{\min} - T)_+\,]\bigr)
 
-    with :math:`T` the response tokens, EOS included. With :math:`T_\max` the limit less a margin and
+    with :math:`T` the response tokens, EOS included. With :math:`T_{\max}` the limit less a margin and
     :math:`c = 1/\text{margin}` this is the soft overlong punishment of DAPO (Yu et al. 2025, eq. 13).
 
     Args:
         reward: The inner source.
         coef: Cost :math:`c` per token, not negative.
-        longest: Tokens :math:`T_\max` that cost nothing; None sets no upper end.
-        shortest: Tokens :math:`T_\min` below which it costs.
+        longest: Tokens :math:`T_{\max}` that cost nothing; None sets no upper end.
+        shortest: Tokens :math:`T_{\min}` below which it costs.
         max_cost: Most :math:`m` that one response can lose; None sets no bound.
         name: Used in metrics and messages; None takes the inner one's.
 

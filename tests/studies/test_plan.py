@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lit_rlhf.cli import main
 from lit_rlhf.commands.config_files import shipped_names
 from lit_rlhf.commands.study import read_study
 from lit_rlhf.studies.plan import Claim, Figure, Judging, Step, Study, Task, config, done, identity, tasks, words
@@ -142,6 +143,19 @@ def test_the_shipped_study_names_configs_that_ship_and_settings_that_exist() -> 
         assert len(figure.arms) <= 7, figure.title
     drawn = {arm for figure in found.figures for arm in figure.arms}
     assert drawn == set(found.arms)  # no arm is run for nothing
+
+
+def test_every_arm_of_the_shipped_study_is_a_command_that_can_be_read(tmp_path: Path) -> None:
+    found, _ = read_study("pocket/study")
+    for name, step in found.steps():
+        if step.config is not None:
+            task, text = Task(seed=1, name=name), shipped_names()[step.config].read_text(encoding="utf-8")
+            (tmp_path / "configs").mkdir(exist_ok=True)
+            content = yaml.safe_dump(config(found, task, text, tmp_path))
+            (tmp_path / "configs" / f"{name}.yaml").write_text(content, encoding="utf-8")
+            with pytest.raises(SystemExit) as ended:
+                main([*words(found, task, tmp_path), "--print_config"])
+            assert ended.value.code in (0, None), name
 
 
 def test_an_unknown_key_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""`bin/real-model`: PPO on a pretrained chat model and human preferences."""
