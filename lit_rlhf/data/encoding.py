@@ -98,8 +98,8 @@ class TextEncoder(RowEncoder):
     """
 
     kind = "sft"
-    columns: ClassVar[Mapping[str, Column]] = {"ids": "ids", "learned": "flags"}
     separator: str | None = None
+    columns: ClassVar[Mapping[str, Column]] = {"ids": "ids", "learned": "flags"}
 
     def encode(self, tokenizer: Any, record: DialogueRecord | TextRecord) -> tuple[list[EncodedRow], int]:
         """One row a dialogue; a text gives as many as its length needs."""
