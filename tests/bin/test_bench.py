@@ -100,3 +100,10 @@ def test_waiting_for_the_other_rank_counts(monkeypatch, capsys):
         command.main([name, "--data", "d"])
     capsys.readouterr()
     assert clocks == {"ppo": "cpu", "zero": "wall"}
+
+
+@pytest.mark.parametrize("words", [[], ["--eos-rate", "0", "--stub-models"]])
+def test_what_vllm_has_no_heads_for_is_refused(capsys, words):
+    with pytest.raises(SystemExit):
+        command.main(["ppo", "--data", "d", "--engine", "vllm", *words])
+    assert "--engine vllm needs --eos-rate 0" in capsys.readouterr().err
