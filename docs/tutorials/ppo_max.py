@@ -51,7 +51,9 @@ print(x.response_mask.int())
 # The mask is 1 up to and including the end of each response. Everything below is zero, or nothing at all, outside of it.
 #
 # ## 1. The distance to the reference
+#
 # $$d_t = \log \pi(y_t) - \log \pi_{ref}(y_t)$$
+#
 # of the raw logits, whatever the temperature was.
 
 # %%
@@ -60,7 +62,9 @@ print(d)
 
 # %% [markdown]
 # ## 2. Scores, normalized and clipped (eq. 18)
+#
 # $$\tilde r = \operatorname{clip}\left(\frac{r - \bar r}{\sigma(r)}, -\delta, \delta\right)$$
+#
 # with the moments of all scores so far, this batch's included.
 
 # %%
@@ -71,6 +75,7 @@ print("shaped", shaped)
 
 # %% [markdown]
 # ## 3. Rewards per token (eq. 19)
+#
 # $$r_t = -\eta\, d_t + [t = T]\; \tilde r$$
 
 # %%
@@ -80,6 +85,7 @@ assert torch.equal(rewards, x.rewards)
 
 # %% [markdown]
 # ## 4. Advantages (eq. 9 and 10)
+#
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t, \qquad \hat A_t = \delta_t + \gamma\lambda \hat A_{t+1}, \qquad R_t = \hat A_t + V_t$$
 
 # %%
@@ -104,7 +110,9 @@ for ax, (name, values) in zip(
 
 # %% [markdown]
 # ## 5. The policy's loss (eq. 15)
+#
 # $$L = -\min\left(\rho \hat A,\ \operatorname{clip}(\rho, 1 - \epsilon, 1 + \epsilon)\hat A\right), \qquad \rho = \pi / \pi_{old}$$
+#
 # At the first update $\rho$ is exactly 1, so the loss is $-\hat A$. After a step some ratios leave the band; where the
 # advantage would push them further, the gradient is cut.
 
@@ -117,6 +125,7 @@ print(f"after a made-up step: {clipped[x.response_mask].float().mean():.0%} of t
 
 # %% [markdown]
 # ## 6. The critic's loss
+#
 # $$\tfrac12 \max\left((V - R)^2, (\operatorname{clip}(V, V_{old} - c, V_{old} + c) - R)^2\right)$$
 
 # %%
