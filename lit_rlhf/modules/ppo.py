@@ -448,7 +448,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         sound = self.skip_reason is None
         metrics = rollout_metrics(experience, entropy, moments=self.moments, times=self._timings, sound=sound)
         self.rollout_metrics = {**metrics, "kl_coef": self.kl_controller.value, "iteration": float(self.iteration)}
-        self._tell_of_cuts(metrics["rollout/cut_rate"] if "rollout/cut_rate" in metrics else 0.0)
+        self._tell_of_cuts(metrics.get("rollout/cut_rate", 0.0))
         if sound and "rollout/kl_sequence" in metrics:
             self.kl_controller.update(metrics["rollout/kl_sequence"], len(experience) * self.trainer.world_size)
         if sound:
