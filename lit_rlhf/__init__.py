@@ -28,6 +28,7 @@ _MODULES = {
     "rollout.sampling": "SamplingConfig",
     "rollout.transformers_engine": "TransformersEngine",
     "rollout.vllm_engine": "VLLMEngine",
+    "rollout.vllm_server_engine": "VLLMServerEngine",
     "rewards.base": "Reward",
     "rewards.http": "HTTPReward",
     "rewards.length": "LengthReward",

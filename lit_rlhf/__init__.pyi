@@ -63,6 +63,7 @@ from lit_rlhf.rollout.engine import RolloutEngine as RolloutEngine
 from lit_rlhf.rollout.sampling import SamplingConfig as SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine as TransformersEngine
 from lit_rlhf.rollout.vllm_engine import VLLMEngine as VLLMEngine
+from lit_rlhf.rollout.vllm_server_engine import VLLMServerEngine as VLLMServerEngine
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from lit_rlhf.strategies.cpu_deepspeed import CPUZeroStrategy as CPUZeroStrategy
 from lit_rlhf.strategies.deepspeed import ZeroStrategy as ZeroStrategy

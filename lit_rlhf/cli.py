@@ -59,6 +59,21 @@ Exit codes:
 """
 
 TRAINING = ("fit", "validate", "test", "predict")
+TRAINING_OPTIONS = (
+    "--config",
+    "--print_config",
+    "--seed_everything",
+    "--trainer",
+    "--model",
+    "--data",
+    "--ckpt_path",
+    "--weights_only",
+    "--verbose",
+    "--return_predictions",
+)
+"""First words of their options: what is none of them is refused before the seconds that imports take."""
+SLOW = ("score", "compare", "tax", "export", "plan")
+"""Other commands that import torch."""
 
 COMMANDS = {
     "pocket run": "lit_rlhf.commands.pocket_run",
@@ -144,15 +159,42 @@ def _find(words: list[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]
     words = with_shipped_configs(words)
     # DeepSpeed warns of a missing GPU whenever transformers looks for it.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    if words[0] in TRAINING:
+    if words[0] in (*TRAINING, "plan"):
         from lit_rlhf.commands.config_files import read_configs
 
         read_configs(words)  # before the seconds that imports take
+    if words[0] in TRAINING:
+        refuse_unknown(words)
+        say_that_it_starts(words[0])
         return import_module("lit_rlhf.commands.training").main, words
     for length in (1, 2):
         if (name := " ".join(words[:length])) in COMMANDS:
+            if name in SLOW and not {"-h", "--help"} & set(words):
+                say_that_it_starts(name)
             return import_module(COMMANDS[name]).main, words[length:]
     below = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if below:
         raise UserError(f"{words[0]!r} needs a verb: {', '.join(f'lit-rlhf {name}' for name in below)}.")
     raise UserError(f"unknown command {words[0]!r}; the commands are {', '.join([*TRAINING, *COMMANDS])}.")
+
+
+def refuse_unknown(words: list[str]) -> None:
+    """Refuse an option whose first word no training command has.
+
+    Raises:
+        UserError: With a suggestion.
+    """
+    for word in words[1:]:
+        first = word.partition("=")[0].partition(".")[0].rstrip("+")
+        if first.startswith("--") and first not in (*TRAINING_OPTIONS, "--help", "--"):
+            from lit_rlhf.commands.arguments import did_you_mean
+
+            hint = did_you_mean(first[2:], [option[2:] for option in TRAINING_OPTIONS])
+            raise UserError(f"unrecognized arguments: {word}.{hint or f' See `lit-rlhf {words[0]} --help`.'}")
+
+
+def say_that_it_starts(name: str) -> None:
+    """A first word to whoever looks on: importing torch, Lightning and transformers takes seconds."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"lit-rlhf {name}: starting\n")
+        sys.stderr.flush()

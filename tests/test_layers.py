@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lit_rlhf"
 FLOORS = (
     ("files",),
-    ("types", "config", "jsonl", "randomness", "signals", "user_errors", "functional"),
+    ("types", "config", "jsonl", "randomness", "signals", "user_errors", "http_service", "functional"),
     ("distributed",),
     ("data", "strategies"),
     ("models",),

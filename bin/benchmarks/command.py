@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
         command.add_argument("--response-len", type=int, default=64)
         command.add_argument("--eos-rate", type=float, default=0.04, help="0: every response has the full length")
+    ppo.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="vllm: --eos-rate 0")
     rm.add_argument("--batch-pairs", type=int, default=16)
     rm.add_argument("--steps", type=int, default=20)
     rm.add_argument("--warmup", type=int, default=3)
@@ -88,6 +89,10 @@ def main(argv: list[str] | None = None) -> None:
         parser().error("--peer and --peer-dir go together")
     if options.peer and options.command not in ("ppo", "rm"):
         parser().error(f"`{options.command}` has no peer")
+    if options.command == "ppo" and options.engine == "vllm" and (options.eos_rate or options.stub_models):
+        parser().error(
+            "--engine vllm needs --eos-rate 0 and no --stub-models: vLLM has neither bias nor heads for them"
+        )
     result = compare(options, arguments) if options.peer else run(options)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(json.dumps(result))

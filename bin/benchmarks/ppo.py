@@ -29,8 +29,10 @@ from lit_rlhf.datamodules.rollout import RolloutDataModule
 from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import CriticConfig, LossConfig, PPOOptimizerConfig
 from lit_rlhf.rewards.model import ModelReward
+from lit_rlhf.rollout.engine import RolloutEngine
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
+from lit_rlhf.rollout.vllm_engine import VLLMEngine
 from lit_rlhf.types import Rollout
 
 
@@ -44,7 +46,7 @@ class TimedPPO(PPOModule):
     def load_models(self) -> None:
         """Load the models, then set the end-of-text rate of policy and reference."""
         super().load_models()
-        if self.policy is None or self.reference is None:
+        if self.policy is None or self.reference is None or isinstance(self.engine, VLLMEngine):
             return
         for model in (self.policy, self.reference.model):
             set_eos_rate(model, self.eos_rate)
@@ -63,6 +65,18 @@ class TimedPPO(PPOModule):
     def training_step(self, *args: Any, **kwargs: Any) -> None:
         """Timed as `update`."""
         self.clock.timed("update", super().training_step)(*args, **kwargs)
+
+
+class GivenPrompts(RolloutDataModule):
+    """Prompts that are token ids already."""
+
+    def given(self, prompts: list[EncodedPrompt], tokenizer: Any) -> None:
+        """Take them."""
+        self._prompts["train"], self._tokenizer = prompts, tokenizer
+
+    def setup(self, stage: str) -> None:
+        """Nothing to read."""
+        del stage
 
 
 class Iterations(L.Callback):
@@ -111,26 +125,36 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[Any, list[Encode
     return tokenizer, [EncodedPrompt(ids=tuple(ids), record={}) for ids in prompts]
 
 
-def build(options: argparse.Namespace, folder: Path, clock: Clock) -> tuple[TimedPPO, RolloutDataModule]:
+def engine_of(options: argparse.Namespace) -> tuple[RolloutEngine, SamplingConfig]:
+    """What generates, and how; with vLLM every response has its full length by its least one, not by a bias."""
+    if getattr(options, "engine", "transformers") == "transformers":  # `bin/bench scaling` and others do not ask
+        engine = TransformersEngine(sampler_logprobs=options.sampler_logprobs)
+        return engine, SamplingConfig(max_response_length=options.response_len)
+    full = SamplingConfig(max_response_length=options.response_len, min_response_length=options.response_len)
+    return VLLMEngine(sampler_logprobs=options.sampler_logprobs), full
+
+
+def build(options: argparse.Namespace, folder: Path, clock: Clock) -> tuple[TimedPPO, GivenPrompts]:
     """Module and data module of the run."""
     tokenizer, prompts = prepare(options, folder)
+    engine, sampling = engine_of(options)
     module = TimedPPO(
         policy=str(folder / "policy"),
         reward=ModelReward(str(folder / "reward")),
         critic=CriticConfig(init="reward"),
-        sampling=SamplingConfig(max_response_length=options.response_len),
+        sampling=sampling,
         loss=LossConfig(old_logprobs="sampler" if options.sampler_logprobs else "rollout"),
-        engine=TransformersEngine(sampler_logprobs=options.sampler_logprobs),
+        engine=engine,
         optimizer=PPOOptimizerConfig(lr=1e-6, critic_lr=1e-6),
     )
     module.clock, module.eos_rate, module.rollouts = clock, options.eos_rate, []
-    data = RolloutDataModule(
+    data = GivenPrompts(
         rollout_batch_size=options.prompts,
         minibatch_size=options.prompts // options.mini_batches,
         ppo_epochs=options.ppo_epochs,
         micro_batch_tokens=options.micro_batch_tokens,
     )
-    data._prompts["train"], data._tokenizer = prompts, tokenizer
+    data.given(prompts, tokenizer)
     return module, data
 
 

@@ -24,6 +24,7 @@ LIMITS = {
     "decode": 120,
     "ppo-1b": 120,
     "ppo-7b": 150,
+    "vllm": 240,
     "trl": 120,
 }
 """Rows in the order they run, and the seconds each may take."""

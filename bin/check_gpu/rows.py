@@ -295,6 +295,18 @@ def trl_row(options: Options) -> Result:
     return said("ok", f"TRL {theirs:.1f} s an iteration{beside}", theirs=theirs, ours=ours)
 
 
+def vllm_row(options: Options) -> Result:
+    """VLLM's sleep mode, reloads under CUDA graphs, second runner and batch invariance, where it is installed."""
+    from check_gpu.vllm_modes import installed, judged, seen
+
+    if not installed():
+        return said("skipped", "not installed: vllm")
+    found = seen(options.device)
+    wrong = judged(found, options.device)
+    lines = [f"{mode}: " + ", ".join(f"{k} {v:.3g}" for k, v in n.items() if k != "error") for mode, n in found.items()]
+    return said("failed" if wrong else "ok", *wrong, *lines, **found)
+
+
 ROWS: dict[str, Callable[[Options], Result]] = {
     "device": device_row,
     "invariants": tests_row("tests/cuda/test_invariants.py"),
@@ -304,6 +316,7 @@ ROWS: dict[str, Callable[[Options], Result]] = {
     "decode": decode_row,
     "ppo-1b": ppo_row("1b"),
     "ppo-7b": ppo_row("7b"),
+    "vllm": vllm_row,
     "trl": trl_row,
 }
 

@@ -91,7 +91,11 @@ def _read(
         except UnknownFormatError as error:
             failed.append(error)
     if not found:
-        raise ValueError(" ".join(str(error) for error in failed))
+        if len(failed) == 1:
+            raise failed[0]
+        seen = str(failed[0]).partition(" Known: ")[0].replace(f" for {_GUESSES[0]} data", "")
+        names = ", ".join(f.name for f in FORMATS)
+        raise UnknownFormatError(f"{seen} Formats: {names}. Columns with other names: `--columns prompt=question`.")
     usable = (f for f in found if 2 * f[2].accepted >= f[2].read)
     return next(usable, found[0])
 

@@ -87,6 +87,22 @@ class OneLineParser(LightningArgumentParser):
         found: Namespace = super().parse_path(path, *args, **kwargs)
         return found
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """The config as YAML.
+
+        Raises:
+            UserError: It has a value that YAML cannot say: the default of somebody else's class.
+        """
+        try:
+            return str(super().dump(*args, **kwargs))
+        except ValueError as error:
+            found = re.search(r"cannot represent an object', (.+?)\)\n", str(error))
+            if found is None:
+                raise
+            raise UserError(
+                f"A class in the config has the default {found[1]}, which YAML cannot say: give that argument as text."
+            ) from error
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the error's own line and, for a misspelt key, what is allowed.
 

@@ -94,7 +94,7 @@ class TextEncoder(RowEncoder):
     """Dialogues whose responses are learned, and plain text.
 
     Attributes:
-        separator: See :func:`~lit_rlhf.data.template.encode_text`.
+        separator: What stands in front of plain text: see :func:`~lit_rlhf.data.template.encode_text`.
     """
 
     kind = "sft"

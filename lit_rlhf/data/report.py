@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 OnBadRow = Literal["skip", "error"]
-_SHOWN = 5
+_SHOWN, _WIDTH = 5, 160
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class RowReport:
             ValueError: With the first refused rows by file, line and reason.
         """
         self.check()
-        some = "; ".join(str(r) for r in self.rejected[:_SHOWN])
+        some = "; ".join(f"{r!s:.{_WIDTH}}" for r in self.rejected[:_SHOWN])
         more = f"; and {len(self.rejected) - _SHOWN} more" if len(self.rejected) > _SHOWN else ""
         if self.rejected and on_bad_row == "error":
             raise ValueError(f"{len(self.rejected)} of {self.read} rows cannot be used: {some}{more}.")

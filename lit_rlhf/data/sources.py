@@ -69,7 +69,14 @@ def expand(paths: str | Sequence[str]) -> list[str]:
         ValueError: No path at all, a folder without data files, or a path given twice.
     """
     given = [paths] if isinstance(paths, str) else list(paths)
-    found = [source for path in given for source in _expand_one(str(path))]
+    try:
+        found = [source for path in given for source in _expand_one(str(path))]
+    except FileNotFoundError as error:
+        if isinstance(paths, str) or any("/" in str(path) or "." in str(path) for path in given):
+            raise
+        raise FileNotFoundError(
+            f'{error} If these are prompts and not paths, give them as [{{"prompt": {given[0]!r:.60}}}, ...].'
+        ) from error
     if not found:
         raise ValueError("No data path was given.")
     twice = sorted({source for source in found if found.count(source) > 1})

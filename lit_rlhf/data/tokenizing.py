@@ -170,7 +170,7 @@ class _Job:
                     groups.extend(chunk.groups)
                     _account(report, source.name, chunk)
         report.check()
-        return Tokenized(rows(), np.array(counts, np.int32), np.array(groups, np.uint64), report)
+        return Tokenized(rows(), np.frombuffer(counts, np.int32), np.frombuffer(groups, np.uint64), report)
 
 
 _JobItem = tuple[RowReader, list[RawItem]]

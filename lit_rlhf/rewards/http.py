@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import random
-import re
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import torch
 
+from lit_rlhf.http_service import (
+    RETRY_STATUS,
+    RetryableError,
+    check_url,
+    error_in_words,
+    json_headers,
+    proxy_for,
+    read_all,
+    run_async,
+    seconds_to_wait,
+)
 from lit_rlhf.rewards.base import Reward, RewardError, parse_scores, quoted
 from lit_rlhf.types import RewardOutput, RewardRequest
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-_RETRY_STATUS = {408, 425, 429}
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
 
 
@@ -68,7 +71,7 @@ class HTTPReward(Reward):
         send_records: bool = False,
         name: str = "http",
     ) -> None:
-        _check_url(url)
+        check_url(url)
         for key, value in (("timeout", timeout), ("batch_size", batch_size), ("concurrency", concurrency)):
             if not value > 0:
                 raise ValueError(f"`{key}` ({value}) must be positive.")
@@ -85,7 +88,7 @@ class HTTPReward(Reward):
         Raises:
             ValueError: The environment variable is not set, or holds what a header cannot.
         """
-        self._headers()
+        json_headers(self.token_env)
 
     def score(self, request: RewardRequest) -> RewardOutput:
         """Ask the service, in batches and concurrently.
@@ -96,14 +99,14 @@ class HTTPReward(Reward):
         """
         size = self.batch_size
         parts = [_rows(request, i, min(i + size, len(request.prompts))) for i in range(0, len(request.prompts), size)]
-        return _joined(_run(self._score_parts(parts)))
+        return _joined(run_async(self._score_parts(parts)))
 
     async def _score_parts(self, parts: list[RewardRequest]) -> list[RewardOutput]:
         import aiohttp
 
         free = asyncio.Semaphore(self.concurrency)
         async with aiohttp.ClientSession(
-            headers=self._headers(),
+            headers=json_headers(self.token_env),
             timeout=aiohttp.ClientTimeout(total=self.timeout),
             connector=aiohttp.TCPConnector(force_close=True),  # an idle connection may be closed under the next request
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -128,7 +131,7 @@ class HTTPReward(Reward):
             for attempt in range(self.retries + 1):
                 try:
                     value = await self._post(session, body, where)
-                except _RetryableError as error:
+                except RetryableError as error:
                     reason = str(error)
                     if attempt < self.retries:
                         await asyncio.sleep(self._wait(attempt, error.retry_after))
@@ -149,36 +152,20 @@ class HTTPReward(Reward):
         }
         return payload | {"records": [dict(record) for record in part.records]} if self.send_records else payload
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
-        if self.token_env is None:
-            return headers
-        token = os.environ.get(self.token_env, "").strip()
-        if not token:
-            raise ValueError(f"`token_env`: the environment variable {self.token_env} is not set.")
-        if not (token.isascii() and token.isprintable()):
-            # The HTTP library would say so too, with the token in its message.
-            raise ValueError(f"`token_env`: the environment variable {self.token_env} holds what a header cannot.")
-        return headers | {"Authorization": f"Bearer {token}"}
-
     async def _post(self, session: ClientSession, body: bytes, where: str) -> Any:
-        """One attempt: the reply's JSON. ``_RetryableError`` when another may help."""
+        """One attempt: the reply's JSON. ``RetryableError`` when another may help."""
         import aiohttp
 
         try:
-            proxy = _proxy_for(self.url)
+            proxy = proxy_for(self.url)
             async with session.post(self.url, data=body, allow_redirects=False, proxy=proxy) as response:
-                if response.status in _RETRY_STATUS or response.status >= 500:
-                    raise _RetryableError(f"HTTP {response.status}", response.headers.get("Retry-After"))
+                if response.status in RETRY_STATUS or response.status >= 500:
+                    raise RetryableError(f"HTTP {response.status}", response.headers.get("Retry-After"))
                 if response.status >= 300:
                     raise RewardError(f"{self._source} refused with HTTP {response.status} for {where}.")
-                return self._parsed(await _read_all(response), response, where)
-        except asyncio.TimeoutError:
-            raise _RetryableError(f"no reply within {self.timeout} s") from None
-        except aiohttp.ClientError as error:
-            # Not the error's own words: they may quote what the service sent.
-            number = getattr(error, "errno", None) or 0
-            raise _RetryableError(os.strerror(number) if number > 0 else type(error).__name__) from None
+                return self._parsed(await read_all(response, _MAX_REPLY_BYTES), response, where)
+        except (asyncio.TimeoutError, aiohttp.ClientError) as error:
+            raise error_in_words(error, self.timeout) from None
 
     def _parsed(self, reply: bytes, response: ClientResponse, where: str) -> Any:
         shown = f": {reply[:80]!r}" if self.token_env is None else f" ({len(reply)} bytes)"
@@ -188,62 +175,18 @@ class HTTPReward(Reward):
             value = value if self.token_env is None else _without_text(value)
         except (ValueError, RecursionError):
             if response.content_length is None and "Transfer-Encoding" not in response.headers:
-                raise _RetryableError("a reply that broke off or is no JSON") from None
+                raise RetryableError("a reply that broke off or is no JSON") from None
             raise ValueError(f"{self._source} did not reply with JSON for {where}{shown}.") from None
         if not isinstance(value, dict) or "scores" not in value:
             raise ValueError(f"{self._source} must reply with an object that has `scores`, for {where}.")
         return value
 
     def _wait(self, attempt: int, retry_after: float | None) -> float:
-        """Seconds before the next attempt; not from the global generators, whose state a resume must reproduce."""
-        limit = min(self.max_backoff, self.backoff * 2**attempt)
-        jittered = random.SystemRandom().uniform(0, limit)
-        return max(jittered, min(retry_after or 0.0, self.max_backoff))
+        return seconds_to_wait(attempt, self.backoff, self.max_backoff, retry_after)
 
     def describe(self) -> dict[str, Any]:
         """The address, too; never the token."""
         return {**super().describe(), "url": self.url}
-
-
-class _RetryableError(Exception):
-    def __init__(self, reason: str, retry_after: str | None = None) -> None:
-        super().__init__(reason)
-        seconds = re.fullmatch("[0-9]+", retry_after or "")
-        self.retry_after = float(seconds[0]) if seconds else None
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"`url` ('{url}') must start with http:// or https:// and name a host.")
-    if parts.username or parts.password:
-        raise ValueError("`url` must not hold a user name or password: it is logged. Use `token_env`.")
-
-
-def _proxy_for(url: str) -> str | None:
-    """What the environment says (`http_proxy`, `no_proxy`), and nothing of a .netrc, as the library would have it."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-
-
-def _run(work: Coroutine[Any, Any, list[RewardOutput]]) -> list[RewardOutput]:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:  # a notebook's loop runs in this thread
-        return pool.submit(asyncio.run, work).result()
-
-
-async def _read_all(response: ClientResponse) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > _MAX_REPLY_BYTES:
-            raise _RetryableError(f"reply larger than {_MAX_REPLY_BYTES} bytes")
-    return b"".join(pieces)
 
 
 def _without_text(value: Any) -> Any:

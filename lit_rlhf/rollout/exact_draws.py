@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ class Draw:
     uniforms: Tensor
     sampling: SamplingConfig
     eos_token_ids: tuple[int, ...]
+
+    def to_json(self) -> str:
+        """As text, exactly, for an engine in another process."""
+        numbers = self.uniforms.tolist()
+        return json.dumps({"uniforms": numbers, "sampling": asdict(self.sampling), "eos": self.eos_token_ids})
+
+    @classmethod
+    def from_json(cls, text: str) -> Draw:
+        """The draw that :meth:`to_json` wrote."""
+        found = json.loads(text)
+        uniforms = torch.tensor(found["uniforms"], dtype=torch.float64)
+        return cls(uniforms, SamplingConfig(**found["sampling"]), tuple(found["eos"]))
 
 
 def draw_tokens(logits: Tensor, rows: Sequence[tuple[Draw, list[int], list[int]]]) -> Tensor:

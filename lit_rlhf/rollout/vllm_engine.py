@@ -1,9 +1,9 @@
 """Generation with vLLM, colocated: an engine in each rank's own process that takes the policy's weights at every sync.
 
-The one file that knows what is in vLLM, which is imported when an engine starts. It starts from the policy's
-configuration with dummy weights, so that the weights that it generates with always came through
-:meth:`VLLMEngine.sync`, whose check compares its log-probabilities with the policy's. docs/engines.md says what was
-measured and what is not known yet.
+Imports vLLM when an engine starts; ``vllm_inside.py`` is what runs inside of it, and no other file knows its names. It
+starts from the policy's configuration with dummy weights, so that the weights that it generates with always came
+through :meth:`VLLMEngine.sync`, whose check compares its log-probabilities with the policy's. docs/engines.md says what
+was measured and what is not known yet.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,11 +21,13 @@ from lit_rlhf.distributed import is_distributed, run_together
 from lit_rlhf.models.causal import unwrap
 from lit_rlhf.models.plain_weights import plain_weights, save_plain_config
 from lit_rlhf.models.uses import EngineLimits
-from lit_rlhf.rollout.engine import GenerationRequest, RolloutEngine, assemble
-from lit_rlhf.rollout.exact_draws import Draw, draw_tokens
+from lit_rlhf.rollout.engine import GenerationRequest, RolloutEngine
+from lit_rlhf.rollout.exact_draws import Draw
 from lit_rlhf.rollout.sync_check import MAX_GAP_16_BITS, MAX_GAP_FP32, checked_gap
 from lit_rlhf.rollout.untouched import group_kept, ranks_named, untouched
+from lit_rlhf.rollout.vllm_inside import draw_processor
 from lit_rlhf.rollout.vllm_installed import check_installed, set_variable
+from lit_rlhf.rollout.vllm_requests import as_rollout, check_request, prompt_tokens, seeded
 from lit_rlhf.types import Rollout
 
 if TYPE_CHECKING:
@@ -156,30 +157,16 @@ class VLLMEngine(RolloutEngine):
         """
         if not self._synced:
             raise RuntimeError("`VLLMEngine.generate` needs the policy's weights: call `sync(policy)` first.")
-        self._check_request(request)
+        check_request(request, draws=self.draws, longest=self._longest)
         from vllm.inputs import TokensPrompt
 
-        prompts = request.prompts
-        rows = zip(prompts.prompt_ids.cpu(), prompts.prompt_mask.cpu(), strict=True)
-        tokens = [TokensPrompt(prompt_token_ids=ids[keep].tolist()) for ids, keep in rows]
+        tokens = [TokensPrompt(prompt_token_ids=ids) for ids in prompt_tokens(request)]
         params = [self._params(row, request) for row in request.uniforms.cpu()]
-        with untouched(prompts.prompt_ids.device):
+        with untouched(request.prompts.prompt_ids.device):
             outputs = self._llm.generate(tokens, params, use_tqdm=False)
-        return _rollout(request, [output.outputs[0] for output in outputs], scored=self.gives_logprobs)
-
-    def _check_request(self, request: GenerationRequest) -> None:
-        sampling = request.sampling
-        if self.draws == "seed" and sampling.repetition_penalty != 1 and not sampling.penalize_prompt:
-            raise ValueError(
-                "`sampling.penalize_prompt` (False) must be True with `draws: seed`, whose penalty counts the prompt; "
-                "`draws: exact` knows both."
-            )
-        longest = int(request.prompts.prompt_mask.sum(1).max()) + sampling.max_response_length
-        if max(longest, request.longest_row) > self._longest:
-            raise ValueError(
-                f"`max_length` ({self._longest}) must be at least the longest prompt plus `max_response_length` "
-                f"({max(longest, request.longest_row)})."
-            )
+        found = [output.outputs[0] for output in outputs]
+        logprobs = [_drawn(one.logprobs) for one in found] if self.gives_logprobs else None
+        return as_rollout(request, [one.token_ids for one in found], logprobs)
 
     def _params(self, uniforms: Tensor, request: GenerationRequest) -> Any:
         """What vLLM is asked for one row, whose numbers are ``uniforms`` (T,)."""
@@ -198,15 +185,7 @@ class VLLMEngine(RolloutEngine):
         if self.draws == "exact":
             draw = Draw(uniforms, sampling, request.eos_token_ids)
             return SamplingParams(temperature=0.0, extra_args={"draw": draw}, **common)
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            repetition_penalty=sampling.repetition_penalty,
-            min_tokens=max(0, sampling.min_response_length - 1),  # vLLM does not count the EOS
-            seed=int(uniforms[0].item() * 2**53),
-            **common,
-        )
+        return SamplingParams(**seeded(sampling, uniforms[0].item()), **common)
 
     # ------------------------------------------------------------------ life
 
@@ -247,6 +226,7 @@ class VLLMEngine(RolloutEngine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are of what is meant here
         from vllm import LLM
 
+        refuse_shared_classes(type(unwrap(policy)).__name__)
         options = self._llm_options(policy)
         self._longest, self._sleeps = options["max_model_len"], options["enable_sleep_mode"]
         set_num_threads = torch.set_num_threads
@@ -287,6 +267,25 @@ class VLLMEngine(RolloutEngine):
 # ---------------------------------------------------------------------- engines of the process
 
 
+def refuse_shared_classes(architecture: str) -> None:
+    """Refuse an architecture that vLLM has no model of.
+
+    It would run transformers' class, after putting a ``__call__`` and ``__init__`` of its own in it, for the whole
+    process: the policy could no longer be called.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    own = ModelRegistry.models.get(architecture)
+    if own is None or ".transformers" in getattr(own, "module_name", ""):
+        raise ValueError(
+            f"`engine` (VLLMEngine): vLLM has no {architecture} of its own and would run, and change, the policy's "
+            "class: use TransformersEngine."
+        )
+
+
 class _Live:
     """The engines of this process, which share vLLM's process groups."""
 
@@ -320,67 +319,12 @@ def _shut_down(llm: Any) -> None:
         core.cleanup_dist_env_and_memory = clean_up
 
 
-# ---------------------------------------------------------------------- the draws
-
-
-def draw_processor() -> type:
-    """VLLM's logits processor (of its first model runner) that leaves the token the library's own sampler draws."""
-    from vllm.v1.sample.logits_processor.builtin import process_dict_updates
-    from vllm.v1.sample.logits_processor.interface import LogitsProcessor
-
-    class Draws(LogitsProcessor):  # type: ignore[misc,unused-ignore]
-        """One request's rows share sampling and EOS, so they are drawn together."""
-
-        def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: FBT001
-            del vllm_config, device, is_pin_memory
-            self.rows: dict[int, tuple[Draw, list[int], list[int]]] = {}
-
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def update_state(self, batch_update: Any) -> None:
-            def row(params: Any, prompt: list[int] | None, output: list[int]) -> Any:
-                draw = (params.extra_args or {}).get("draw")
-                return None if draw is None else (draw, prompt or [], output)
-
-            process_dict_updates(self.rows, batch_update, row)
-
-        def apply(self, logits: Tensor) -> Tensor:
-            rows = sorted(row for row in self.rows if row < logits.size(0))
-            if rows:
-                index = torch.tensor(rows, device=logits.device)
-                tokens = draw_tokens(logits[index], [self.rows[row] for row in rows])
-                logits[index] = torch.full_like(logits[index], -torch.inf).scatter_(1, tokens[:, None], 0.0)
-            return logits
-
-    return Draws
-
-
 # ---------------------------------------------------------------------- from and to vLLM
 
 
-def _rollout(request: GenerationRequest, completions: Sequence[Any], *, scored: bool) -> Rollout:
-    prompts, width = request.prompts, request.sampling.max_response_length
-    device = prompts.prompt_ids.device
-    ids = torch.full((len(prompts), width), request.pad_token_id, dtype=torch.int64)
-    logprobs = torch.zeros(len(prompts), width)
-    lengths = torch.tensor([len(completion.token_ids) for completion in completions])
-    for row, completion in enumerate(completions):
-        ids[row, : lengths[row]] = torch.tensor(completion.token_ids)
-        if scored:
-            flat = completion.logprobs
-            logprobs[row, : lengths[row]] = torch.tensor(flat.logprobs)[torch.tensor(flat.start_indices)]
-    bad = (~logprobs.isfinite().all(1)).nonzero()[:, 0].tolist()
-    if bad:
-        raise FloatingPointError(f"vLLM's log-probabilities after prompts {bad[:8]} are not finite.")
-    last = ids.gather(1, (lengths - 1).clamp_min(0)[:, None])[:, 0]
-    return assemble(
-        prompts,
-        response_ids=ids.to(device),
-        response_lengths=lengths.to(device),
-        ended=torch.isin(last, torch.tensor(request.eos_token_ids)).to(device),
-        sampler_logprobs=logprobs.to(device) if scored else None,
-    )
+def _drawn(flat: Any) -> list[float]:
+    """The log-probability of each drawn token, of vLLM's flat columns, where it is the first of its step."""
+    return [flat.logprobs[start] for start in flat.start_indices]
 
 
 def _prompt_logprobs(llm: Any, ids: list[int]) -> Tensor:

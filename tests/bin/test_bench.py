@@ -1,5 +1,7 @@
 """The parts of bin/bench that turn options and runs into comparisons."""
 
+from argparse import Namespace
+
 import pytest
 from benchmarks import command, shares
 from benchmarks.calls import spread
@@ -100,3 +102,27 @@ def test_waiting_for_the_other_rank_counts(monkeypatch, capsys):
         command.main([name, "--data", "d"])
     capsys.readouterr()
     assert clocks == {"ppo": "cpu", "zero": "wall"}
+
+
+@pytest.mark.parametrize("words", [[], ["--eos-rate", "0", "--stub-models"]])
+def test_what_vllm_has_no_heads_for_is_refused(capsys, words):
+    with pytest.raises(SystemExit):
+        command.main(["ppo", "--data", "d", "--engine", "vllm", *words])
+    assert "--engine vllm needs --eos-rate 0" in capsys.readouterr().err
+
+
+def test_a_start_on_data_is_measured_without_and_with_the_cache(tmp_path, monkeypatch):
+    """The short form of `bin/bench data`: starts in this process, on files of 40 KiB."""
+    from benchmarks import data
+
+    monkeypatch.setattr(
+        data, "process", lambda options, kind: data.start(Namespace(**{**vars(options), "start": kind}))
+    )
+    options = parser().parse_args(["data", "--mib", "0.04", "--batches", "3", "--out", str(tmp_path)])
+    found = data.run(options)
+    for kind in data.KINDS:
+        assert found[kind]["rows"] >= 2000
+        assert found[kind]["cache_mib"] >= 0
+        for name in ("first", "second"):
+            assert 0 < found[kind][name]["anon_at_end_mib"] <= found[kind][name]["peak_mib"]
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer"}

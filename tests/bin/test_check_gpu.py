@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from check_gpu import command, models, roofline, rows
+from check_gpu import command, models, roofline, rows, vllm_modes
 from check_gpu.timing import Iterations, bandwidth, product_rate
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -101,6 +101,19 @@ def test_pytest_reports_are_counted() -> None:
     assert (bad["status"], bad["summary"].splitlines()) == ("failed", ["1 passed, 2 failed, 1 skipped", "c", "d"])
     nothing = rows.read_report(ElementTree.fromstring("<suite><testcase name='b'><skipped/></testcase></suite>"), 0)
     assert nothing["status"] == "failed"  # nothing was seen
+
+
+def test_what_vllm_must_keep_is_judged() -> None:
+    all_well = {"gap": 1e-6, "freed": 0.9, "again": 24, "halves": 24, "greedy": 24}
+    assert vllm_modes.judged({"exact": all_well, "v2-runner": {**all_well, "halves": 20}}, "cuda") == []
+    assert vllm_modes.judged({"exact": {**all_well, "freed": 0.0}}, "cpu") == []
+    found = {"exact": {**all_well, "freed": 0.5, "greedy": 3}, "batch-invariant": {**all_well, "halves": 23}}
+    assert vllm_modes.judged({**found, "v2-runner": {"error": "no"}}, "cuda") == [
+        "v2-runner: no",
+        "exact: greedy rows are not the policy's after an update",
+        "exact: sleeping gave back 50%",
+        "batch-invariant: halves are not the whole",
+    ]
 
 
 # ----------------------------------------------------------------------------------------------- the arithmetic
@@ -202,6 +215,7 @@ def test_the_short_form_runs_every_row_on_the_cpu(tmp_path: Path) -> None:
     assert list(states) == list(command.LIMITS)
     assert {name for name, state in states.items() if state == "failed"} == set(), done.stdout
     assert states["trl"] in ("ok", "skipped")
+    assert states["vllm"] in ("ok", "skipped")
     assert done.returncode == 0, done.stderr
     numbers = {row["row"]: row["numbers"] for row in report["rows"]}
     assert numbers["invariants"]["passed"] > 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -158,8 +160,6 @@ def test_help_is_one_screen_without_imports(verb: str) -> None:
 
 
 def test_every_name_in_the_help_exists() -> None:
-    import re
-
     words = set(re.findall(r"\b[A-Z]+[a-z]+[A-Z]\w+", training_help("fit"))) - {"MyClass", "PyTorch"}
     assert words <= set(lit_rlhf.__all__) | {"CLASS"}
     pages = re.findall(r"docs/\w+\.md", training_help("fit"))
@@ -175,6 +175,55 @@ def test_a_bad_config_is_refused_before_anything_is_imported(tmp_path: Path) -> 
     found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (found.returncode, found.stdout.strip()) == (2, "[]")
     assert "nowhere.yaml" in found.stderr
+
+
+REFUSED_AT_ONCE = [
+    "fit --modl x",
+    "fit --config {c} --trainr.devices 1",
+    "plan --config nowhere.yaml",
+    "test --mdoel=x",
+]
+
+
+@pytest.mark.parametrize("line", REFUSED_AT_ONCE)
+def test_a_misspelt_option_is_refused_before_anything_is_imported(line: str, config: str) -> None:
+    words = line.format(c=config).split()
+    code = (
+        f"import sys\nfrom lit_rlhf.cli import main\ntry:\n    main({words!r})\n"
+        f"finally:\n    print(sorted(set(sys.modules) & {set(HEAVY)!r}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stdout.strip()) == (2, "[]")
+    assert len(found.stderr.splitlines()) == 1
+    assert "nowhere.yaml" in found.stderr or "Did you mean" in found.stderr
+
+
+def test_the_options_known_beforehand_are_those_of_the_parser(capsys) -> None:
+    from lit_rlhf.cli import TRAINING, TRAINING_OPTIONS
+
+    found: set[str] = set()
+    for verb in TRAINING:
+        words = ended(capsys, verb, "--seed_everything", "1", "--help").out
+        found |= set(re.findall(r"[\[ ](--[a-z_]+)", words))
+    assert found - {"--help"} <= set(TRAINING_OPTIONS)
+    assert {"--model", "--data", "--config"} <= found
+
+
+def test_a_first_word_comes_on_a_terminal_before_the_imports(config: str) -> None:
+    import pty
+
+    master, terminal = pty.openpty()
+    code = (
+        "import sys\nfrom lit_rlhf import cli\n"
+        f"cli.import_module = lambda name: print(sorted(set(sys.modules) & {set(HEAVY)!r}))\n"
+        f"cli.main(['fit', '--config', {config!r}])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=False, stdout=subprocess.PIPE, stderr=terminal, text=True
+    )
+    assert os.read(master, 1000).decode().splitlines()[0] == "lit-rlhf fit: starting"
+    assert found.stdout.strip() == "[]"
+    os.close(master), os.close(terminal)
 
 
 @pytest.mark.parametrize("name", ["ppo_max", "presets/ppo_max", "ppo_max.yaml", "presets/ppo_max.yaml"])

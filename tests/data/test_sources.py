@@ -236,3 +236,10 @@ def test_rejects_file_and_table(write, hh_rows, tmp_path):
     assert row["row"]["rejected"] == hh("q", "b")
     assert report.summary().startswith("10 of 11 rows accepted (format: hh); refused: 1 empty response")
     assert read_preferences(write("y.jsonl", hh_rows))[1].write_rejects(tmp_path / "none.jsonl") is None
+
+
+def test_prompts_that_are_taken_for_paths_are_told_apart():
+    with pytest.raises(FileNotFoundError, match=r"If these are prompts and not paths, give them as .*'Hello'"):
+        collect(["Hello", "World"], "prompt")
+    with pytest.raises(FileNotFoundError, match=r"No data at a/b\.jsonl: [^I]*$"):
+        collect(["a/b.jsonl", "c.jsonl"], "prompt")

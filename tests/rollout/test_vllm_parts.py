@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from types import SimpleNamespace
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from lit_rlhf.rollout import vllm_engine as source
+import lit_rlhf
 from lit_rlhf.rollout import vllm_installed
 from lit_rlhf.rollout.engine import GenerationRequest
 from lit_rlhf.rollout.exact_draws import Draw, draw_tokens
 from lit_rlhf.rollout.sampling import SamplingConfig, inverse_cdf, token_weights
 from lit_rlhf.rollout.vllm_engine import VLLMEngine
 from lit_rlhf.rollout.vllm_installed import check_installed, set_variable
+from lit_rlhf.rollout.vllm_requests import as_rollout
 from lit_rlhf.types import PromptBatch
 
 EOS = (2, 5)
@@ -41,6 +43,14 @@ def test_without_vllm_one_line_names_the_window(monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"needs vllm >=0.32,<0.34: pip install 'lit-rlhf\[vllm\]'") as error:
         VLLMEngine().setup(tokenizer=None, device=torch.device("cpu"))
     assert "\n" not in str(error.value)
+
+
+def test_two_files_import_vllm_and_none_when_it_is_imported() -> None:
+    package = Path(lit_rlhf.__file__).parent
+    lines = {path.name: path.read_text(encoding="utf-8").splitlines() for path in package.rglob("*.py")}
+    found = {(name, line) for name, own in lines.items() for line in own if re.match(r" *(from|import) vllm\b", line)}
+    assert {name for name, _ in found} == {"vllm_engine.py", "vllm_inside.py"}
+    assert all(line.startswith("    ") for _, line in found)
 
 
 @pytest.mark.parametrize(("version", "warned"), [("0.31.2", 1), ("0.32.0", 0), ("0.33.9+cpu", 0), ("0.34.0", 1)])
@@ -85,11 +95,6 @@ def test_rows_at_different_positions_draw_as_each_would_alone(sampling) -> None:
     assert draw_tokens(logits, rows).tolist() == expected
 
 
-def completion(tokens: list[int], logprobs: list[float]) -> SimpleNamespace:
-    starts = list(range(len(tokens)))
-    return SimpleNamespace(token_ids=tokens, logprobs=SimpleNamespace(logprobs=logprobs, start_indices=starts))
-
-
 def two_rows() -> GenerationRequest:
     prompts = PromptBatch(
         prompt_ids=torch.tensor([[0, 3], [4, 6]]),
@@ -106,8 +111,7 @@ def two_rows() -> GenerationRequest:
 
 
 def test_completions_become_columns() -> None:
-    done = [completion([7, 5], [-1.0, -2.0]), completion([8, 9, 10], [-0.5, -0.25, -0.125])]
-    rollout = source._rollout(two_rows(), done, scored=True)
+    rollout = as_rollout(two_rows(), [[7, 5], [8, 9, 10]], [[-1.0, -2.0], [-0.5, -0.25, -0.125]])
     assert rollout.input_ids.tolist() == [[0, 3, 7, 5, 0], [4, 6, 8, 9, 10]]
     assert rollout.response_mask.tolist() == [[True, True, False], [True, True, True]]
     assert rollout.ended.tolist() == [True, False]
@@ -115,9 +119,16 @@ def test_completions_become_columns() -> None:
 
 
 def test_log_probabilities_that_are_not_finite_name_their_rows() -> None:
-    done = [completion([7, 5], [-1.0, -2.0]), completion([8], [math.nan])]
     with pytest.raises(FloatingPointError, match=r"after prompts \[1\] are not finite"):
-        source._rollout(two_rows(), done, scored=True)
+        as_rollout(two_rows(), [[7, 5], [8]], [[-1.0, -2.0], [math.nan]])
+
+
+def test_a_draw_is_the_same_after_its_way_as_text() -> None:
+    uniforms = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draw = Draw(uniforms, SamplingConfig(temperature=0.7, top_k=3, penalize_prompt=True), EOS)
+    again = Draw.from_json(draw.to_json())
+    assert torch.equal(again.uniforms, uniforms)
+    assert (again.sampling, again.eos_token_ids) == (draw.sampling, EOS)
 
 
 def test_limits_are_those_of_its_cache() -> None:

@@ -82,7 +82,7 @@ def test_two_ranks_collect_what_one_does(world, tmp_path, strategy) -> None:
             torch.distributed.all_reduce(total)
             record(**{{name + "_sum": total.item()}})
     """
-    launch = run_dist(body, tmp_path / "launch")
+    launch = run_dist(body, tmp_path / "launch", timeout=600)  # vLLM starts on each rank
     assert len(launch.ranks) == 2
     for found in launch.ranks:
         assert len(found["theirs"]) == 2

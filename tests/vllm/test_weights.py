@@ -30,7 +30,7 @@ def agrees(engine: Any, policy: Any) -> bool:
     return all(same_rows(answered(TransformersEngine(), policy, wanted), answered(engine, policy, wanted)))
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "mistral", "gpt2"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "mistral", "gpt2", "phi3"])
 def test_architectures_before_and_after_an_update(engine, kind) -> None:
     policy = model(kind)
     assert agrees(engine, policy)
@@ -71,10 +71,18 @@ def test_an_engine_that_missed_an_update_is_caught(engine, monkeypatch) -> None:
         engine.generate(request(prompts_of([3])))
 
 
-@pytest.mark.parametrize("kind", ["mixtral"])
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
 def test_experts_that_vllm_reloads_wrongly_are_refused(engine, kind) -> None:
-    with pytest.raises(RuntimeError, match="does not load MixtralForCausalLM rightly"):
-        engine.sync(model(kind))
+    with pytest.raises(RuntimeError, match=f"does not load {kind}ForCausalLM rightly"):
+        engine.sync(model(kind.lower().replace("moe", "_moe")))
+
+
+def test_a_class_that_vllm_would_change_for_the_whole_process_is_refused(engine) -> None:
+    policy, tokens = model("gpt_neox"), torch.tensor([[3, 4, 5]])
+    before = policy(input_ids=tokens).logits
+    with pytest.raises(ValueError, match="vLLM has no GPTNeoXForCausalLM of its own"):
+        engine.sync(policy)
+    assert torch.equal(policy(input_ids=tokens).logits, before)
 
 
 def test_weights_that_are_not_finite_are_named(engine) -> None:

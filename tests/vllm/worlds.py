@@ -21,6 +21,16 @@ SIZES = {
 OWN = {
     "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512},
     "mixtral": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **SIZES,
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "decoder_sparse_step": 1,
+    },
+    "gpt_neox": {name: size for name, size in SIZES.items() if name != "num_key_value_heads"},
+    "phi3": {**SIZES, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2},
     "gemma2": {**SIZES, "head_dim": 32, "sliding_window": 64, "query_pre_attn_scalar": 32},
 }
 
