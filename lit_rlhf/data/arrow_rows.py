@@ -16,7 +16,7 @@ from typing import Any, overload
 
 from lit_rlhf.data.encoding import Column, EncodedRow
 
-_ROWS_BETWEEN_RELEASES = 512
+_ROWS_BETWEEN_RELEASES = 64
 
 
 def schema(columns: Mapping[str, Column]) -> Any:

@@ -23,7 +23,7 @@ from lit_rlhf.data.arrow_rows import packed
 from lit_rlhf.data.content import Content, identify
 from lit_rlhf.data.encoding import Chunk, EncodedRow, RowEncoder, encode_chunk
 from lit_rlhf.data.loading import RowReader, Source, open_sources
-from lit_rlhf.data.memory import DataLike
+from lit_rlhf.data.memory import DataLike, in_memory
 from lit_rlhf.data.renaming import check_columns
 from lit_rlhf.data.report import RowReport
 from lit_rlhf.data.sources import RawItem, RawLine
@@ -79,6 +79,7 @@ def tokenize(
         FileNotFoundError: A path does not exist.
         ValueError: An unknown, ambiguous or wrong format, a wrong name in ``columns``, or an unreadable file.
     """
+    paths = in_memory(paths) or paths  # an iterator gives its rows once
     open_all = partial(open_sources, paths, encoder.kind, format=format, columns=columns, streaming=streaming)
     options = cache or CacheConfig()
     check_columns(columns)

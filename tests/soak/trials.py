@@ -216,7 +216,10 @@ def attempt(line: str, told: str) -> tuple[str, str]:
         return "traceback", last
     if code in (0, None):
         return ("silent" if told else "works"), last
-    right = told and told in last and [word.startswith("lit-rlhf: ") for word in lines] == [True] and len(last) < 1200
+    own = [word for word in lines if word.startswith("lit-rlhf: ")]
+    told_of_rows = [word for word in lines if "refused rows" in word]  # the note where those of the data are
+    alone = own == [last] and len(lines) == 1 + len(told_of_rows) and len(last) < 1200
+    right = bool(told) and told in last and alone
     return ("one line" if right else "misleading"), last
 
 
