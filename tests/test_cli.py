@@ -148,9 +148,9 @@ def test_bad_config_file_is_one_line(edit, told, capsys, no_model, world) -> Non
         # The beginning of a name is not the name, wherever in the tree it stands.
         (["--trainer.max_epoch", "3"], ["max_epoch ", "max_epochs"]),
         (["--trainer.max_epoch=3"], ["max_epoch=", "max_epochs"]),
-        (["--seed", "3"], ["--seed ", "Did you mean: seed_everything?"]),
-        (["--ckpt", "last"], ["--ckpt ", "Did you mean: ckpt_path?"]),
-        (["--conf", "other.yaml"], ["--conf ", "config"]),
+        (["--seed", "3"], ["--seed. ", "Did you mean: seed_everything?"]),
+        (["--ckpt", "last"], ["--ckpt. ", "Did you mean: ckpt_path?"]),
+        (["--conf", "other.yaml"], ["--conf. ", "config"]),
         (["--model.critic.ini", "reward"], ["critic.ini", "init"]),
         (["--model.sampling.top_", "0.9"], ["top_", "top_p"]),
         (["--model.reward.pat", "x"], ["pat", "path"]),

@@ -110,6 +110,22 @@ def test_every_logged_name_is_documented_and_every_documented_one_logged(run: Wa
     assert not [name for name in ppo | callbacks if not any(matches(logged, {name}) for logged in run.names)]
 
 
+def test_every_metric_says_what_is_healthy_and_what_alarming() -> None:
+    judged = documented("Healthy and alarming")
+    defined = {
+        name for part in ("PPOModule", "SFTModule", "RewardModelModule", "Callbacks") for name in documented(part)
+    }
+    assert judged == defined
+
+
+def test_what_is_alarming_is_shown_on_a_page() -> None:
+    shown = (ROOT / "docs" / "reading-a-run.md").read_text(encoding="utf-8")
+    headings = {re.sub(r"[^a-z -]", "", x.lower()).replace(" ", "-") for x in re.findall(r"^## (.*)$", shown, re.M)}
+    linked = set(re.findall(r"reading-a-run\.md#([\w-]+)", PAGE))
+    assert len(linked) == 7
+    assert linked <= headings
+
+
 @pytest.mark.parametrize(("file", "section"), [("sft", "SFTModule"), ("reward_model", "RewardModelModule")])
 def test_names_in_the_source_of_the_other_modules_are_documented(file: str, section: str) -> None:
     source = (ROOT / "lit_rlhf" / "modules" / f"{file}.py").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_rlhf.callbacks.hooks import ExperienceLike, RolloutCallback, append_to_run, iteration_of
@@ -68,6 +69,14 @@ class SampleLogger(RolloutCallback):
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self._rollouts)
             rows = torch.randperm(len(experience.scores), generator=draw)[: self.random].tolist()
             self._write(trainer, [_sample(trainer, pl_module, experience, "random", row, row) for row in rows])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that there is nothing to follow."""
+        if self.fixed and not sum(trainer.num_val_batches):
+            rank_zero_warn(
+                f"`SampleLogger` follows the first {self.fixed} rows of each validation, and there is none: {FILENAME} "
+                "will hold random responses alone. Name prompts as `data.val` to see the same ones each time."
+            )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count the held-out rows."""

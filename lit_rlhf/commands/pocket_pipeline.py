@@ -178,7 +178,9 @@ class Pipeline:
 
 def joined_metrics(run: Path) -> Path:
     """The metrics of a run and of what it was resumed as, one file; a later part replaces the iterations it repeats."""
-    parts = sorted((run / "csv").glob("version_*"), key=lambda part: int(part.name.split("_")[1]))
+    # A run that was resumed after its last step has a version without metrics.
+    files = (run / "csv").glob("version_*/metrics.csv")
+    parts = sorted((file.parent for file in files), key=lambda part: int(part.name.split("_")[1]))
     rows: dict[tuple[str, bool], dict[str, str]] = {}
     names: list[str] = []
     for part in parts:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,12 +18,14 @@ from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.data.records import PreferenceRecord, RowError
 from lit_rlhf.data.report import RowReport
 from lit_rlhf.evaluation.response_files import Response, read_scorable
-from lit_rlhf.jsonl import write_rows
+from lit_rlhf.jsonl import append_rows, write_rows
 from lit_rlhf.reports.reward_page import write_reward_report
 from lit_rlhf.reward_report.pairs import ScoredPair
 from lit_rlhf.reward_report.response_scorer import ResponseScorer
 
 _CHUNK = 512  # rows between two ticks of the progress bar
+_EVERY = 60.0  # seconds between two lines where there is no progress bar
+Keep = Callable[[list[dict[str, Any]]], None]
 ItemT = TypeVar("ItemT")
 
 
@@ -47,16 +51,22 @@ def main(argv: Sequence[str]) -> None:
         trust_remote_code=options.trust_remote_code,
     )
     console = Console(stderr=True)
+    part = None if options.out is None else options.out.with_name(f"{options.out.name}.part")
+    keep = partial(_keep, part)
+    if part is not None:
+        part.unlink(missing_ok=True)
     if are_pairs:
-        pairs = score_pairs(cast("list[PreferenceRecord]", items), scorer, report, console=console)
+        pairs = score_pairs(cast("list[PreferenceRecord]", items), scorer, report, console=console, keep=keep)
         rows = [_pair_row(record, pair) for record, pair in pairs]
         summary = _pairs_summary([pair for _, pair in pairs], options, scorer)
     else:
-        scores = score_responses(cast("list[Response]", items), scorer, report, console=console)
-        rows = [{"source": response.source, "line": response.line, "score": score} for response, score in scores]
+        scores = score_responses(cast("list[Response]", items), scorer, report, console=console, keep=keep)
+        rows = [_response_row(response, score) for response, score in scores]
         summary = f"mean score {sum(row['score'] for row in rows) / len(rows):+.4f}" if rows else "no response"
     report.enforce(options.on_bad_row)
     _write(rows, options.out)
+    if part is not None:
+        part.unlink(missing_ok=True)
     console.print(f"{report.summary()}\n{summary}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -110,7 +120,12 @@ def load_scorer(
 
 
 def score_pairs(
-    records: Sequence[PreferenceRecord], scorer: ResponseScorer, report: RowReport, *, console: Console | None = None
+    records: Sequence[PreferenceRecord],
+    scorer: ResponseScorer,
+    report: RowReport,
+    *,
+    console: Console | None = None,
+    keep: Keep | None = None,
 ) -> list[tuple[PreferenceRecord, ScoredPair]]:
     """Both scores of every pair that fits; one that does not is withdrawn from ``report``."""
     scored = []
@@ -125,13 +140,23 @@ def score_pairs(
             report.shorten(record, dropped)
             kept.append((record, rows))
         scores = scorer.score_ids([ids for _, rows in kept for ids in rows])
-        for place, (record, _) in enumerate(kept):
-            scored.append((record, _scored_pair(record, scorer, *scores[2 * place : 2 * place + 2])))
+        new = [
+            (record, _scored_pair(record, scorer, *scores[2 * place : 2 * place + 2]))
+            for place, (record, _) in enumerate(kept)
+        ]
+        scored += new
+        if keep is not None:
+            keep([_pair_row(record, pair) for record, pair in new])
     return scored
 
 
 def score_responses(
-    responses: Sequence[Response], scorer: ResponseScorer, report: RowReport, *, console: Console | None = None
+    responses: Sequence[Response],
+    scorer: ResponseScorer,
+    report: RowReport,
+    *,
+    console: Console | None = None,
+    keep: Keep | None = None,
 ) -> list[tuple[Response, float]]:
     """The score of every response that fits; one that does not is rejected in ``report``."""
     scored: list[tuple[Response, float]] = []
@@ -148,7 +173,10 @@ def score_responses(
             report.source(response.source).shortened += dropped > 0
             kept.append(response)
             rows.append(ids)
-        scored += zip(kept, scorer.score_ids(rows), strict=True)
+        new = list(zip(kept, scorer.score_ids(rows), strict=True))
+        scored += new
+        if keep is not None:
+            keep([_response_row(response, score) for response, score in new])
     return scored
 
 
@@ -172,6 +200,16 @@ def _pair_row(record: PreferenceRecord, pair: ScoredPair) -> dict[str, Any]:
     return {"source": record.source, "line": record.line, "subset": record.subset, **scores}
 
 
+def _response_row(response: Response, score: float) -> dict[str, Any]:
+    return {"source": response.source, "line": response.line, "score": score}
+
+
+def _keep(part: Path | None, rows: list[dict[str, Any]]) -> None:
+    """What is scored is on the disk, in a file beside the one that is written in the end."""
+    if part is not None:
+        append_rows(part, rows)
+
+
 def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, scorer: ResponseScorer) -> str:
     from lit_rlhf.reward_report import RewardReport
 
@@ -181,6 +219,7 @@ def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, sco
     result = RewardReport.from_scores(pairs, score_fn=score_fn, model=options.model, data=", ".join(options.files))
     rate, rule = result.accuracy.rate, result.length_bias.longer_wins.rate
     text = f"accuracy {rate.mean:.3f} [{rate.low:.3f}, {rate.high:.3f}]; the longer response wins {rule.mean:.3f}"
+    text += f", the shorter {1 - rule.mean:.3f}"  # equal lengths count half in both
     if options.report is not None:
         text += f"\nreport: {write_reward_report(result, options.report)[1]}"
     return text
@@ -189,7 +228,13 @@ def _pairs_summary(pairs: Sequence[ScoredPair], options: argparse.Namespace, sco
 def _chunks(items: Sequence[ItemT], console: Console | None) -> Iterator[Sequence[ItemT]]:
     starts = range(0, len(items), _CHUNK)
     quiet = console is None or not console.is_terminal
+    told = began = time.monotonic()
     for start in track(starts, description="scoring", console=console, transient=True, disable=quiet):
+        now = time.monotonic()
+        if quiet and console is not None and start and now - told >= _EVERY:
+            left = (now - began) / start * (len(items) - start)
+            console.print(f"scored {start}/{len(items)}, {left:.0f} s left", highlight=False, soft_wrap=True)
+            told = now
         yield items[start : start + _CHUNK]
 
 

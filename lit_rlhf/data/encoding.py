@@ -89,16 +89,22 @@ class PairEncoder(RowEncoder):
         return next(m.content for m in record.prompt if m.role == "user")
 
 
+@dataclass(frozen=True)
 class TextEncoder(RowEncoder):
-    """Dialogues whose responses are learned, and plain text."""
+    """Dialogues whose responses are learned, and plain text.
+
+    Attributes:
+        separator: What stands in front of plain text: see :func:`~lit_rlhf.data.template.encode_text`.
+    """
 
     kind = "sft"
+    separator: str | None = None
     columns: ClassVar[Mapping[str, Column]] = {"ids": "ids", "learned": "flags"}
 
     def encode(self, tokenizer: Any, record: DialogueRecord | TextRecord) -> tuple[list[EncodedRow], int]:
         """One row a dialogue; a text gives as many as its length needs."""
         if isinstance(record, TextRecord):
-            pieces = encode_text(tokenizer, record.text, max_length=self.max_length)
+            pieces = encode_text(tokenizer, record.text, max_length=self.max_length, separator=self.separator)
             return [_text_row(ids, [i > 0 for i in range(len(ids))], record.raw) for ids in pieces], 0
         encoded = encode_dialogue(tokenizer, record, template=self.template, max_length=self.max_length)
         return [_text_row(encoded.ids, encoded.learned, record.raw)], encoded.dropped_turns

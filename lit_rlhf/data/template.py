@@ -233,11 +233,27 @@ def encode_dialogue(
         kept = shorter
 
 
-def encode_text(tokenizer: Any, text: str, *, max_length: int) -> list[list[int]]:
-    """Token ids of plain text in pieces of at most ``max_length``, each with its BOS, EOS at the end of the last."""
-    start = _bos(tokenizer)
-    ids = [*_encode(tokenizer, text, plain=True), tokenizer.eos_token_id]
+def encode_text(tokenizer: Any, text: str, *, max_length: int, separator: str | None = None) -> list[list[int]]:
+    """Token ids of plain text in pieces of at most ``max_length``.
+
+    Args:
+        tokenizer: With an EOS token.
+        text: Special tokens that are written in it are text.
+        max_length: Most tokens of a piece.
+        separator: What stands in front of each piece, special tokens counting as such, and nothing behind; "" for no
+            tokens at all. None: BOS in front of each piece, EOS behind the last. A chat model's BOS and EOS mean turns.
+
+    Raises:
+        ValueError: ``max_length`` leaves no room behind the separator.
+    """
+    if separator is None:
+        start, end = _bos(tokenizer), [tokenizer.eos_token_id]
+    else:
+        start, end = (_encode(tokenizer, separator, plain=False) if separator else []), []
+    ids = [*_encode(tokenizer, text, plain=True), *end]
     size = max_length - len(start)
+    if size < 1:
+        raise ValueError(f"`separator` ({separator!r}) must be shorter than `max_length` ({max_length} tokens).")
     return [start + ids[i : i + size] for i in range(0, len(ids), size)]
 
 

@@ -38,6 +38,7 @@ class PTXText:
             template=config.template,
             max_length=config.max_length,
         )
+        self._data.separator = config.separator
         self._data.tokenizer = tokenizer
         self._data.setup()
         self._rows = self._data.rows["train"]

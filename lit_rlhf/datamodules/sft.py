@@ -33,9 +33,11 @@ class SFTDataModule(TokenDataModule[TextRow]):
     ``batch_size`` nor ``max_tokens`` is given.
     """
 
+    separator: str | None = None  # of plain text: see `encode_text`
+
     def encoder(self) -> TextEncoder:
         """Dialogues and texts alike."""
-        return TextEncoder(self.template, self.max_length)
+        return TextEncoder(self.template, self.max_length, self.separator)
 
     def row(self, encoded: EncodedRow) -> TextRow:
         """Ids and learned tokens as tensors."""

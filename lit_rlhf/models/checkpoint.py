@@ -28,13 +28,26 @@ def resolve_folder(path: str | Path, *, trust_remote_code: bool = False, weights
 
     Raises:
         FileNotFoundError: ``path`` is no folder, and it looks like a local path or the hub does not give it.
+        ValueError: It is a GGUF file, or a folder with nothing else in it.
     """
     folder = Path(path).expanduser()
+    _refuse_gguf(folder)
     if folder.is_dir():
         return folder
     if _looks_local(str(path)):
         raise FileNotFoundError(f"No model folder at '{path}'.")
     return _hub_snapshot(str(path), trust_remote_code=trust_remote_code, weights=weights)
+
+
+def _refuse_gguf(path: Path) -> None:
+    if path.is_dir() and not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        found = next(iter(sorted(path.glob("*.gguf"))), None)
+    else:
+        found = path if path.suffix == ".gguf" and path.is_file() else None
+    if found is not None:
+        raise ValueError(
+            f"'{path}' is a GGUF model without config.json, which cannot be trained: convert it first (docs/models.md)."
+        )
 
 
 def _looks_local(path: str) -> bool:

@@ -54,7 +54,7 @@ from lit_rlhf.strategies.accumulation import (
     lower_loss_scale,
 )
 from lit_rlhf.strategies.errors import require_training_state
-from lit_rlhf.strategies.precision import weight_dtype
+from lit_rlhf.strategies.precision import cpu_has_bf16, weight_dtype
 from lit_rlhf.user_errors import LitRLHFError
 
 ContentT = TypeVar("ContentT")
@@ -215,6 +215,11 @@ class BaseModule(L.LightningModule, ABC):
             rank_zero_warn(
                 f"`precision` ({precision}) trains bf16 weights: what changes a weight by less than 1/512 of itself is "
                 "rounded away, at PPO's learning rates most of every update. bf16-mixed keeps fp32 weights."
+            )
+        if precision.startswith("bf16") and self.target_device.type == "cpu" and not cpu_has_bf16():
+            rank_zero_warn(
+                f"`precision` ({precision}): this CPU has no bf16 instructions and emulates them, several times slower "
+                "than fp32. Use `--trainer.precision 32-true` on it."
             )
 
     def configure_model(self) -> None:

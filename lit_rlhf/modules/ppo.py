@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation, writes_files
@@ -70,6 +71,9 @@ from lit_rlhf.types import (
 
 SkipReason = Literal["score", "column", "target_kl"]
 """Why the rest of an iteration's updates are not made: scores or model outputs that are not finite, or target KL."""
+
+MANY_CUT = 0.3
+"""Share of responses cut at the length limit from which a run says so."""
 
 
 class PPOModule(BaseModule, ExperienceCollector):
@@ -146,6 +150,7 @@ class PPOModule(BaseModule, ExperienceCollector):
             reward=self.reward,
             model=self.model_config,
         )
+        self._told_of_cuts = False
         check_options(
             loss=self.loss,
             policy_loss=self.policy_loss,
@@ -443,10 +448,23 @@ class PPOModule(BaseModule, ExperienceCollector):
         sound = self.skip_reason is None
         metrics = rollout_metrics(experience, entropy, moments=self.moments, times=self._timings, sound=sound)
         self.rollout_metrics = {**metrics, "kl_coef": self.kl_controller.value, "iteration": float(self.iteration)}
+        self._tell_of_cuts(metrics.get("rollout/cut_rate", 0.0))
         if sound and "rollout/kl_sequence" in metrics:
             self.kl_controller.update(metrics["rollout/kl_sequence"], len(experience) * self.trainer.world_size)
         if sound:
             emit_rollout(self.trainer, self, experience)
+
+    def _tell_of_cuts(self, share: float) -> None:
+        """Say, once a run, that most responses do not end by themselves."""
+        if share <= MANY_CUT or self._told_of_cuts:
+            return
+        self._told_of_cuts = True
+        limit = f"`sampling.max_response_length` ({self.sampling.max_response_length})"
+        rank_zero_warn(
+            f"{share:.0%} of the responses of iteration {self.iteration} were cut at {limit}: the reward scores "
+            "unfinished text. Raise it, or take something off such scores with `shaping.missing_eos_penalty`. "
+            "`rollout/cut_rate` counts them; this is said once."
+        )
 
     @contextmanager
     def _reference_model(self) -> Iterator[nn.Module | None]:

@@ -160,6 +160,8 @@ class PTXConfig:
         format: Format of the rows; recognized if not given.
         template: Named chat template for tokenizers without one.
         columns: Our names of columns that have others.
+        separator: What stands in front of plain text, e.g. `<|endoftext|>`, with nothing behind it; "" for nothing.
+            None: the tokenizer's BOS and EOS, which mean turns to a chat model. Dialogues are not concerned.
     """
 
     files: list[str]
@@ -168,6 +170,7 @@ class PTXConfig:
     format: str | None = None
     template: str | None = None
     columns: dict[str, str] | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.files), "ptx.files", self.files, "must name at least one file: the ptx loss needs text")

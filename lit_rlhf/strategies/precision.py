@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
+_BF16 = ("avx512_bf16", "amx_bf16")  # by name of torch.cpu.get_capabilities
 _LOW = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -18,3 +19,12 @@ def weight_dtype(trainer: L.Trainer) -> torch.dtype:
     name, _, kind = str(trainer.precision).partition("-")
     low = kind == "true" or isinstance(trainer.strategy, DeepSpeedStrategy)
     return _LOW.get(name, torch.float32) if low else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself; True where torch does not tell."""
+    ask = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.11 on
+    told = ask() if ask is not None else {}
+    if told.get("architecture") != "x86_64" or _BF16[0] not in told:
+        return True
+    return any(told.get(name) for name in _BF16)

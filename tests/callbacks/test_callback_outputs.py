@@ -124,6 +124,17 @@ def test_best_policy_and_export_refuse_what_they_cannot_do(tmp_path):
         fit(module, [ExportCallback()], tmp_path)
 
 
+def test_fixed_samples_without_a_validation_are_said_to_be_none(tmp_path, recwarn):
+    def said():
+        return [w for w in recwarn if "there is none: samples.jsonl" in str(w.message)]
+
+    fit(StandIn(), [SampleLogger(fixed=4)], tmp_path / "a", epochs=1, limit_val_batches=1)
+    fit(StandIn(), [SampleLogger(fixed=0)], tmp_path / "b", epochs=1)
+    assert not said()
+    fit(StandIn(), [SampleLogger(fixed=4)], tmp_path / "c", epochs=1)
+    assert len(said()) == 1
+
+
 class Shown(StandIn):
     def training_step(self, batch, batch_idx):
         super().training_step(batch, batch_idx)

@@ -19,9 +19,10 @@ NEEDED: dict[str, tuple[list[str], str]] = {
     "report": (["run"], "--title"),
     "compare": (["a", "b"], "--out"),
     "tax": (["a", "b"], "--out"),
+    "study": (["pocket/study"], "--jobs"),
     "score": (["--model", "rm", "x.jsonl"], "--format"),
     "export": (["x.ckpt", "out"], "--source"),
-    "plan": (["--config", "x.yaml"], "--memory"),
+    "plan": (["--config", "preset:ppo_max"], "--memory"),
 }
 """The least that each verb asks for, and one of its options."""
 ARGPARSE = [verb for verb in COMMANDS if verb != "compare"]  # whose judge has options of its own, as trainers have

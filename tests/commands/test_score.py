@@ -188,3 +188,32 @@ class TestResponseScorer:
     def test_refuses_a_length_that_holds_nothing(self, scorer):
         with pytest.raises(ValueError, match=r"`max_length` \(3\)"):
             ResponseScorer(scorer.model, scorer.tokenizer, max_length=3)
+
+
+def test_what_is_scored_is_kept_when_the_command_ends_early(folder, tmp_path, monkeypatch, capsys):
+    rows = [hh(ASK, REPLY, OTHER) for _ in range(4)]
+    data, out = write(tmp_path / "pairs.jsonl", rows), tmp_path / "scores.jsonl"
+    monkeypatch.setattr("lit_rlhf.commands.score._CHUNK", 2)
+    monkeypatch.setattr("lit_rlhf.commands.score._EVERY", 0.0)
+    calls, whole = [], ResponseScorer.score_ids
+
+    def fails_later(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResponseScorer, "score_ids", fails_later)
+        with pytest.raises(KeyboardInterrupt):
+            main([data, "--model", str(folder), "--out", str(out)])
+    part = tmp_path / "scores.jsonl.part"
+    kept = read(part)
+    assert len(kept) == 2
+    assert not out.exists()
+    main([data, "--model", str(folder), "--out", str(out)])
+    assert not part.exists()
+    assert read(out)[:2] == kept
+    told = capsys.readouterr().err
+    assert "scored 2/4, " in told
+    assert "the longer response wins 1.000, the shorter 0.000" in told or "wins 0.000, the shorter 1.000" in told

@@ -219,3 +219,16 @@ class TestTheEndOfAResponse:
 def test_a_template_that_refuses_a_lone_question_is_exported_as_it_is():
     own = "{% if messages | length < 2 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
     assert chat_template(make_tokenizer(own), None) == own
+
+
+def test_plain_text_may_stand_behind_a_separator_of_its_own_and_ends_as_it_ends(tokenizer):
+    plain = encode_text(tokenizer, "abcdefgh", max_length=99)[0]
+    text = plain[1:-1] if plain[0] == tokenizer.bos_token_id else plain[:-1]
+    assert encode_text(tokenizer, "abcdefgh", max_length=99, separator="") == [text]
+    end = tokenizer.eos_token
+    assert encode_text(tokenizer, "abcdefgh", max_length=99, separator=end) == [[tokenizer.eos_token_id, *text]]
+    pieces = encode_text(tokenizer, "abcdefgh", max_length=3, separator=end)
+    assert [piece[0] for piece in pieces] == [tokenizer.eos_token_id] * len(pieces)
+    assert [token for piece in pieces for token in piece[1:]] == text
+    with pytest.raises(ValueError, match=r"`separator` \('.*'\) must be shorter than `max_length` \(1 tokens\)"):
+        encode_text(tokenizer, "abcdefgh", max_length=1, separator=end)

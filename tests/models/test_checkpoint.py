@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_rlhf.models.checkpoint import load_pickle
+from lit_rlhf.models.checkpoint import load_pickle, resolve_folder
 from lit_rlhf.models.loading.causal import load_causal_lm
 from lit_rlhf.models.loading.scalar import load_scalar_model
 
@@ -98,3 +98,17 @@ class TestCheckpointFile:
         torch.save([1], tmp_path / "b.pt")
         with pytest.raises(ValueError, match="must hold a dict of tensors, not a list"):
             load_pickle(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_gguf_model_is_one_line(tmp_path, named):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    path = tmp_path if named == "folder" else tmp_path / "model.gguf"
+    with pytest.raises(ValueError, match=r"is a GGUF model without config.json.*convert it first"):
+        resolve_folder(path)
+
+
+def test_a_model_folder_that_also_holds_a_gguf_is_a_model_folder(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_folder(tmp_path) == tmp_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import datetime
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 import torch
 from datasets import Dataset
 from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import AutoTokenizer
 
 from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.config import ScheduleConfig
+from lit_rlhf.data.tokenizing import CacheConfig
+from lit_rlhf.datamodules.ptx import PTXText
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.modules.base import NonFiniteError
 from lit_rlhf.modules.ppo import PPOModule
@@ -22,6 +26,7 @@ from lit_rlhf.ppo.estimators import GAE, GroupNormalized, LeaveOneOut
 from lit_rlhf.ppo.kl_controller import AdaptiveKL, FixedKL
 from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss, KLPenaltySurrogate
 from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.types import RewardOutput
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
 
@@ -477,3 +482,38 @@ def test_skipped_updates_in_a_row_are_counted_over_a_resume(world, tmp_path, mon
             resumed, make_data(world, val=None), ckpt_path=str(tmp_path / "three.ckpt"), weights_only=True
         )
     assert resumed.skipped_updates == 5
+
+
+@pytest.mark.parametrize(("longest", "told"), [(2, 1), (200, 0)])
+def test_many_cut_responses_are_said_once_with_what_to_do(world, tmp_path, longest, told, recwarn):
+    class Ending(PPOModule):
+        """Ends every response at its second token where there is room for more."""
+
+        def generate(self, prompts, uniforms, sampling):
+            rollout = super().generate(prompts, uniforms, sampling)
+            ended = torch.full_like(rollout.ended, longest > 2)
+            return dataclasses.replace(rollout, ended=ended)
+
+    module = make_ppo(world, Ending, sampling=SamplingConfig(max_response_length=min(longest, 10)))
+    make_trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(module, make_data(world))
+    lines = [str(w.message) for w in recwarn if "were cut at" in str(w.message)]
+    assert len(lines) == told
+    if told:
+        assert lines[0].startswith(
+            "100% of the responses of iteration 0 were cut at `sampling.max_response_length` (2)"
+        )
+        assert "`shaping.missing_eos_penalty`" in lines[0]
+
+
+def test_prose_beside_ppo_stands_behind_its_own_separator(world, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(world / "policy")
+    files = [str(world / "texts.jsonl")]
+    cache = CacheConfig(use=True, folder=str(tmp_path))  # the separator is part of what is kept
+    plain, bare = (
+        PTXText(PTXConfig(files=files, max_length=16, separator=separator), tokenizer, cache)._rows
+        for separator in (None, "")
+    )
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for i in range(len(plain)):
+        assert bare[i].ids.tolist() == [token for token in plain[i].ids.tolist() if token not in marks]
+    assert len(bare[0].ids) < len(plain[0].ids)

@@ -18,6 +18,7 @@ from lit_rlhf.modules.ppo import PPOModule
 from lit_rlhf.ppo.config import LossConfig, PPOOptimizerConfig, PTXConfig, ReferenceConfig
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.rollout.transformers_engine import TransformersEngine
+from lit_rlhf.strategies.precision import cpu_has_bf16
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
 
 MAX_NORM = 0.5
@@ -271,3 +272,30 @@ def test_on_host_gives_the_default_back_after_an_error() -> None:
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_bf16_on_a_cpu_that_emulates_it_is_said(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    with pytest.warns(UserWarning, match=r"`precision` \(bf16-mixed\): this CPU has no bf16 instructions") as seen:
+        make_trainer(tmp_path / "a", precision="bf16-mixed", limit_val_batches=0, max_epochs=1).fit(
+            make_ppo(world), make_data(world)
+        )
+    assert len([w for w in seen if "bf16 instructions" in str(w.message)]) == 1
+    assert not cpu_has_bf16()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"architecture": "x86_64", "avx512_bf16": True},
+        {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True},
+        {"architecture": "aarch64"},
+        {},
+    ],
+)
+def test_a_cpu_with_bf16_or_that_is_not_known_is_left_in_peace(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert cpu_has_bf16()
