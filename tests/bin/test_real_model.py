@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ def test_again_is_cheap_and_a_lost_stage_is_made_again(words, ran) -> None:
     (root / "tax.json").unlink()
     command.main(words)
     assert [words[0] for words in ran] == ["tax"]
+
+
+def test_an_interrupted_stage_goes_on_from_its_checkpoint(words, ran) -> None:
+    """An arm whose export is gone, as after a kill: its last checkpoint is what it goes on from."""
+    ran.clear()
+    root = Path(words[3]) / "seed1"
+    shutil.rmtree(root / "ppo_vanilla" / "export")
+    command.main(words)
+    assert [words[0] for words in ran] == ["fit"]
+    assert ran[0][-2:] == ("--ckpt_path", "last")
+    assert (root / "ppo_vanilla" / "export" / "final" / "adapter_config.json").exists()
 
 
 def test_other_options_in_the_same_folder_are_refused(words, capsys) -> None:
