@@ -34,7 +34,7 @@ def tiny_config(architecture: str, vocab_size: int, **overrides: Any) -> Any:
         "num_key_value_heads": 2, "max_position_embeddings": 128, "head_dim": 8,
     }  # fmt: skip
     gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-    special = {
+    special: dict[str, dict[str, Any]] = {
         "gpt2": {**gpt2},
         "gemma2": {**modern, "final_logit_softcapping": 3.0, "sliding_window": 64, "query_pre_attn_scalar": 8},
         "cohere": {**modern, "logit_scale": 0.25},
