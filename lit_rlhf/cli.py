@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -120,12 +121,19 @@ def _run(words: list[str], *, whole_process: bool) -> None:
         with listening(for_good=whole_process) if words[0] == "fit" else nullcontext():
             command, argv = _find(words)
             command(argv)
+        sys.stdout.flush()
     except KeyboardInterrupt as stopped:
         fail(str(stopped) or "interrupted", code=130)
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's orderly end after Ctrl-C is silent
             fail("interrupted; `--ckpt_path last` resumes from the last checkpoint", code=130)
         raise
+    except BrokenPipeError:
+        if words[0] in TRAINING:  # a connection of its own: no reader of ours went away
+            raise
+        # `lit-rlhf configs | head -1`: the reader has seen enough. Nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         message = None if os.environ.get("LIT_RLHF_DEBUG") else message_for_user(error)
         if message is None:

@@ -47,6 +47,16 @@ def test_help_and_version_import_nothing_heavy(word) -> None:
     assert ended.stdout.strip()
 
 
+@pytest.mark.parametrize("words", [["configs"], ["configs", "pocket/study"]])
+def test_a_reader_that_goes_away_is_no_error(words) -> None:
+    """As in `lit-rlhf configs | head -1`; the second says more than stdout's buffer holds."""
+    command = [sys.executable, "-m", "lit_rlhf", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
 def test_help_names_every_command(capsys) -> None:
     from lit_rlhf.cli import COMMANDS, TRAINING
 
