@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     if name is not None:
         sys.stdout.write(shipped_config(name).read_text(encoding="utf-8"))
         return
-    for known, path in shipped_names().items():
+    names = shipped_names()
+    width = max(map(len, names))
+    for known, path in names.items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{known:<24}{first.lstrip('# ')}")  # noqa: T201
+        print(f"{known:<{width}}  {first.lstrip('# ')}")  # noqa: T201

@@ -72,9 +72,14 @@ def study(files: Path, *more: str) -> list[str]:
 
 def test_a_study_is_interrupted_resumed_and_reported(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "lit_rlhf", *study(files)]
-    first = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=clean_environment(), start_new_session=True
-    )
+    # A shell's background jobs ignore SIGINT, and so do their children: pytest itself may be one.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        first = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=clean_environment(), start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, handler)
     data = files / "out" / "seed3" / "data" / "base" / "config.json"
     deadline = time.monotonic() + 300
     while not (files / "out" / "seed3" / "opponents.log").exists() and time.monotonic() < deadline:

@@ -193,9 +193,9 @@ MUTATIONS = [
     Mutation("functional/diagnostics", "tail over the whole", "above / below", "above / variance.sqrt()"),
     # ngrams
     Mutation("functional/ngrams", "windows of padding counted", "return _hashed(windows)[whole]", "return _hashed(windows).flatten()"),
-    Mutation("functional/ngrams", "windows half kept", ".all(-1)", ".any(-1)"),
+    Mutation("functional/ngrams", "windows half kept", "mask.unfold(1, order, 1).all(-1)\n    return", "mask.unfold(1, order, 1).any(-1)\n    return"),
     Mutation("functional/ngrams", "padding in the prefix", "ids[:, :length].masked_fill(~mask[:, :length], -1)", "ids[:, :length]"),
-    Mutation("functional/ngrams", "order of tokens lost", "value = (value + windows[..., k] + 1) * _MULTIPLIER + (k + 1)", "value = value + windows[..., k]"),
+    Mutation("functional/ngrams", "order of tokens lost", "value = (value + token + 1) * _MULTIPLIER + (place + 1)", "value = value + token"),
     Mutation("functional/ngrams", "suffix for prefix", "head = ids[:, :length].masked_fill(~mask[:, :length], -1)", "head = ids[:, -length:].masked_fill(~mask[:, -length:], -1)"),
     # checks
     Mutation("functional/checks", "shapes not compared", "if len(set(shapes.values())) > 1:", "if False:"),
