@@ -25,6 +25,7 @@ MONITORS = {
 }
 
 
+_TRAINING = "training"  # the phase of a stage that names none
 _STALE = 5.0  # seconds after which the facts of a plain line are read anew
 _LONG = 10.0  # seconds of a first step that are worth a line
 
@@ -32,9 +33,9 @@ _LONG = 10.0  # seconds of a first step that are worth a line
 class RLHFProgressBar(RolloutCallback, ProgressBar):
     """One live line on a terminal, a plain line per epoch and per minute elsewhere: no log spam.
 
-    Shows stage, phase (``rollout``, ``scoring``, ``update``, ``validation``), epoch and step, time left, tokens per
-    second and the four monitors of the paper: score, KL, perplexity, length. Metrics that the module logs with
-    ``prog_bar=True`` follow, so it serves supervised stages as well. The phase comes from
+    Shows stage, phase (``rollout``, ``scoring``, ``update``, ``validation``, ``training``), epoch and step, time left,
+    tokens per second and the four monitors of the paper: score, KL, perplexity, length. Metrics that the module logs
+    with ``prog_bar=True`` follow, so it serves supervised stages as well. The phase comes from
     :func:`~lit_rlhf.callbacks.hooks.emit_phase`. Off a terminal it also says when models load, when the first rollout,
     scoring and update begin, and what the first step took where that is long.
 
@@ -105,6 +106,7 @@ class RLHFProgressBar(RolloutCallback, ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the live line, or begin the plain ones."""
         self._began = (trainer.global_step, time.monotonic())
+        self._enter(_TRAINING)
         self._latest = (time.monotonic(), self.line(trainer))
         if self._enabled and self._is_plain() and self.every_n_seconds is not None:
             self._ticker = _Ticker(self.every_n_seconds, self._tick)
@@ -149,6 +151,10 @@ class RLHFProgressBar(RolloutCallback, ProgressBar):
         """Validation is a phase too."""
         self._enter("validation")
         self._refresh(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A stage without phases of its own trains again."""
+        self._enter(_TRAINING)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write a plain line where there is no terminal."""
@@ -223,8 +229,8 @@ class RLHFProgressBar(RolloutCallback, ProgressBar):
 
     def _tick(self) -> None:
         """From the ticker's thread: what the trainer's own thread noted last, and where it is now."""
-        since = f" ({self._phase} for {_clock(time.monotonic() - self._phase_began)})" if self._phase_began else ""
-        self.print(self._latest[1] + since)
+        since = f" ({self._phase} for {_clock(time.monotonic() - self._phase_began)})"
+        self.print(self._latest[1] + (since if self._phase != _TRAINING else ""))
 
     def _close(self) -> None:
         if self._ticker is not None:

@@ -170,6 +170,30 @@ def test_a_line_comes_by_time_inside_an_epoch_and_while_a_rollout_runs(tmp_path,
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
+def test_a_line_by_time_says_validation_only_while_one_runs(tmp_path, capsys):
+    class Supervised(StandIn):
+        def train_dataloader(self):
+            return torch.randn(4, 4, 3)
+
+        def val_dataloader(self):
+            return torch.randn(1, 4, 3)
+
+        def training_step(self, batch, batch_idx):
+            time.sleep(0.2)
+            super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            time.sleep(0.5)
+
+    bar = RLHFProgressBar(every_n_seconds=0.15)
+    more = {"limit_val_batches": 1, "num_sanity_val_steps": 1}
+    fit(Supervised(), [bar], tmp_path, epochs=2, enable_progress_bar=True, **more)
+    ticks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fit epoch")]
+    assert any("validation for 0:0" in line for line in ticks)
+    assert sum("validation" not in line for line in ticks) >= 2 + 4  # the epochs' own lines, and those of training
+    assert not [line for line in ticks if "training for" in line]
+
+
 def test_no_line_by_time_where_none_is_wanted(tmp_path, capsys):
     fit(Shown(), [RLHFProgressBar(every_n_seconds=None)], tmp_path, epochs=1, enable_progress_bar=True)
     assert " for 0:0" not in capsys.readouterr().out
