@@ -24,6 +24,12 @@ y = x
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_open_figures() -> None:
+    """Pages hold every figure that is open: those of other tests in this process are none of theirs."""
+    pytest.importorskip("matplotlib.pyplot").close("all")
+
+
 def test_cells_and_page(tmp_path: Path) -> None:
     assert list(cells(SOURCE)) == [
         (True, "# A title\nText."),

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from lit_rlhf.callbacks import CriticWarmup
 from lit_rlhf.config import ScheduleConfig
-from lit_rlhf.data.tokenizing import CacheConfig
+from lit_rlhf.data.tokenizing import TokenCache
 from lit_rlhf.datamodules.ptx import PTXText
 from lit_rlhf.functional.moments import RunningMoments
 from lit_rlhf.modules.base import NonFiniteError
@@ -508,7 +508,7 @@ def test_many_cut_responses_are_said_once_with_what_to_do(world, tmp_path, longe
 def test_prose_beside_ppo_stands_behind_its_own_separator(world, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(world / "policy")
     files = [str(world / "texts.jsonl")]
-    cache = CacheConfig(use=True, folder=str(tmp_path))  # the separator is part of what is kept
+    cache = TokenCache(use=True, folder=str(tmp_path))  # the separator is part of what is kept
     plain, bare = (
         PTXText(PTXConfig(files=files, max_length=16, separator=separator), tokenizer, cache)._rows
         for separator in (None, "")
