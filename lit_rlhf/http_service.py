@@ -6,14 +6,14 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse
+    from aiohttp import ClientResponse, ClientSession
 
 ResultT = TypeVar("ResultT")
 
@@ -62,6 +62,16 @@ def json_headers(token_env: str | None) -> dict[str, str]:
     return headers | {"Authorization": f"Bearer {token}"}
 
 
+def check_limits(**values: float) -> None:
+    """Refuse, with ``ValueError``, retries and waits below 0, and anything else that is not above it."""
+    for name, value in values.items():
+        if name in ("retries", "backoff", "max_backoff"):
+            if not value >= 0:
+                raise ValueError(f"`{name}` ({value}) must not be negative.")
+        elif not value > 0:
+            raise ValueError(f"`{name}` ({value}) must be positive.")
+
+
 def proxy_for(url: str) -> str | None:
     """What the environment says (`http_proxy`, `no_proxy`), and nothing of a .netrc, as the library would have it."""
     parts = urlsplit(url)
@@ -73,6 +83,56 @@ def seconds_to_wait(attempt: int, backoff: float, max_backoff: float, retry_afte
     limit = min(max_backoff, backoff * 2**attempt)
     jittered = random.SystemRandom().uniform(0, limit)
     return max(jittered, min(retry_after or 0.0, max_backoff))
+
+
+async def retried(
+    attempt: Callable[[], Awaitable[ResultT]], *, retries: int, backoff: float, max_backoff: float
+) -> ResultT:
+    """The result of the first attempt that does not fail.
+
+    Raises:
+        RetryableError: The last attempt's.
+    """
+    for number in range(retries):
+        try:
+            return await attempt()
+        except RetryableError as error:
+            wait = seconds_to_wait(number, backoff, max_backoff, error.retry_after)
+        await asyncio.sleep(wait)
+    return await attempt()
+
+
+async def ask_all(
+    asks: Sequence[Callable[[ClientSession], Awaitable[ResultT]]],
+    *,
+    token_env: str | None,
+    timeout: float,
+    concurrency: int,
+) -> list[ResultT]:
+    """What each of ``asks`` gets from a session that they share, in their order; the first error ends the others."""
+    import aiohttp
+
+    free = asyncio.Semaphore(concurrency)
+    async with aiohttp.ClientSession(
+        headers=json_headers(token_env),
+        timeout=aiohttp.ClientTimeout(total=timeout),
+        # As many connections as requests; an idle one may be closed under the next request.
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+    ) as session:
+
+        async def one(ask: Callable[[ClientSession], Awaitable[ResultT]]) -> ResultT:
+            async with free:
+                return await ask(session)
+
+        tasks = [asyncio.ensure_future(one(ask)) for ask in asks]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:  # after an error nothing waits for the other requests
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run_async(work: Coroutine[Any, Any, ResultT]) -> ResultT:

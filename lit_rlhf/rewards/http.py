@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +12,15 @@ import torch
 from lit_rlhf.http_service import (
     RETRY_STATUS,
     RetryableError,
+    ask_all,
+    check_limits,
     check_url,
     error_in_words,
     json_headers,
     proxy_for,
     read_all,
+    retried,
     run_async,
-    seconds_to_wait,
 )
 from lit_rlhf.rewards.base import Reward, RewardError, parse_scores, quoted
 from lit_rlhf.types import RewardOutput, RewardRequest
@@ -72,12 +75,8 @@ class HTTPReward(Reward):
         name: str = "http",
     ) -> None:
         check_url(url)
-        for key, value in (("timeout", timeout), ("batch_size", batch_size), ("concurrency", concurrency)):
-            if not value > 0:
-                raise ValueError(f"`{key}` ({value}) must be positive.")
-        for key, value in (("retries", retries), ("backoff", backoff), ("max_backoff", max_backoff)):
-            if not value >= 0:
-                raise ValueError(f"`{key}` ({value}) must not be negative.")
+        check_limits(timeout=timeout, batch_size=batch_size, concurrency=concurrency)
+        check_limits(retries=retries, backoff=backoff, max_backoff=max_backoff)
         self.url, self.timeout, self.batch_size, self.concurrency = url, timeout, batch_size, concurrency
         self.retries, self.backoff, self.max_backoff = retries, backoff, max_backoff
         self.token_env, self.send_records, self.name = token_env, send_records, name
@@ -99,45 +98,24 @@ class HTTPReward(Reward):
         """
         size = self.batch_size
         parts = [_rows(request, i, min(i + size, len(request.prompts))) for i in range(0, len(request.prompts), size)]
-        return _joined(run_async(self._score_parts(parts)))
+        asks = [partial(self._score_part, part) for part in parts]
+        work = ask_all(asks, token_env=self.token_env, timeout=self.timeout, concurrency=self.concurrency)
+        return _joined(run_async(work))
 
-    async def _score_parts(self, parts: list[RewardRequest]) -> list[RewardOutput]:
-        import aiohttp
-
-        free = asyncio.Semaphore(self.concurrency)
-        async with aiohttp.ClientSession(
-            headers=json_headers(self.token_env),
-            timeout=aiohttp.ClientTimeout(total=self.timeout),
-            connector=aiohttp.TCPConnector(force_close=True),  # an idle connection may be closed under the next request
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        ) as session:
-            tasks = [asyncio.ensure_future(self._score_part(part, session, free)) for part in parts]
-            try:
-                return list(await asyncio.gather(*tasks))
-            finally:  # after an error nothing waits for the other requests
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _score_part(self, part: RewardRequest, session: ClientSession, free: asyncio.Semaphore) -> RewardOutput:
-        reason, where = "", f"{quoted(part.prompts[0])} (batch of {len(part.prompts)})"
-        async with free:
-            try:
-                body = json.dumps(self._payload(part)).encode()
-            except TypeError as error:
-                what = f"`send_records` needs records that are JSON: {error}"
-                raise ValueError(f"{what}, in the batch of {where}.") from None
-            for attempt in range(self.retries + 1):
-                try:
-                    value = await self._post(session, body, where)
-                except RetryableError as error:
-                    reason = str(error)
-                    if attempt < self.retries:
-                        await asyncio.sleep(self._wait(attempt, error.retry_after))
-                else:
-                    return parse_scores(value, part, source=self._source)
-        raise RewardError(f"{self._source} failed {self.retries + 1} times, last with {reason}, for {where}.")
+    async def _score_part(self, part: RewardRequest, session: ClientSession) -> RewardOutput:
+        where = f"{quoted(part.prompts[0])} (batch of {len(part.prompts)})"
+        try:
+            body = json.dumps(self._payload(part)).encode()
+        except TypeError as error:
+            what = f"`send_records` needs records that are JSON: {error}"
+            raise ValueError(f"{what}, in the batch of {where}.") from None
+        attempt = partial(self._post, session, body, where)
+        try:
+            value = await retried(attempt, retries=self.retries, backoff=self.backoff, max_backoff=self.max_backoff)
+        except RetryableError as error:
+            tried = f"{self._source} failed {self.retries + 1} times, last with {error}, for {where}."
+            raise RewardError(tried) from None
+        return parse_scores(value, part, source=self._source)
 
     @property
     def _source(self) -> str:
@@ -180,9 +158,6 @@ class HTTPReward(Reward):
         if not isinstance(value, dict) or "scores" not in value:
             raise ValueError(f"{self._source} must reply with an object that has `scores`, for {where}.")
         return value
-
-    def _wait(self, attempt: int, retry_after: float | None) -> float:
-        return seconds_to_wait(attempt, self.backoff, self.max_backoff, retry_after)
 
     def describe(self) -> dict[str, Any]:
         """The address, too; never the token."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lit_rlhf.http_service import (
     RETRY_STATUS,
     RetryableError,
+    ask_all,
+    check_limits,
     check_url,
     error_in_words,
-    json_headers,
     proxy_for,
     read_all,
+    retried,
     run_async,
-    seconds_to_wait,
 )
 
 if TYPE_CHECKING:
@@ -55,12 +57,7 @@ class VLLMClient:
         token_env: str | None = None,
     ) -> None:
         check_url(url)
-        for name, value in (("timeout", timeout), ("concurrency", concurrency)):
-            if not value > 0:
-                raise ValueError(f"`{name}` ({value}) must be positive.")
-        for name, value in (("retries", retries), ("backoff", backoff)):
-            if not value >= 0:
-                raise ValueError(f"`{name}` ({value}) must not be negative.")
+        check_limits(timeout=timeout, concurrency=concurrency, retries=retries, backoff=backoff)
         self.url, self.timeout, self.concurrency = url.rstrip("/"), timeout, concurrency
         self.retries, self.backoff, self.token_env = retries, backoff, token_env
 
@@ -81,42 +78,17 @@ class VLLMClient:
         return self._all("POST", path, payloads, retries=self.retries)
 
     def _all(self, method: str, path: str, payloads: list[Any], *, retries: int) -> list[Any]:
-        return run_async(self._answers(method, path, payloads, retries))
+        asks = [partial(self._answer, method, path, payload, retries) for payload in payloads]
+        work = ask_all(asks, token_env=self.token_env, timeout=self.timeout, concurrency=self.concurrency)
+        return run_async(work)
 
-    async def _answers(self, method: str, path: str, payloads: list[Any], retries: int) -> list[Any]:
-        import aiohttp
-
-        free = asyncio.Semaphore(self.concurrency)
-        async with aiohttp.ClientSession(
-            headers=json_headers(self.token_env),
-            timeout=aiohttp.ClientTimeout(total=self.timeout),
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        ) as session:
-
-            async def answer(payload: Any) -> Any:
-                async with free:
-                    return await self._answer(session, method, path, payload, retries)
-
-            tasks = [asyncio.ensure_future(answer(payload)) for payload in payloads]
-            try:
-                return list(await asyncio.gather(*tasks))
-            finally:  # after an error nothing waits for the other requests
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _answer(self, session: ClientSession, method: str, path: str, payload: Any, retries: int) -> Any:
-        reason = ""
-        for attempt in range(retries + 1):
-            try:
-                return await self._attempt(session, method, path, payload)
-            except RetryableError as error:
-                reason, after = str(error), error.retry_after
-                if attempt < retries:
-                    await asyncio.sleep(seconds_to_wait(attempt, self.backoff, MAX_BACKOFF, after))
-        raise RuntimeError(f"vLLM's server {self.url}{path} failed {retries + 1} times, last with {reason}.")
+    async def _answer(self, method: str, path: str, payload: Any, retries: int, session: ClientSession) -> Any:
+        attempt = partial(self._attempt, session, method, path, payload)
+        try:
+            return await retried(attempt, retries=retries, backoff=self.backoff, max_backoff=MAX_BACKOFF)
+        except RetryableError as error:
+            tried = f"vLLM's server {self.url}{path} failed {retries + 1} times, last with {error}."
+            raise RuntimeError(tried) from None
 
     async def _attempt(self, session: ClientSession, method: str, path: str, payload: Any) -> Any:
         """One attempt: the answer's JSON. ``RetryableError`` when another may help."""

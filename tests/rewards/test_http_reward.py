@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_rlhf import http_service
+from lit_rlhf.http_service import seconds_to_wait
 from lit_rlhf.rewards.http import HTTPReward
 from tests.rewards.requests import make_request
 
@@ -257,21 +259,20 @@ class TestRetries:
         with pytest.raises(RuntimeError, match=r"failed 2 times, last with .*refused"):
             reward(request_)
 
-    def test_waits_grow_and_are_bounded(self, service):
-        reward = _reward(service, backoff=1.0, max_backoff=5.0)
+    def test_waits_grow_and_are_bounded(self):
         for attempt, limit in enumerate([1.0, 2.0, 4.0, 5.0, 5.0]):
-            waits = [reward._wait(attempt, None) for _ in range(200)]
+            waits = [seconds_to_wait(attempt, 1.0, 5.0, None) for _ in range(200)]
             assert 0 <= min(waits) < 0.2 * limit
             assert 0.8 * limit < max(waits) <= limit
-        assert reward._wait(0, 3.0) == 3.0
-        assert reward._wait(0, 300.0) == 5.0
+        assert seconds_to_wait(0, 1.0, 5.0, 3.0) == 3.0
+        assert seconds_to_wait(0, 1.0, 5.0, 300.0) == 5.0
 
     def test_retry_after_is_honored(self, service, request_, monkeypatch):
         waits = []
         service.behave = failing(1, 429, [("Retry-After", "7")])
-        monkeypatch.setattr(HTTPReward, "_wait", lambda self, attempt, after: waits.append(after) or 0.0)
-        _reward(service)(request_)
-        assert waits == [7.0]
+        monkeypatch.setattr(http_service, "seconds_to_wait", lambda *given: waits.append(given) or 0.0)
+        _reward(service, backoff=0.5, max_backoff=9.0)(request_)
+        assert waits == [(0, 0.5, 9.0, 7.0)]
 
     def test_global_generators_are_left_alone(self, service, request_):
         import random
@@ -291,7 +292,7 @@ class TestRetries:
                 reply(handler, b"", 500)
 
         service.behave = behave
-        monkeypatch.setattr(HTTPReward, "_wait", lambda *_: 30.0)
+        monkeypatch.setattr(http_service, "seconds_to_wait", lambda *_: 30.0)
         with pytest.raises(RuntimeError, match="HTTP 400"):
             _reward(service, batch_size=1, concurrency=2, retries=2, backoff=30.0)(request_)
         # The others did not sit out their backoff.
