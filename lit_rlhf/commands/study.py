@@ -88,6 +88,9 @@ def _report(study: Study, out: Path, console: Console, failed: Sequence[Task]) -
         raise UserError(f"{out} holds no finished arm yet: nothing to report.")
     found = findings(study, results)
     notes = [_what_ran(study, out), *(f"Failed: {study.title(task.name)}, seed {task.seed}." for task in failed)]
+    measured = {measure for seeds in results.values() for run in seeds.values() for measure in run}
+    if nowhere := sorted(measures_of(study) - measured):
+        notes.append(f"No run has: {', '.join(nowhere)}.")
     write_table(results, out / "results.csv", measures=measures_of(study))
     text = write_markdown(study, results, found, out, notes=notes)
     write_page(study, results, found, out, notes=notes)

@@ -144,6 +144,7 @@ class Study:
         """
         if not self.seeds or not self.arms:
             raise ValueError("A study needs `seeds` and `arms`.")
+        self._check_seeds()
         if twice := sorted(self.prepare.keys() & self.arms.keys()):
             raise ValueError(f"`prepare` and `arms` both have {twice[0]!r}: each step needs a name of its own.")
         for name, step in self.steps():
@@ -152,13 +153,26 @@ class Study:
                 self._known(other, self.prepare, f"`{name}.needs`")
         if self.judging is not None:
             self._known(self.judging.opponents, self.prepare, "`judging.opponents`")
-        for figure in self.figures:
-            for arm in [*figure.arms, *(x for claim in figure.claims for x in (claim.arm, claim.against))]:
-                self._known(arm, self.arms, f"figure {figure.title!r}")
+        self._check_figures()
         try:
             TopologicalSorter({name: self.needed(name) for name in self.prepare}).prepare()
         except CycleError as error:
             raise ValueError(f"`prepare`: {' needs '.join(error.args[1])}.") from None
+
+    def _check_seeds(self) -> None:
+        for name, seeds in {
+            "seeds": self.seeds,
+            **{f"{name}.seeds": self.seeds_of(name) for name in self.arms},
+        }.items():
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"`{name}` ({', '.join(map(str, seeds))}) names a seed twice.")
+
+    def _check_figures(self) -> None:
+        for figure in self.figures:
+            if len(figure.frontier) not in (0, 2):
+                raise ValueError(f"figure {figure.title!r}: `frontier` needs two measures, a distance and a score.")
+            for arm in [*figure.arms, *(x for claim in figure.claims for x in (claim.arm, claim.against))]:
+                self._known(arm, self.arms, f"figure {figure.title!r}")
 
     def steps(self) -> Iterator[tuple[str, Step]]:
         """Preparations, then arms."""
@@ -221,6 +235,8 @@ def tasks(study: Study, *, seeds: Sequence[int] | None = None, arms: Sequence[st
         Study._known(name, study.arms, "`--arms`")
     out: dict[Task, None] = {}
     every = sorted({seed for name in study.arms for seed in study.seeds_of(name)})
+    if unknown := sorted(set(seeds or ()) - set(every)):
+        raise ValueError(f"`--seeds` names {unknown[0]}, which no arm has; the seeds are {', '.join(map(str, every))}.")
     for seed in every if seeds is None else seeds:
         for name in study.arms if arms is None else arms:
             if seed in study.seeds_of(name):
@@ -309,6 +325,9 @@ def _check_step(name: str, step: Step) -> None:
         raise ValueError(f"`{name}` needs `made`: what is there when `{step.run or step.verb}` is done?")
     if step.run is not None and (step.drop_callbacks or step.verb != "fit"):
         raise ValueError(f"`{name}`: `drop_callbacks` and `verb` are for a `config`.")
+    for place in re.findall(r"\{(\w+)\}", f"{step.run} {step.made}"):
+        if place not in ("here", "seed"):
+            raise ValueError(f"`{name}`: {{{place}}} stands for nothing; there are {{here}} and {{seed}}.")
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:

@@ -55,7 +55,7 @@ arms:
   slow: {config: FOLDER/arm.yaml, set: {model.optimizer.lr: 1.0e-7}, minutes: 1.5}
   broken: {config: FOLDER/arm.yaml, set: {model.optimizer.lr: -1}}
 figures:
-  - {title: Both, arms: [plain, slow], claims: [{says: slow is slow, arm: slow, against: plain}]}
+  - {title: Both, arms: [plain, slow], panels: [win, val/gol], claims: [{says: it is slow, arm: slow, against: plain}]}
 """
 
 
@@ -106,7 +106,8 @@ def test_a_study_is_interrupted_resumed_and_reported(files: Path, capsys: pytest
     for file in ("results.csv", "study.md", "study.html"):
         assert (files / "out" / file).stat().st_size > 100
     assert "2 of 3 runs of 3 arms are done; seeds done where some are missing: broken (0 of 1)." in told.out
-    assert "| Both | slow is slow | end of win: slow less plain |" in told.out
+    assert "| Both | it is slow | end of win: slow less plain |" in told.out
+    assert "No run has: val/gol." in told.out
     rows = [json.loads(line) for line in (files / "out" / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] in (
         ["data", "opponents", "plain", "slow"],
@@ -133,7 +134,8 @@ def test_a_study_is_interrupted_resumed_and_reported(files: Path, capsys: pytest
         (["nobody.yaml"], "There is no config file 'nobody.yaml'."),
         (["pocket/study", "--jobs", "0"], "argument --jobs: invalid _positive value: '0'"),
         (["pocket/study", "--arms", "x"], "`--arms` names 'x'"),
-        (["pocket/study", "--seeds", "9"], "`--seeds` and `--arms` leave nothing to run."),
+        (["pocket/study", "--seeds", "9"], "`--seeds` names 9, which no arm has"),
+        (["pocket/study", "--seeds", "105", "--arms", "ptx"], "`--seeds` and `--arms` leave nothing to run."),
         (["pocket/study", "--only-report", "--out", "nowhere"], "nowhere holds no finished arm yet"),
     ],
 )

@@ -102,6 +102,10 @@ def test_identity_is_what_moves_results() -> None:
     ("changes", "message"),
     [
         ({"seeds": []}, "A study needs `seeds` and `arms`."),
+        ({"seeds": [1, 1]}, r"`seeds` \(1, 1\) names a seed twice."),
+        ({"arms": {"a": dataclasses.replace(ARM, seeds=[3, 3])}}, r"`a.seeds` \(3, 3\) names a seed twice."),
+        ({"figures": [Figure(title="F", arms=["a"], frontier=["val/kl"])]}, "`frontier` needs two measures"),
+        ({"arms": {"a": Step(run="score {her}/x", made="y")}}, r"`a`: \{her\} stands for nothing; there are \{here\}"),
         ({"arms": {"data": ARM}}, "`prepare` and `arms` both have 'data'"),
         ({"arms": {"a/b": ARM}}, "'a/b' is no name of a step"),
         ({"arms": {"a": Step()}}, "`a` needs `config` or `run`"),
@@ -132,6 +136,8 @@ def test_names_on_the_command_line_must_be_known() -> None:
         tasks(study(), arms=["c"])
     with pytest.raises(ValueError, match="leave nothing to run"):
         tasks(study(), seeds=[1], arms=["b"])
+    with pytest.raises(ValueError, match="`--seeds` names 7, which no arm has; the seeds are 1, 2"):
+        tasks(study(), seeds=[1, 7])
 
 
 def test_the_shipped_study_names_configs_that_ship_and_settings_that_exist() -> None:
