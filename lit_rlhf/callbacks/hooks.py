@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_rlhf.jsonl import append_rows
@@ -75,6 +75,8 @@ class RolloutCallback(L.Callback):
         TypeError: When a subclass is defined whose method is called almost like a hook: nobody would ever call it.
     """
 
+    _called = False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         known = sorted({name for base in cls.__bases__ for name in dir(base) if name.startswith("on_")})
@@ -113,6 +115,15 @@ class RolloutCallback(L.Callback):
             pl_module: The module, whose ``phase`` is already the new one.
             phase: ``rollout``, ``scoring`` or ``update``.
         """
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that a callback which waits for rollouts has seen none; a subclass that overrides it calls ``super``."""
+        waits = type(self).on_rollout_end is not RolloutCallback.on_rollout_end
+        if waits and not self._called and not hasattr(pl_module, "rollout_metrics"):
+            rank_zero_warn(
+                f"`{type(self).__name__}` has seen no rollout: {type(pl_module).__name__} never called "
+                "`lit_rlhf.callbacks.emit_rollout`."
+            )
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the state of this class that nobody claims, where an argument in the key has changed."""
@@ -182,4 +193,6 @@ def _emit(trainer: L.Trainer, hook: str, pl_module: L.LightningModule, payload: 
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         method = getattr(callback, hook, None)
         if method is not None:
+            if hook != "on_phase" and isinstance(callback, RolloutCallback):
+                callback._called = True
             method(trainer, pl_module, payload)

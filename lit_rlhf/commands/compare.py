@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from lit_rlhf.commands.parsing import OneLineParser
+from lit_rlhf.commands.parsing import OneLineParser, readable
 from lit_rlhf.evaluation.agreement import Agreement, agreement
 from lit_rlhf.evaluation.answers import Pair, read_answers, saved_answers
 from lit_rlhf.evaluation.comparison import Comparison, Grouping, judge_policies, pair_policies, summarize
@@ -99,7 +100,13 @@ class _Parser(OneLineParser):
         Raises:
             SystemExit: Always, with exit code 2.
         """
-        text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -")).rstrip(".")
+        text = readable(message).rstrip(".")
+        score = re.search(r"there is no class '(\w+)'", text)
+        if score and score[1].islower():  # a name of a score, not of a class
+            text = f"{score[0]}. For a score of the rows: `--judge ScoreJudge --judge.score {score[1]}`"
+        missing = re.search(r"arguments are required: (\w+)$", text)
+        if missing:  # of the judge: the command's own are none
+            text = f"`--judge.{missing[1]}` is needed"
         fail(f"{text}. See `lit-rlhf compare --help` and `--judge.help JUDGE`.")
 
 

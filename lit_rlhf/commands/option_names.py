@@ -24,6 +24,10 @@ from lit_rlhf.commands.config_files import read_config
 from lit_rlhf.user_errors import UserError
 
 SECTIONS = ("trainer", "model", "data")
+EXAMPLES = {
+    "model": ("PPOModule", "RewardModelModule", "SFTModule"),
+    "data": ("RolloutDataModule", "PreferenceDataModule", "SFTDataModule"),
+}
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 Keys = tuple[str, ...]
 
@@ -100,6 +104,8 @@ def _check_option(path: Keys, value: str, named: _Named) -> None:
     kind = ""
     for depth in range(1, len(path)):
         last = path[depth]
+        if last == "help" and depth == 1 and path[0] in EXAMPLES and (not value or value.startswith("-")):
+            raise UserError(f"`--{path[0]}.help` needs a class: {', '.join(EXAMPLES[path[0]])}, or one of your own.")
         if last in ("help", "dict_kwargs"):
             return
         if last == "class_path":
@@ -141,10 +147,9 @@ def _check_value(value: Any, path: Keys, kind: str, named: _Named, where: str) -
 def _refuse_without_class(value: Mapping[Any, Any], path: Keys, where: str) -> None:
     """Refuse options of a module or data module that stand where its class belongs."""
     strange = next((key for key in value if key not in _OF_A_CLASS), None)
-    if path in (("model",), ("data",)) and strange is not None:
-        example = {"model": "PPOModule", "data": "RolloutDataModule"}[path[0]]
+    if len(path) == 1 and path[0] in EXAMPLES and strange is not None:
         hint = did_you_mean(str(strange), _OF_A_CLASS) or (
-            f" Name the class, `class_path: {example}` for example, and its options below `init_args`."
+            f" Name the class, `class_path: {EXAMPLES[path[0]][0]}` for example, and its options below `init_args`."
         )
         raise UserError(f"{where.replace('--', '')}`{path[0]}.{strange}`: it is not known whose option that is.{hint}")
 

@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,8 +38,9 @@ from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.lightning_features import check_trainer, refuse_flags
 from lit_rlhf.strategies.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lit_rlhf.strategies.register import register_strategies
-from lit_rlhf.user_errors import UserError, message_for_user
+from lit_rlhf.user_errors import PACKAGE, UserError, message_for_user
 
+_OTHER_WARNINGS: Callable[..., str] = warnings.formatwarning  # Lightning's
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -226,10 +227,11 @@ def refuse_used(trainer: L.Trainer) -> None:
     if found is None and (run / "export" / "final").is_dir():
         found = run / "export" / "final"
     if found is not None:
+        found, whole = found.resolve(), run.resolve()
+        shown = found.relative_to(whole) if found.is_relative_to(whole) else found
         raise UserError(
-            f"'{run}' holds an earlier run ({found.relative_to(run) if found.is_relative_to(run) else found}), which a "
-            "new one would overwrite. `--ckpt_path last` goes on with it, `--trainer.default_root_dir` names another "
-            "folder; or delete it."
+            f"'{run}' holds an earlier run ({shown}), which a new one would overwrite. "
+            "`--ckpt_path last` goes on with it, `--trainer.default_root_dir` names another folder; or delete it."
         )
 
 
@@ -323,6 +325,7 @@ def quiet() -> None:
         ".*LightningCLI's args parameter is intended.*",
     ):
         warnings.filterwarnings("ignore", text)
+    warnings.formatwarning = one_line_warning
     if "SLURM_JOB_ID" not in os.environ:  # installed, not used
         warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -330,6 +333,13 @@ def quiet() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+
+
+def one_line_warning(message: Warning | str, category: type[Warning], filename: str, *args: Any, **kwargs: Any) -> str:
+    """How a warning is shown: this library's on one line, without its source; others as before."""
+    if not Path(filename).resolve().is_relative_to(PACKAGE):
+        return _OTHER_WARNINGS(message, category, filename, *args, **kwargs)
+    return f"lit-rlhf warns: {' '.join(str(message).split())}\n"
 
 
 def _thread_error(failed: threading.ExceptHookArgs) -> None:

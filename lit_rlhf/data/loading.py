@@ -222,7 +222,7 @@ def _recognized(source: str, first: list[RawItem], kind: Kind, columns: Mapping[
     fine = [row.value for row in rows if row.error is None]
     if not fine:
         way_out = (
-            "so that the format is unknown; name one with `format=`."
+            "so that there is no format to recognize."
             if source.endswith(SUFFIXES)
             else f"and its name does not say what it is: files are read that end in {', '.join(SUFFIXES)}."
         )

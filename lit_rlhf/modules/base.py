@@ -9,6 +9,7 @@ changes the result.
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,10 @@ def on_host() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+def _not_of_masks(record: logging.LogRecord) -> bool:
+    return "passing in an `attention_mask`" not in str(record.msg)
 
 
 class NonFiniteError(LitRLHFError, RuntimeError):
@@ -232,6 +237,8 @@ class BaseModule(L.LightningModule, ABC):
         fails on all.
         """
         if not self._loaded:
+            # Rows are padded on the right, where a causal model needs no mask; transformers advises one at length.
+            logging.getLogger("transformers.modeling_utils").addFilter(_not_of_masks)
             dtype = torch.float32 if self._trainer is None else weight_dtype(self.trainer)
             with on_host(), loading_in(dtype), models_in_host_memory() as waiting:
                 run_together(self.load_models)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 NO_SUCH_TUNING = "there is no one `lr` or batch size to search: set `model.optimizer` and the data's sizes"
 REFUSED_CALLBACKS = {
@@ -28,6 +30,8 @@ REFUSED_FLAGS = {
     "overfit_batches": "every epoch has other batches; give a small `data.train` to learn by heart",
 }
 """Flags whose values other than the first are refused, and what to do instead."""
+REFUSED_STRATEGIES = ("fsdp", "modelparallel", "model_parallel", "deepspeed_stage_3")
+"""Beginnings of their names: of the class, or in a config."""
 _IDLE: dict[str, tuple[Any, ...]] = {"accumulate_grad_batches": (1,)}
 
 
@@ -44,6 +48,15 @@ def refuse_flags(config: Mapping[str, Any]) -> None:
         value = config.get(name)
         if value and value not in _IDLE.get(name, ()):
             raise ValueError(f"`trainer.{name}` ({value}) is not supported: {instead}.")
+    strategy = config.get("strategy")
+    _refuse_strategy(strategy if isinstance(strategy, str) else type(strategy).__name__)
+
+
+def _refuse_strategy(name: str) -> None:
+    if name.lower().startswith(REFUSED_STRATEGIES):
+        raise ValueError(
+            f"`trainer.strategy` ({name}) is not supported: use `ddp`, or `lit_deepspeed_stage_2` (docs/scaling.md)."
+        )
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -56,8 +69,22 @@ def check_trainer(trainer: L.Trainer) -> None:
         raise ValueError("`precision` (64-true) is not supported: log-probabilities and losses are fp32. Use 32-true.")
     if getattr(trainer, "overfit_batches", 0):
         refuse_flags({"overfit_batches": trainer.overfit_batches})  # type: ignore[attr-defined]
+    _refuse_strategy(type(trainer.strategy).__name__)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        _refuse_folders(callback)
         names = [kind.__name__ for kind in type(callback).__mro__]
         instead = next((REFUSED_CALLBACKS[name] for name in names if name in REFUSED_CALLBACKS), None)
         if instead is not None:
             raise ValueError(f"`{type(callback).__name__}` is not supported: {instead}.")
+
+
+def _refuse_folders(callback: L.Callback) -> None:
+    """`{val/score}` in a file's name becomes `val/score=0.1`: a folder, in which nobody looks for checkpoints."""
+    filename = getattr(callback, "filename", None)
+    if isinstance(callback, ModelCheckpoint) and filename and callback.auto_insert_metric_name:
+        names = re.findall(r"\{([^}:]*/[^}:]*)", filename)
+        if names:
+            raise ValueError(
+                f"`filename` ('{filename}') of {type(callback).__name__} would make a folder of `{names[0]}`: set "
+                "`auto_insert_metric_name: false`, which leaves the name out."
+            )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import lightning as L
 import pytest
+import torch
 
 from lit_rlhf import callbacks
 from lit_rlhf.callbacks import BestPolicy, CollapseDetector, CriticWarmup, RolloutCallback, RuleConfig, SampleLogger
@@ -43,6 +46,26 @@ def test_every_hook_is_called_and_ducks_are_served_as_well(tmp_path):
     fit(StandIn(), [Deaf(), listener, duck], tmp_path, epochs=1, limit_val_batches=1)
     assert listener.heard == ["rollout", "scoring", 8, "update", "validation"]
     assert duck.phases == ("rollout", "scoring", "update")
+
+
+class Silent(StandIn):
+    """Somebody's module that trains and tells nobody of its rollouts."""
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.zeros(4, 3))
+
+
+def test_who_waits_for_rollouts_and_sees_none_says_so(tmp_path):
+    told = r"`Listener` has seen no rollout: Silent never called `lit_rlhf.callbacks.emit_rollout`"
+    with pytest.warns(UserWarning, match=told) as found:
+        fit(Silent(), [Deaf(), Listener()], tmp_path, epochs=1, limit_val_batches=0)
+    assert not any("Deaf" in str(warning.message) for warning in found)
+
+
+def test_who_sees_some_says_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*has seen no rollout.*")
+        fit(StandIn(), [Listener()], tmp_path, epochs=1, limit_val_batches=0)
 
 
 def test_every_callback_with_a_hook_has_the_base():

@@ -234,6 +234,9 @@ def test_a_sheet_goes_out_and_comes_in_again(two, tmp_path, capsys):
 def test_bad_input_is_one_line(two, tmp_path, capsys):
     a, b = two
     assert "Who decides? `--judge`" in refused(capsys, a, b)
+    gold = refused(capsys, a, b, "--judge", "gold")
+    assert "there is no class 'gold'. For a score of the rows: `--judge ScoreJudge --judge.score gold`." in gold
+    assert "`--judge.tie_margin` is needed. See" in refused(capsys, a, b, "--judge", "ScoreJudge", "--judge.score", "x")
     assert "Name a baseline and at least one policy" in refused(capsys, a, *SCORE)
     assert "`score` (gold) is not among its numbers" in refused(capsys, a, b, *SCORE)
     assert "Two are called 'x'" in refused(capsys, f"x={a}", f"x={b}", *SCORE)

@@ -71,6 +71,13 @@ SHORT: list[tuple[list[str], str]] = [
     (["--trainer.strategy", "ddpp"], "invalid strategy name: `strategy='ddpp'`"),
     (["--trainer.strategy", "lit_deepspeed_stage_2"], "only supported on CUDA GPUs"),
     (["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
+    (
+        ["--trainer.strategy", "fsdp"],
+        "`trainer.strategy` (fsdp) is not supported: use `ddp`, or `lit_deepspeed_stage_2`",
+    ),
+    (["--trainer.strategy", "deepspeed_stage_3"], "`trainer.strategy` (deepspeed_stage_3) is not supported"),
+    (["--model.help"], "`--model.help` needs a class: PPOModule, RewardModelModule, SFTModule, or one of your own."),
+    (["--data.help", "--print_config"], "`--data.help` needs a class: RolloutDataModule"),
     (["--trainer.devices", "many"], "should be an int > 0"),
     (["--trainer.precision", "transformer-engine"], "transformer_engine"),
     (["--model.reward", "ModlReward"], "`reward`: there is no class 'ModlReward'. Did you mean: ModelReward"),
@@ -89,6 +96,40 @@ def test_one_short_line(words: list[str], told: str, config: str, capsys) -> Non
     line = refused(capsys, "fit", "--config", config, *words)
     assert told in line
     assert len(line) < 320
+
+
+def test_warnings_of_this_library_are_one_line(config: str, monkeypatch) -> None:
+    """In a process of its own: pytest shows warnings itself."""
+    code = (
+        "import warnings\nfrom lit_rlhf.commands.training import quiet\nquiet()\nfrom lit_rlhf.ppo import config\n"
+        "warnings.warn_explicit('one\\n two', UserWarning, config.__file__, 1)\n"
+        "warnings.warn_explicit('theirs', UserWarning, '/elsewhere/x.py', 1)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    own = [line for line in found.stderr.splitlines() if "one" in line]
+    assert own == ["lit-rlhf warns: one two"]
+    assert "/elsewhere/x.py:1: UserWarning: theirs" in found.stderr
+
+
+def test_gpt2_gets_no_advice_on_masks(tmp_path: Path, monkeypatch) -> None:
+    import logging
+
+    import transformers.modeling_utils
+
+    from tests.modules.tiny_ppo import make_data, make_ppo, make_trainer, write_world
+
+    small = write_world(tmp_path / "gpt2", architecture="gpt2", prompts=8)
+    module = make_ppo(small, reward=lambda responses: [0.0] * len(responses))
+    data = make_data(small, rollout_batch_size=8, minibatch_size=8)
+    logger, told = transformers.modeling_utils.logger, list[str]()
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    type(logger).warning_once.cache_clear()
+    logger.addHandler(handler)
+    make_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, data)
+    logger.warning("another")
+    logger.removeHandler(handler)
+    assert told == ["another"]
 
 
 def test_data_of_another_stage(world: Path, tmp_path: Path, capsys) -> None:

@@ -87,7 +87,7 @@ def test_broken_rows_of_a_csv_are_refused_one_by_one(tmp_path: Path) -> None:
         ("x.csv", b"a,a\n1,2\n", r"must name the columns, each with another name: a, a"),
         ("x.csv", b'prompt\n"open', r"x\.csv: cannot be read as a table \(unexpected end of data"),
         ("x.txt", b"no json\n", r"its name does not say what it is: files are read that end in \.jsonl, .*\.parquet"),
-        ("x.jsonl", b"no json\n", r"the format is unknown; name one with `format=`"),
+        ("x.jsonl", b"no json\n", r"so that there is no format to recognize"),
     ],
 )
 def test_a_file_that_is_broken_as_a_whole(name: str, data: bytes, told: str, tmp_path: Path) -> None:
