@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -35,6 +36,7 @@ def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
         ValueError: It is neither, or has an option that the group has not.
     """
     if isinstance(value, kind):
+        check_types(value)
         return value
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(value, Mapping):
@@ -45,9 +47,61 @@ def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
         hint = f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(known)}."
         raise ValueError(f"`{name}` has no option `{unknown}`. {hint}")
     try:
-        return kind(**value)
+        made = kind(**value)
+        check_types(made)
+        return made
     except TypeError as error:  # a comparison in `__post_init__`
         raise ValueError(f"`{name}` ({dict(value)!r:.200}) has a value of the wrong type: {error}.") from error
+
+
+_NUMBERS: dict[Any, tuple[Any, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
+
+
+def check_types(options: object) -> None:
+    """Refuse, with ``ValueError``, a field that must be a number, a flag or a text and is something else."""
+    for name, hint in get_type_hints(type(options)).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        plain = [kind for kind in kinds if kind in (int, float, bool, str)]
+        if len(plain) == len([kind for kind in kinds if kind is not NoneType]):
+            check_type(name, getattr(options, name), *plain, optional=NoneType in kinds)
+
+
+def check_type(name: str, value: Any, *kinds: type, optional: bool = False) -> None:
+    """Refuse a value of another type; a flag is no number, and a number of another library's is one.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        kinds: What it may be, of int, float, bool and str.
+        optional: Whether it may be None.
+
+    Raises:
+        ValueError: Argument, value and rule.
+    """
+    if value is None and optional:
+        return
+    fits = [isinstance(value, _NUMBERS.get(kind, (kind, ""))[0]) for kind in kinds]
+    if not any(fits) or (isinstance(value, bool) and bool not in kinds):
+        rule = " or ".join(_NUMBERS.get(kind, (kind, f"a {kind.__name__}"))[1] for kind in kinds)
+        raise ValueError(f"`{name}` ({value!r:.80}) must be {rule}{', or None' if optional else ''}.")
+
+
+def check_object(kind: str, value: Any, name: str, examples: str) -> None:
+    """Refuse a plain value, or a class that was not called, where an object with methods belongs.
+
+    Args:
+        kind: Name of what it should be; other objects with its methods may do as well.
+        value: What was given; None for the default.
+        name: The argument's name.
+        examples: How one is written.
+
+    Raises:
+        ValueError: Argument, value and examples.
+    """
+    if isinstance(value, type):
+        raise ValueError(f"`{name}` ({value.__name__}) is a class: write `{value.__name__}(...)`.")
+    if isinstance(value, str | bool | int | float | Mapping | list | tuple):
+        raise ValueError(f"`{name}` ({value!r:.80}) must be a {kind}: {examples}.")
 
 
 def check_choices(options: object) -> None:

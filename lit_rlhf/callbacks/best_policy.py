@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 
@@ -48,6 +48,12 @@ class BestPolicy(ModelCheckpoint):
         )
         self.kl_name = kl_name
         self.kl_bound = kl_bound
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that nothing will tell which policy is the best."""
+        super().on_train_start(trainer, pl_module)
+        if str(self.monitor).startswith("val/") and not sum(trainer.num_val_batches):
+            rank_zero_warn(f"`BestPolicy` keeps the best by {self.monitor}, and there is no validation: it keeps none.")
 
     @property
     def state_key(self) -> str:

@@ -57,10 +57,7 @@ def in_memory(data: Any) -> MemoryRows | None:
         return data
     if hasattr(data, "to_dict") and hasattr(data, "iterrows"):  # a DataFrame of pandas, which iterates over its columns
         return MemoryRows(data.to_dict("records"))
-    if isinstance(data, Mapping):  # a row, or a `DatasetDict`
-        raise ValueError(f"Data must be paths, rows or a data set, not a {type(data).__name__}: name a split.")
-    if not isinstance(data, Iterable):
-        raise ValueError(f"Data must be paths, rows or a data set, not a {type(data).__name__}.")
+    _refuse_others(data)
     if not isinstance(data, list | tuple):
         return MemoryRows(data)
     texts = [str(item) for item in data if isinstance(item, str | os.PathLike)]
@@ -76,6 +73,17 @@ def in_memory(data: Any) -> MemoryRows | None:
             '{"prompt": ...}.'
         )
     return MemoryRows(data)
+
+
+def _refuse_others(data: Any) -> None:
+    """Refuse what is neither paths nor rows."""
+    hint = None if isinstance(data, Iterable) else ""
+    if isinstance(data, Mapping):  # a row, or a `DatasetDict`
+        hint = ": name a split"
+    elif hasattr(data, "dataset") and hasattr(data, "collate_fn"):
+        hint = ", which has batches: give its data set"
+    if hint is not None:
+        raise ValueError(f"Data must be paths, rows or a data set, not a {type(data).__name__}{hint}.")
 
 
 def _can_be_a_path(text: str) -> bool:

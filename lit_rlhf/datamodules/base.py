@@ -17,6 +17,7 @@ import lightning as L
 
 from lit_rlhf import distributed
 from lit_rlhf.callbacks.hooks import writes_files
+from lit_rlhf.config import check_type
 from lit_rlhf.data.batching import fixed_size_batches, partition_rows, plan_steps, token_budget_batches
 from lit_rlhf.data.encoding import EncodedRow, RowEncoder
 from lit_rlhf.data.memory import DataLike
@@ -117,6 +118,11 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RowT]):
     def _check_arguments(self, val_fraction: float, test_fraction: float) -> None:
         if self.batch_size is not None and self.max_tokens is not None:
             raise ValueError("Give `batch_size` (rows) or `max_tokens` (a budget), not both.")
+        if self.on_bad_row not in ("skip", "error"):
+            raise ValueError(f"`on_bad_row` ({self.on_bad_row}) must be skip or error.")
+        sizes = {"max_length": self.max_length, "min_rows": self.min_rows, "max_rows": self.max_rows, "seed": self.seed}
+        for name, size in {**sizes, "batch_size": self.batch_size, "max_tokens": self.max_tokens}.items():
+            check_type(name, size, int, optional=name not in sizes)
         if self.max_length < 2:
             raise ValueError(f"`max_length` ({self.max_length}) must be at least 2.")
         for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):

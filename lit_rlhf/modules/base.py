@@ -35,7 +35,7 @@ from lit_rlhf.models.frozen import models_in_host_memory
 from lit_rlhf.models.host_memory import share_host_memory
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
-from lit_rlhf.modules.lightning_features import check_trainer
+from lit_rlhf.modules.lightning_features import check_trainer, refuse_flags
 from lit_rlhf.modules.trainer_loop import (
     forget_batch_under_way,
     load_dropped_loader_state,
@@ -228,6 +228,17 @@ class BaseModule(L.LightningModule, ABC):
                 f"`precision` ({precision}): this CPU has no bf16 instructions and emulates them, several times slower "
                 "than fp32. Use `--trainer.precision 32-true` on it."
             )
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """None of its own: Lightning asks before it looks at flags, and would advise automatic optimization.
+
+        Raises:
+            ValueError: A flag of Lightning's cannot work.
+        """
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            flags = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+            refuse_flags({name: getattr(self.trainer, name, None) for name in flags})
+        return []
 
     def configure_model(self) -> None:
         """Load the models once, in host memory, whatever device and dtype Lightning has made the default.

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation, writes_files
-from lit_rlhf.config import ModelConfig, ScheduleConfig, group
+from lit_rlhf.config import ModelConfig, ScheduleConfig, check_object, group
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
 from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.functional.checks import two_columns
@@ -136,6 +136,13 @@ class PPOModule(BaseModule, ExperienceCollector):
         on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
+        check_object("AdvantageEstimator", estimator, "estimator", "GAE(), GroupNormalized(), LeaveOneOut()")
+        check_object("KLController", kl_controller, "kl_controller", "FixedKL(coef=0.02), AdaptiveKL()")
+        check_object("PolicyLoss", policy_loss, "policy_loss", "ClippedSurrogate(clip_range=0.2), KLPenaltySurrogate()")
+        check_object("CriticLoss", critic_loss, "critic_loss", "ClippedValueLoss(clip_range=0.2)")
+        check_object("RolloutEngine", engine, "engine", "TransformersEngine(), VLLMEngine()")
+        if eval_rewards is not None and not isinstance(eval_rewards, Mapping):
+            raise ValueError(f"`eval_rewards` must be a dict of rewards by name, not a {type(eval_rewards).__name__}.")
         self.reward, self.engine = as_reward(reward, "reward"), engine or TransformersEngine()
         self.estimator, self.kl_controller = estimator or GAE(), kl_controller or FixedKL()
         self.policy_loss, self.loss = policy_loss or ClippedSurrogate(), group(LossConfig, loss, "loss")

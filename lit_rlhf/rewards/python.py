@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlhf.config import check_type
 from lit_rlhf.rewards.base import Reward, RewardError, RewardTimeoutError, parse_scores, quoted
 from lit_rlhf.rewards.signature import Call, call_of
 from lit_rlhf.types import RewardOutput, RewardRequest
@@ -55,6 +56,7 @@ class PythonReward(Reward):
     """
 
     def __init__(self, function: FunctionLike, *, timeout: float | None = None, name: str | None = None) -> None:
+        check_type("timeout", timeout, float, optional=True)
         if timeout is not None and not timeout > 0:
             raise ValueError(f"`timeout` ({timeout}) must be positive, or None.")
         self._call: ScoreFunction | None = None
@@ -166,10 +168,13 @@ def as_reward(value: Any, name: str) -> Reward:
         return value
     if callable(value) and not isinstance(value, type):
         return PythonReward(value)
-    raise ValueError(
-        f"`{name}` ({value!r:.80}) must be a function or a Reward: PythonReward('module:function'), "
-        "ModelReward('folder or hub name'), ..."
-    )
+    shown = " ".join(repr(value).split())[:80]
+    if isinstance(value, list | tuple):
+        loaded = any(hasattr(item, "save_pretrained") for item in value)
+        hint = "a loaded pair is `ModelReward((model, tokenizer))`" if loaded else "several are `MixtureReward([...])`"
+    else:
+        hint = "PythonReward('module:function'), ModelReward('folder or hub name'), ..."
+    raise ValueError(f"`{name}` ({shown}) must be a function or a Reward: {hint}")
 
 
 def find_function(name: str) -> ScoreFunction:

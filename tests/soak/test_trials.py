@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import trials
+from lit_rlhf.user_errors import UserError
+from tests.soak import python_trials, trials
 
 
 def test_every_eighth_try_works_or_ends_in_one_good_line(world: Path, tmp_path: Path) -> None:
@@ -14,6 +15,37 @@ def test_every_eighth_try_works_or_ends_in_one_good_line(world: Path, tmp_path: 
     assert len(found) >= 12
     assert len(trials.trials()) >= 100
     assert [each for each in found if each[1] not in ("works", "one line")] == []
+
+
+def test_so_does_every_sixth_in_python(world: Path, tmp_path: Path) -> None:
+    found = list(trials.check_python(6, tmp_path, world))
+    assert len(found) >= 20
+    assert len(python_trials.TRIES) >= 150
+    assert [each for each in found if each[1] not in ("works", "one line")] == []
+
+
+class Two:
+    def __init__(self, a: int) -> None:
+        raise ValueError("of a test")
+
+
+PYTHON = [
+    ("x = 1", "", "works"),
+    ("x = 1", "wrong", "silent"),
+    ("raise UserError('wrong')", "wrong", "one line"),
+    ("raise UserError('wrong')", "another", "misleading"),
+    ("raise UserError('wrong' * 200)", "wrong", "misleading"),
+    ("raise UserError('wrong\\nin two')", "wrong", "misleading"),
+    ("raise UserError('wrong')", "", "misleading"),
+    ("raise KeyError('wrong')", "wrong", "traceback"),
+    ("Two()", "'a'", "one line"),
+    ("Two(1)", "of a test", "traceback"),
+]
+
+
+@pytest.mark.parametrize(("source", "told", "kind"), PYTHON)
+def test_kinds_in_python(source: str, told: str, kind: str) -> None:
+    assert python_trials.attempt(source, told, {"UserError": UserError, "Two": Two})[0] == kind
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Over a hundred first tries of a stranger, right and wrong ones, and how each ends.
+"""Over two hundred first tries of a stranger, right and wrong ones, and how each ends.
 
     python -m tests.soak.trials                 # all of them
     python -m tests.soak.trials --every 5       # each fifth
@@ -6,7 +6,7 @@
 Through the entry point of the console script: a command line and, where it must be refused, words that its one line
 must have. A try **works** (exit code 0, as it should), is refused in **one line** that has those words, in a
 **misleading** way (another line, or several), with a **traceback**, or is **silent**: it works though it must not.
-Exit code 1 if there is any of the last three kinds.
+Those in Python are in `tests.soak.python_trials`. Exit code 1 if there is any of the last three kinds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import yaml
 
 from lit_rlhf.cli import main as lit_rlhf
 from tests.command_line import ppo_config
+from tests.soak import python_trials
 
 WORKS = ""
 FIT = "fit --config {c}"
@@ -68,8 +69,8 @@ REFUSED: list[tuple[str, str]] = [  # after FIT
     ("--trainer.max_epochs many", "max_epochs"),
     ("--trainer.precision half", "precision"),
     ("--trainer.strategy ddpp", "ddpp"),
-    ("--trainer.strategy fsdp", "fsdp"),
-    ("--trainer.strategy deepspeed_stage_3", "DeepSpeed"),
+    ("--trainer.strategy fsdp", "lit_deepspeed_stage_2"),
+    ("--trainer.strategy deepspeed_stage_3", "lit_deepspeed_stage_2"),
     ("--trainer.accelerator gpu", "gpu"),
     ("--trainer.devices many", "devices"),
     ("--trainer.devices -3", "devices"),
@@ -101,6 +102,10 @@ REFUSED: list[tuple[str, str]] = [  # after FIT
     ("--model.reward ModlReward", "ModelReward"),
     ("--model.reward.path nowhere", "nowhere"),
     ("--model.shaping.clp 1", "clip"),
+    ("--model.loss.clip_rage 1", "`clip_range` is an option of ClippedSurrogate"),
+    ("--model.optimiser.lr 1", "Did you mean: optimizer"),
+    ("--model.model.adapter.rank 8", "AdapterConfig has no option `rank`"),
+    ("--model.help", "needs a class"),
     ("--model.kl_controller.coef 1", "kl_controller"),
     ("--model.policy_loss ClipedSurrogate", "ClippedSurrogate"),
     ("--model.model.pad_token nothing", "pad_token"),
@@ -157,11 +162,11 @@ OTHERS: list[tuple[str, str]] = [
     ("plan --config {c} --memory 80", "80GB"),
     ("report nowhere", "nowhere"),
     ("export nowhere out", "nowhere"),
-    ("export {c} out", "config.yaml"),
+    ("export {c} out", "config.yaml' is no torch checkpoint"),
     ("score --model {w}/reward nowhere.jsonl", "nowhere.jsonl"),
     ("score {w}/prompts.jsonl", "--model"),
     ("compare a=x.jsonl b=y.jsonl", "--judge"),
-    ("compare a=x.jsonl b=y.jsonl --judge gold", "gold"),
+    ("compare a=x.jsonl b=y.jsonl --judge gold", "--judge ScoreJudge --judge.score gold"),
     ("pocket", "pocket run"),
     ("pocket run --epochs 0", "--epochs"),
     ("fitt", "fit"),
@@ -231,6 +236,18 @@ def check(every: int, folder: Path, world: Path) -> Iterator[tuple[str, str, str
             yield line, *attempt(line.format(**places), told)
 
 
+def check_python(every: int, folder: Path, world: Path) -> Iterator[tuple[str, str, str]]:
+    """The same of every n-th try in Python."""
+    silence = io.StringIO()
+    known: dict[str, object] = {}
+    with contextlib.chdir(folder) if hasattr(contextlib, "chdir") else contextlib.nullcontext():
+        for source, told in python_trials.TRIES[::every]:
+            with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+                known = known or python_trials.names(folder, world)
+                found = python_trials.attempt(source, told, known)
+            yield source, *found
+
+
 def main() -> None:
     """Try, count, show what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,15 +255,18 @@ def main() -> None:
     every = parser.parse_args().every
     from tests.modules.tiny_ppo import write_world
 
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        found = []
-        for line, kind, last in check(every, folder, write_world(folder / "world")):
-            found.append(kind)
-            if kind not in ("works", "one line"):
-                print(f"{kind}: {line}\n    {last}", flush=True)
-    counts = Counter(found)
-    print(f"{len(found)} tries: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()))
+    counts: Counter[str] = Counter()
+    for name, tries in (("command line", check), ("Python", check_python)):
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            found = []
+            for line, kind, last in tries(every, folder, write_world(folder / "world")):
+                found.append(kind)
+                if kind not in ("works", "one line"):
+                    print(f"{kind}: {line}\n    {last}", flush=True)
+        told = ", ".join(f"{n} {kind}" for kind, n in Counter(found).most_common())
+        print(f"{len(found)} tries, {name}: {told}", flush=True)
+        counts.update(found)
     sys.exit(bool(counts.keys() - {"works", "one line"}))
 
 

@@ -36,6 +36,8 @@ def model_source(value: Any, name: str) -> str:
         return os.fspath(value)
     if isinstance(value, tuple | list) and len(value) == 2 and all(hasattr(x, "save_pretrained") for x in value):
         model, tokenizer = value
+        if not hasattr(model, "state_dict") or hasattr(tokenizer, "state_dict"):
+            raise ValueError(f"`{name}` must be a pair in this order: (model, tokenizer).")
         folder = tempfile.TemporaryDirectory(prefix="lit_rlhf-")
         _FOLDERS.append(folder)
         with quiet():

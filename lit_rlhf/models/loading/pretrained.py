@@ -63,7 +63,7 @@ def load_pretrained(
 
     use_safetensors = check_weights_are_plain(folder)
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    with quiet():
+    with quiet(), _naming_attention(attn_implementation):
         model, info = auto_class.from_pretrained(
             str(folder), config=without_dropout(config), dtype=as_dtype(dtype), use_safetensors=use_safetensors,
             attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, output_loading_info=True,
@@ -71,6 +71,17 @@ def load_pretrained(
         )  # fmt: skip
     check_loaded(f"'{folder}'", model, info)
     return model
+
+
+@contextmanager
+def _naming_attention(wanted: str | None) -> Iterator[None]:
+    """Name the option where transformers does not know or have the attention that was asked for."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        if wanted is None or ("attention" not in str(error).lower() and "attn" not in str(error)):
+            raise
+        raise ValueError(f"`attn_implementation` ({wanted}): {' '.join(str(error).split())}") from error
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from lit_rlhf.models.loading.origin import with_file
 
 TOKENIZER_FILE = "tokenizer_config.json"
+_FILES = ("tokeni*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe")
+"""What a tokenizer is saved as: one of them is there."""
 
 
 def load_tokenizer(path: str | Path, *, pad_token: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -30,6 +32,8 @@ def load_tokenizer(path: str | Path, *, pad_token: str | None = None, trust_remo
     from transformers import AutoTokenizer
 
     folder = with_file(path, TOKENIZER_FILE, trust_remote_code=trust_remote_code)
+    if not any(path for pattern in _FILES for path in folder.glob(pattern)):
+        raise FileNotFoundError(f"'{path}' holds no tokenizer: save it there with `tokenizer.save_pretrained`.")
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of '{path}' has no EOS token: set `eos_token` in its tokenizer_config.json.")
