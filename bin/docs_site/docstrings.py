@@ -1,7 +1,7 @@
 """A griffe extension: the docstrings' reStructuredText roles and equations as the Markdown that the site renders.
 
-``:math:`` and ``.. math::`` become what arithmatex reads; ``:class:`` and the like become code, with a link where the
-name is in the reference.
+``:math:`` and ``.. math::`` become what arithmatex reads, and so does code that is an equation in Unicode; ``:class:``
+and the like become code, with a link where the name is in the reference.
 """
 
 from __future__ import annotations
@@ -17,6 +17,36 @@ REFERENCE = ROOT / "docs" / "reference"
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`(?P<short>~?)\.?(?P<name>[^`]+)`")
 MATH = re.compile(r":math:`([^`]+)`")
 BLOCK = re.compile(r"^(?P<indent> *)\.\. math:: *(?P<first>.*)(?P<rest>(?:\n(?P=indent)   ? ?\S.*)*)$", re.MULTILINE)
+CODE = re.compile(r"``([^`]+)``")
+SIGNS = {
+    **{"β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\varepsilon ", "η": r"\eta ", "λ": r"\lambda "},
+    **{"μ": r"\mu ", "π": r"\pi ", "ρ": r"\rho ", "σ": r"\sigma ", "Σ": r"\sum ", "Â": r"\hat A", "s̄": r"\bar s"},
+    **{"−": "-", "½": r"\tfrac12 ", "≠": r"\ne ", "²": "^2", "₂": "_2", "₃": "_3", "₄": "_4", "ᵢ": "_i"},
+}
+TEX = (
+    (re.compile(r"₂_(\w)"), r"_{2\1}"),
+    (re.compile(r"√\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"\^\(([^()]*)\)"), r"^{\1}"),
+    (re.compile(r"\^(\w\(\w\)|[\d.]+)"), r"^{\1}"),
+    (re.compile(r"\b([a-z]{2,})_([a-z]{2,})\b"), r"\\text{\1 \2}"),
+    (re.compile(r"_([a-z]{2,})"), r"_{\\text{\1}}"),
+    (re.compile(r"(?<![\\{a-zA-Z_])([A-Za-z]{2,})(?![\w}])"), r"\\operatorname{\1}"),
+)
+"""Equations as docstrings have them, rule by rule into TeX; the signs come last."""
+
+
+def to_tex(code: str) -> str:
+    """An equation in Unicode as TeX."""
+    for pattern, tex in TEX:
+        code = pattern.sub(tex, code)
+    for sign, tex in SIGNS.items():
+        code = code.replace(sign, tex)
+    return code
+
+
+def is_equation(code: str) -> bool:
+    """Whether code has a sign that no program has."""
+    return any(sign in code for sign in SIGNS)
 
 
 def documented() -> dict[str, str]:
@@ -45,7 +75,10 @@ def to_markdown(text: str, known: dict[str, str]) -> str:
         indent, lines = match["indent"], [match["first"], *match["rest"].split("\n")]
         return f"{indent}\\[\n" + "\n".join(indent + line.strip() for line in lines if line.strip()) + f"\n{indent}\\]"
 
-    return MATH.sub(r"\\(\1\\)", ROLE.sub(role, BLOCK.sub(block, text)))
+    def equation(match: re.Match[str]) -> str:
+        return rf"\({to_tex(match[1])}\)" if is_equation(match[1]) else match[0]
+
+    return CODE.sub(equation, MATH.sub(r"\\(\1\\)", ROLE.sub(role, BLOCK.sub(block, text))))
 
 
 class Docstrings(griffe.Extension):  # type: ignore[misc]  # griffe is not among the tools that mypy runs beside

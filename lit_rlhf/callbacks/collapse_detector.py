@@ -19,6 +19,7 @@ from lit_rlhf.callbacks.perplexity_monitor import PerplexityMonitor
 from lit_rlhf.callbacks.repetition_monitor import RepetitionMonitor
 from lit_rlhf.callbacks.reward_distribution import RewardDistributionMonitor
 from lit_rlhf.callbacks.rollback import checkpoint_before, restore
+from lit_rlhf.config import group
 from lit_rlhf.distributed import any_rank
 
 FILENAME = "collapse.jsonl"
@@ -45,7 +46,7 @@ class CollapseDetector(RolloutCallback):
 
     Args:
         action: What to do besides telling.
-        rule: Constants of the rule; None for the defaults, whose choice docs/collapse.md explains.
+        rule: Constants of the rule, or a dict of them; None for the defaults, whose choice docs/collapse.md explains.
         kl_factor: Factor on the KL coefficient for ``raise_kl`` and ``rollback``.
         baseline: Signal values to compare with, e.g. of the SFT model; None for the first rollouts'.
         metric_names: Logged name of each signal, for modules without rollouts.
@@ -77,7 +78,7 @@ class CollapseDetector(RolloutCallback):
         self.kl_factor = kl_factor
         self.metric_names = metric_names
         self.checkpoint_dir = checkpoint_dir
-        self.rule = CollapseRule(rule, baseline)
+        self.rule = CollapseRule(group(RuleConfig, rule or {}, "rule"), baseline)
         self.flags: list[dict[str, Any]] = []
         self._steps: dict[int, int] = {}
         self._pending: dict[str, float] = {}

@@ -39,7 +39,7 @@ def truncated_weights(
         ``(B, T)`` fp32.
 
     Raises:
-        ValueError: If the shapes differ the level is another, or the cap is below 1, which would shrink what needs no
+        ValueError: If the shapes differ, the level is another, or the cap is below 1, which would shrink what needs no
             correction.
     """
     if level not in ("token", "sequence"):

@@ -48,6 +48,23 @@ def test_roles_and_equations_become_markdown() -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "tex"),
+    [
+        ("δ_t = r_t + γ V_{t+1} − V_t", r"\delta _t = r_t + \gamma  V_{t+1} - V_t"),
+        ("ρ = π(y) / π_old(y)", r"\rho  = \pi (y) / \pi _{\text{old}}(y)"),
+        ("−log Σ_v e^z(v)", r"-\operatorname{log} \sum _v e^{z(v)}"),
+        ("M₂_a / √(σ² + ε)", r"M_{2a} / \sqrt{\sigma ^2 + \varepsilon }"),
+        ("upper_tail − e^(−d)", r"\text{upper tail} - e^{-d}"),
+    ],
+)
+def test_equations_in_unicode_become_tex(code: str, tex: str) -> None:
+    pytest.importorskip("griffe", reason="needs the extra `docs`")
+    from bin.docs_site.docstrings import to_markdown
+
+    assert to_markdown(f"x ``{code}``, ``max_length``", {}) == f"x \\({tex}\\), ``max_length``"
+
+
+@pytest.mark.parametrize(
     ("page", "fault"),
     [
         ('<a href="b.html#there">', None),
@@ -84,6 +101,7 @@ const settled = (ms) => new Promise((done) => setTimeout(done, ms));
     seen.push({page, width, wide: doc.documentElement.scrollWidth, title: doc.title,
       equations: doc.querySelectorAll(".arithmatex").length,
       set: doc.querySelectorAll(".arithmatex > .katex, .arithmatex > .katex-display").length,
+      wrong: doc.querySelectorAll(".katex-error").length,
       broken: [...doc.images].filter((x) => x.complete && !x.naturalWidth).map((x) => x.src),
       hosts: [...new Set(hosts)]});
   }
@@ -142,6 +160,7 @@ def test_every_page_in_a_browser(site: Path, address: str, tmp_path: Path) -> No
     assert not [(view["page"], view["wide"]) for view in seen if view["wide"] > view["width"]]
     assert not [(view["page"], view["broken"]) for view in seen if view["broken"]]
     assert not [view["page"] for view in seen if view["equations"] != view["set"]]
+    assert not [view["page"] for view in seen if view["wrong"]], "an equation that KaTeX cannot read"
     assert sum(view["equations"] for view in seen) >= 20
     assert {host for view in seen for host in view["hosts"]} == {address.removeprefix("http://")}
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -38,6 +38,13 @@ def test_it_tells_what_fired_since_when_and_what_it_did(tmp_path):
     assert float(trainer.callback_metrics["monitor/collapse/index"]) > 0.15
 
 
+def test_the_rule_may_be_a_dict():
+    assert CollapseDetector(rule={"threshold": 2.0}).rule.config == RuleConfig(threshold=2.0)
+    assert CollapseDetector().rule.config == RuleConfig()
+    with pytest.raises(ValueError, match=r"`rule` has no option `treshold`. Did you mean `threshold`?"):
+        CollapseDetector(rule={"treshold": 2.0})
+
+
 def test_stop(tmp_path):
     trainer = fit(Collapsing(), [CollapseDetector("stop", rule=RULE)], tmp_path, epochs=10)
     assert trainer.global_step == 13
