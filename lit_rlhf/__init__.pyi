@@ -74,4 +74,5 @@ from lit_rlhf.types import RewardRequest as RewardRequest
 from lit_rlhf.types import Rollout as Rollout
 from lit_rlhf.types import ScoredRollout as ScoredRollout
 
+_EXPORTS: dict[str, str]
 __version__: str

@@ -171,8 +171,12 @@ def _find(words: list[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]
         from lit_rlhf.commands.config_files import read_configs
 
         read_configs(words)  # before the seconds that imports take
+        if words[0] in TRAINING:
+            refuse_unknown(words)
+        from lit_rlhf.commands.option_names import refuse_misspelt
+
+        refuse_misspelt(words)
     if words[0] in TRAINING:
-        refuse_unknown(words)
         say_that_it_starts(words[0])
         return import_module("lit_rlhf.commands.training").main, words
     for length in (1, 2):

@@ -70,6 +70,12 @@ def append_whole(path: str | Path, data: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def is_torch_file(path: str | Path) -> bool:
+    """Whether the file begins as one that ``torch.save`` wrote, or is empty: a zip archive or a pickle."""
+    with Path(path).open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80")) or Path(path).stat().st_size == 0
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     """Write all of ``data``: a full disk takes a part first, and says so only when asked again."""
     left = memoryview(data)

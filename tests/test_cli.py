@@ -156,8 +156,8 @@ def test_bad_config_file_is_one_line(edit, told, capsys, no_model, world) -> Non
         (["--model.loss.average", "token"], ["average", "token", "responses"]),
         (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
         # The beginning of a name is not the name, wherever in the tree it stands.
-        (["--trainer.max_epoch", "3"], ["max_epoch ", "max_epochs"]),
-        (["--trainer.max_epoch=3"], ["max_epoch=", "max_epochs"]),
+        (["--trainer.max_epoch", "3"], ["max_epoch`", "max_epochs"]),
+        (["--trainer.max_epoch=3"], ["max_epoch`", "max_epochs"]),
         (["--seed", "3"], ["--seed. ", "Did you mean: seed_everything?"]),
         (["--ckpt", "last"], ["--ckpt. ", "Did you mean: ckpt_path?"]),
         (["--conf", "other.yaml"], ["--conf. ", "config"]),

@@ -10,11 +10,13 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
 import lit_rlhf
-from lit_rlhf import LossConfig, PPOModule, RolloutDataModule, SFTDataModule, SFTModule
+from lit_rlhf import GroupNormalized, LossConfig, PPOModule, RolloutDataModule, SFTDataModule, SFTModule
+from lit_rlhf.strategies import CheckpointError
 from tests.modules.tiny_ppo import Recorder, make_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,6 +257,63 @@ def test_a_checkpoint_is_loaded_with_what_the_module_was_made_of(world: Path, tm
     again = PPOModule.load_from_checkpoint(tmp_path / "x.ckpt", policy=str(world / "policy"), reward=by_length)
     state = again.state_dict()
     assert all(torch.equal(weight, state[name]) for name, weight in module.state_dict().items())
+
+
+class Foreign(L.LightningModule):
+    """Somebody else's module, whose checkpoint is not ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(torch.ones(2, 1))
+
+
+def strange_files(world: Path, root: Path) -> dict[str, Path]:
+    """What somebody may take for a checkpoint."""
+    trainer = make_trainer(root, max_epochs=1)
+    trainer.fit(Foreign())
+    trainer.save_checkpoint(root / "foreign.ckpt")
+    torch.save({"model": {}}, root / "plain.pt")
+    (root / "config.yaml").write_text("trainer: {}\n")
+    safetensors = world / "policy" / "model.safetensors"
+    return {
+        "is no checkpoint: give a": root / "config.yaml",
+        "safetensors is no checkpoint": safetensors,
+        "is a folder and no checkpoint": world / "policy",
+        "no checkpoint of a Lightning run: it has no `state_dict`": root / "plain.pt",
+        r"lacks `critic\.\*` \(21\), `policy\.\*` \(21\); it has, and the module has not, `l": root / "foreign.ckpt",
+    }
+
+
+def test_files_that_are_no_checkpoints_of_this_module(world: Path, tmp_path: Path) -> None:
+    for told, path in strange_files(world, tmp_path).items():
+        with pytest.raises(CheckpointError, match=told):
+            PPOModule.load_from_checkpoint(path, policy=str(world / "policy"), reward=by_length)
+        with pytest.raises(CheckpointError, match=told):
+            make_trainer(tmp_path).fit(module_of(world), RolloutDataModule(train=PROMPTS, **SIZES), ckpt_path=path)
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint at nowhere\.ckpt"):
+        PPOModule.load_from_checkpoint("nowhere.ckpt", policy=str(world / "policy"), reward=by_length)
+
+
+def test_a_checkpoint_of_another_module_or_estimator_says_which_parts_differ(world: Path, tmp_path: Path) -> None:
+    data = RolloutDataModule(train=PROMPTS, **SIZES)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module_of(world), data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    told = r"does not fit this {}: it has, and the module has not, `critic\.\*` \(21\)\. Is it of another module,"
+    with pytest.raises(CheckpointError, match=told.format("SFTModule")):
+        SFTModule.load_from_checkpoint(tmp_path / "x.ckpt", policy=str(world / "policy"))
+    module = module_of(world, estimator=GroupNormalized())
+    with pytest.raises(CheckpointError, match=told.format("PPOModule")):
+        make_trainer(tmp_path, max_epochs=2).fit(module, data, ckpt_path=tmp_path / "x.ckpt")
 
 
 def test_what_a_new_user_gets_wrong(world: Path, tmp_path: Path) -> None:

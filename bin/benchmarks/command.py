@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.calls import call, spread
 from benchmarks.shapes import PRESETS
+from benchmarks.tricks import NAMES, leave_out
 
 MICRO_BATCH_TOKENS = 768
 
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     rm = commands.add_parser("rm", parents=[shared], help="reward-model training")
     scaling = commands.add_parser("scaling", parents=[shared], help="cost over response length and over batch")
     overhead = commands.add_parser("overhead", parents=[shared], help="share of Python in a PPO iteration")
-    zero = commands.add_parser("zero", parents=[shared], help="two ZeRO-2 ranks against one, one thread each")
+    zero = commands.add_parser("zero", parents=[shared], help="two ranks against one, ZeRO-2 and DDP, one thread each")
+    tricks = commands.add_parser("tricks", parents=[shared], help="what each trick gives alone: iterations without it")
     commands.add_parser("kernels", parents=[shared], help="products, attention and draws")
     memory = commands.add_parser("memory", help="peak memory that `lit-rlhf plan` predicts, and what runs take")
     memory.add_argument("--out", type=Path, default=Path("runs/memory"), help="scratch folder, emptied first")
@@ -44,9 +46,11 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--batches", type=int, default=2000, help="batches taken after the setup")
     data.add_argument("--out", type=Path, default=Path("runs/data"), help="scratch folder")
     data.add_argument("--start", choices=["nothing", "prompts", "pairs"], help=argparse.SUPPRESS)
-    for command in (ppo, rm, scaling, overhead, zero):
+    for command in (ppo, rm, scaling, overhead, zero, tricks):
         command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
-    for command in (ppo, scaling, overhead, zero):
+    for command in (ppo, scaling, overhead, zero, tricks):
+        command.add_argument("--layers", type=int, help="default: the preset's")
+        command.add_argument("--without", nargs="*", choices=NAMES, default=[], help="tricks to leave out")
         command.add_argument("--prompt-len", type=int, default=128)
         command.add_argument("--ppo-epochs", type=int, default=1)
         command.add_argument("--mini-batches", type=int, default=4)
@@ -56,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--strategy", default="auto", help="of Lightning's trainer")
         command.add_argument("--sampler-logprobs", action="store_true", help="old log-probabilities from the engine")
         command.add_argument("--stub-models", action="store_true", help="models with next to no arithmetic")
-    for command in (ppo, overhead, zero):
+    for command in (ppo, overhead, zero, tricks):
         command.add_argument("--prompts", type=int, default=64)
         command.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
         command.add_argument("--response-len", type=int, default=64)
@@ -103,6 +107,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    leave_out(getattr(options, "without", []))
     if options.command == "ppo":
         from benchmarks.ppo import run as run_ppo
 
@@ -115,10 +120,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from benchmarks.scaling import run as run_scaling
 
         return run_scaling(options)
-    if options.command in ("overhead", "zero"):
-        from benchmarks.shares import overhead, zero
+    if options.command in ("overhead", "zero", "tricks"):
+        from benchmarks import shares
 
-        return overhead(options) if options.command == "overhead" else zero(options)
+        runs = {"overhead": shares.overhead, "zero": shares.zero, "tricks": shares.tricks}
+        return runs[options.command](options)
     from benchmarks.kernels import run as run_kernels
 
     return run_kernels(options)
@@ -164,7 +170,30 @@ def compare(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]
         theirs.append(call([options.peer, str(script), *peer_arguments(options)], options.threads))
     pairs = [costs(options.command, a, b) for a, b in zip(ours, theirs, strict=True)]
     ratios = {key: spread([pair[key][1] / pair[key][0] for pair in pairs]) for key in pairs[0]}
-    return {"ratios": ratios, "ours": ours, "peer": theirs}
+    shares = peer_shares(options.command, ours, theirs)
+    return {"ratios": ratios, "share_of_product_speed": shares, "ours": ours, "peer": theirs}
+
+
+def peer_shares(
+    command: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Share of the machine's product speed, ours and theirs, by phase, over the rounds.
+
+    The useful arithmetic is ours, by the peer's tokens where it took others; the machine's speed is that of our run.
+    """
+    own: dict[str, list[float]] = {}
+    peer: dict[str, list[float]] = {}
+    for a, b in zip(ours, theirs, strict=True):
+        cost = costs(command, a, b)
+        for phase, reached in a["share_of_product_speed"].items():
+            seconds = cost["pair" if command == "rm" else phase]
+            tokens = 1.0
+            if command == "ppo":
+                responses, prompts = b["response_tokens_per_iteration"], b["prompt_tokens_per_iteration"]
+                tokens = (responses + prompts) / (a["response_tokens"] + a["prompt_tokens"])
+            own.setdefault(phase, []).append(reached)
+            peer.setdefault(phase, []).append(reached * tokens * seconds[0] / seconds[1])
+    return {phase: {"ours": spread(own[phase], digits=3), "peer": spread(peer[phase], digits=3)} for phase in own}
 
 
 def costs(command: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[float, float]]:

@@ -89,7 +89,9 @@ def process(options: argparse.Namespace, kind: str) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed.")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return {"process_s": round(time.monotonic() - started, 1), **found}
+    took = {"process_s": round(time.monotonic() - started, 1), **found}
+    sys.stderr.write(f"{kind}: {json.dumps(took)}\n")  # the whole may take an hour
+    return took
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import lightning as L
 import torch
 
 import lit_rlhf.strategies  # noqa: F401  (makes their names known)
-from benchmarks.session import fit, heading
+from benchmarks import limits
+from benchmarks.session import LOW, fit, heading
 from benchmarks.shapes import (
     PRESETS,
     STUB,
@@ -115,7 +116,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[Any, list[Encode
         tokenizer = make_tokenizer(STUB[-1], iter(()))
         prompts = [[i % STUB[-1] for i in ids] for ids in prompts]
     positions = options.prompt_len + options.response_len + 8
-    config = llama_config(options.preset, positions, stubbed=options.stub_models)
+    config = llama_config(options.preset, positions, layers=options.layers, stubbed=options.stub_models)
     torch.manual_seed(options.seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "policy")
     config.num_labels = 1
@@ -167,7 +168,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         length = {"max_epochs": options.warmup + options.iterations}
         place = {"strategy": options.strategy, "devices": options.ranks}
         used = fit(module, data, options, Path(folder), callback=iterations, memory=memory, **length, **place)
-    return report(options, module, iterations.rows[options.warmup :], used)
+    found = report(options, module, iterations.rows[options.warmup :], used)
+    return found if options.stub_models else {**found, **reached(options, module, found["seconds"], clock)}
+
+
+def reached(options: argparse.Namespace, module: TimedPPO, seconds: dict[str, float], clock: Clock) -> dict[str, Any]:
+    """This rank's useful arithmetic, and its share of what the machine can do, by phase."""
+    shape, rollouts = limits.Shape.of(PRESETS[options.preset], options.layers), module.rollouts[options.warmup :]
+    rows = [list(zip(r.prompt_mask.sum(1).tolist(), r.response_mask.sum(1).tolist(), strict=True)) for r in rollouts]
+    work = [limits.ppo_flops(shape, each, options.ppo_epochs) for each in rows]
+    flops = {phase: sum(each[phase] for each in work) / len(work) for phase in work[0]}
+    flops["total"] = sum(flops.values())
+    device, dtype = rollouts[0].input_ids.device.type, LOW[options.precision]
+    machine = limits.machine(device, dtype, clock.now)
+    read = sum(limits.decode_bytes(shape, each, dtype.itemsize) for each in rows) / len(rows)
+    return {
+        "machine": machine,
+        "useful_gflop": {phase: round(each / 1e9, 1) for phase, each in flops.items()},
+        "share_of_product_speed": {p: limits.share(each, seconds[p], machine) for p, each in flops.items()},
+        "rollout_share_of_copy_speed": round(read / seconds["rollout"] / machine["copy_gbs"] / 1e9, 3),
+    }
 
 
 def report(

@@ -13,7 +13,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from benchmarks.session import fit, heading
+from benchmarks import limits
+from benchmarks.session import LOW, fit, heading
 from benchmarks.shapes import PRESETS, Clock, MemoryPeak, llama_config, make_tokenizer, read_rows
 from lit_rlhf.config import OptimizerConfig, ScheduleConfig
 from lit_rlhf.datamodules.preference import PreferenceDataModule
@@ -28,13 +29,14 @@ class Step:
     seconds: float
     pairs: int
     tokens: int
+    flops: float
 
 
 class Steps(L.Callback):
     """Seconds, pairs and real tokens (prompt counted for both responses, as the peer does) of each step."""
 
-    def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int) -> None:
-        self.clock, self.memory, self.warmup = clock, memory, warmup
+    def __init__(self, clock: Clock, memory: MemoryPeak, warmup: int, shape: limits.Shape) -> None:
+        self.clock, self.memory, self.warmup, self.shape = clock, memory, warmup, shape
         self.rows: list[Step] = []
         self.started = 0.0
 
@@ -53,7 +55,9 @@ class Steps(L.Callback):
         """Close the step's row."""
         ended, pairs = self.clock.now(), batch.content
         tokens = int(pairs.chosen_mask.sum() + pairs.rejected_mask.sum())
-        self.rows.append(Step(ended - self.started, len(pairs), tokens))
+        beyond = (mask.sum(1) - pairs.prompt_length for mask in (pairs.chosen_mask, pairs.rejected_mask))
+        sizes = torch.stack([pairs.prompt_length, *beyond], dim=1).tolist()
+        self.rows.append(Step(ended - self.started, len(pairs), tokens, limits.rm_flops(self.shape, sizes)))
         if len(self.rows) == self.warmup:
             self.memory.peak = 0.0
         self.started = self.clock.now()
@@ -110,11 +114,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     clock, memory = Clock(options.clock), MemoryPeak()
     with tempfile.TemporaryDirectory(prefix="bench_rm_") as folder:
         module, data = build(options, Path(folder))
-        steps = Steps(clock, memory, options.warmup)
+        steps = Steps(clock, memory, options.warmup, limits.Shape.of(PRESETS[options.preset]))
         length = {"max_steps": options.warmup + options.steps, "max_epochs": -1}
         used = fit(module, data, options, Path(folder), callback=steps, memory=memory, **length)
     kept = steps.rows[options.warmup :]
-    seconds = sum(step.seconds for step in kept)
+    seconds, flops = sum(step.seconds for step in kept), sum(step.flops for step in kept)
+    machine = limits.machine("cpu", LOW[options.precision], clock.now)
     return {
         **heading(options),
         "pairs_in_dataset": len(data.rows["train"]),
@@ -123,5 +128,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "pairs_per_s": round(sum(step.pairs for step in kept) / seconds, 3),
         "tokens_per_s": round(sum(step.tokens for step in kept) / seconds, 1),
         "tokens_per_pair": round(sum(step.tokens for step in kept) / sum(step.pairs for step in kept), 1),
+        "machine": machine,
+        "useful_gflop": {"total": round(flops / 1e9, 1)},
+        "share_of_product_speed": {"total": limits.share(flops, seconds, machine)},
         **used,
     }

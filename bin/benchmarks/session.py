@@ -14,6 +14,8 @@ import torch
 from benchmarks.shapes import MemoryPeak, resident_mib, versions
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
+LOW = {"fp32": torch.float32, "bf16-mixed": torch.bfloat16}
+"""What the products are computed in."""
 
 
 def fit(

@@ -35,15 +35,22 @@ STUB = (2, 1, 1, 2, 260)
 """Next to no arithmetic, in about the smallest byte-level vocabulary: what is left is the price of Python."""
 
 
-def llama_config(preset: str, positions: int, *, stubbed: bool = False) -> Any:
-    """A Llama configuration of the preset's shape, or of the stub's, with ``positions`` positions."""
+def llama_config(preset: str, positions: int, *, layers: int | None = None, stubbed: bool = False) -> Any:
+    """A Llama configuration of the preset's shape, or of the stub's, with ``positions`` positions.
+
+    Args:
+        preset: Name.
+        positions: Most of them.
+        layers: Their number; None for the preset's.
+        stubbed: The stub in place of the preset.
+    """
     from transformers import LlamaConfig
 
-    hidden, layers, heads, intermediate, vocabulary = STUB if stubbed else PRESETS[preset]
+    hidden, usual, heads, intermediate, vocabulary = STUB if stubbed else PRESETS[preset]
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
-        num_hidden_layers=layers,
+        num_hidden_layers=usual if layers is None or stubbed else layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         intermediate_size=intermediate,

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.calls import call, spread
 from benchmarks.shapes import versions
+from benchmarks.tricks import NAMES
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -32,17 +33,36 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def zero(options: argparse.Namespace) -> dict[str, Any]:
-    """The same global batch by one ZeRO-2 rank and by two, one thread each, in turns; seconds are the first rank's."""
-    strategy = ("--strategy", "deepspeed_stage_2_cpu")
-    ranks: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    """The same global batch by one rank and by two, one thread each, in turns; seconds are the first rank's.
+
+    DDP on one rank is Lightning's single device.
+    """
+    found: dict[str, Any] = {"versions": versions()}
+    for strategy in ("deepspeed_stage_2_cpu", "ddp"):
+        ranks: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+        for _ in range(options.rounds):
+            for count, runs in ranks.items():
+                alone = "auto" if strategy == "ddp" and count == 1 else strategy
+                runs.append(ppo(options, "--strategy", alone, "--ranks", str(count)))
+        found[strategy] = {"speedup": _times_cheaper(ranks[1], ranks[2]), "one": ranks[1], "two": ranks[2]}
+    return found
+
+
+def tricks(options: argparse.Namespace) -> dict[str, Any]:
+    """The iteration with every trick and without each, in turns: how many times longer it takes without."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("none", *NAMES)}
     for _ in range(options.rounds):
-        for count, runs in ranks.items():
-            runs.append(ppo(options, *strategy, "--ranks", str(count)))
-    pairs = list(zip(ranks[1], ranks[2], strict=True))
-    speedup = {
-        name: spread([a["seconds"][name] / b["seconds"][name] for a, b in pairs]) for name in pairs[0][0]["seconds"]
-    }
-    return {"versions": versions(), "speedup": speedup, "one": ranks[1], "two": ranks[2]}
+        for name, done in runs.items():
+            done.append(ppo(options, *([] if name == "none" else ["--without", name])))
+    times = {name: _times_cheaper(done, runs["none"]) for name, done in runs.items() if name != "none"}
+    peaks = {name: spread([run["memory_peak_mib"] for run in done], digits=0) for name, done in runs.items()}
+    return {"versions": versions(), "times_longer_without": times, "peak_mib_without": peaks, "runs": runs}
+
+
+def _times_cheaper(dear: list[dict[str, Any]], cheap: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Seconds of the dear over those of the cheap, by phase, over the rounds."""
+    pairs = [(a["seconds"], b["seconds"]) for a, b in zip(dear, cheap, strict=True)]
+    return {name: spread([a[name] / b[name] for a, b in pairs]) for name in pairs[0][0] if name != "between"}
 
 
 def ppo(options: argparse.Namespace, *extra: str) -> dict[str, Any]:
@@ -60,4 +80,5 @@ def ppo(options: argparse.Namespace, *extra: str) -> dict[str, Any]:
     ]
     names += ["mini_batches", "iterations", "warmup", "prompts", "prompt_dist", "response_len", "eos_rate"]
     given = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    given += [] if options.layers is None else ["--layers", str(options.layers)]
     return call([sys.executable, str(BENCH), "ppo", *given, *extra], options.threads)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.files import is_torch_file
+
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
@@ -157,10 +159,12 @@ def load_pickle(file: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file would execute code when it is opened, is damaged, or does not hold a dict.
+        ValueError: The file is of another kind, would execute code when it is opened, is damaged, or holds no dict.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"No checkpoint file at '{file}'.")
+    if not is_torch_file(file):
+        raise ValueError(f"'{file}' is no torch checkpoint.")
     zipped = zipfile.is_zipfile(file)  # legacy files cannot be memory-mapped
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)

@@ -53,7 +53,8 @@ from lit_rlhf.strategies.accumulation import (
     loss_scaler,
     lower_loss_scale,
 )
-from lit_rlhf.strategies.errors import require_training_state
+from lit_rlhf.strategies.checkpoint_io import keep_checkpoints_whole, require_checkpoint
+from lit_rlhf.strategies.errors import CheckpointError, misfit, require_training_state
 from lit_rlhf.strategies.precision import cpu_has_bf16, weight_dtype
 from lit_rlhf.user_errors import LitRLHFError
 
@@ -203,6 +204,7 @@ class BaseModule(L.LightningModule, ABC):
         """
         if stage == "fit":
             check_trainer(self.trainer)
+        keep_checkpoints_whole(self.trainer.strategy)
         precision = str(self.trainer.precision)
         if stage != "fit" or isinstance(self.trainer.strategy, DeepSpeedStrategy):
             return
@@ -394,10 +396,17 @@ class BaseModule(L.LightningModule, ABC):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002
-        """As in torch; frozen weights may be missing, trained ones may not."""
+        """As in torch; frozen weights may be missing, trained ones may not.
+
+        Raises:
+            CheckpointError: The weights are not those of this module; the message has their parts in place of names.
+        """
         own = dict(self.named_parameters(remove_duplicate=False))
         kept = {name: own[name].data for name in frozen_names(self) if name not in state_dict}
-        return super().load_state_dict({**kept, **state_dict}, strict=strict, assign=assign)
+        try:
+            return super().load_state_dict({**kept, **state_dict}, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise CheckpointError(misfit(type(self).__name__, self.state_dict(), state_dict)) from error
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # wider than Lightning's
@@ -413,6 +422,8 @@ class BaseModule(L.LightningModule, ABC):
 
         Raises:
             ValueError: If an argument that the module requires is missing.
+            CheckpointError: If the file is no checkpoint, or not of such a module.
+            FileNotFoundError: If there is none.
         """
         required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is inspect.Parameter.empty]
         missing = [name for name in required if name not in kwargs]
@@ -422,6 +433,8 @@ class BaseModule(L.LightningModule, ABC):
                 "when the module was made: a checkpoint holds weights and state alone. `lit-rlhf export "
                 f"{checkpoint_path} OUT` writes a Hugging Face folder."
             )
+        if isinstance(checkpoint_path, str | Path):
+            require_checkpoint(checkpoint_path, weights_only=weights_only)
         load: Any = super().load_from_checkpoint
         return load(checkpoint_path, *args, weights_only=weights_only, **kwargs)
 

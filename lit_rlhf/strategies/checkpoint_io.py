@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from typing_extensions import override
 
 from lit_rlhf import signals
 from lit_rlhf.distributed import world_size
+from lit_rlhf.files import is_torch_file
 from lit_rlhf.strategies.errors import WORLD_SIZE_KEY, CheckpointError, require_file
 
 _PATH = str | Path
@@ -60,13 +63,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read ``path``; ``weights_only`` is True unless it is switched off by name.
 
         Raises:
-            CheckpointError: If the file is not a whole checkpoint, is a DeepSpeed folder, or asks to run code.
+            CheckpointError: If the file is not a whole checkpoint, is another library's or a DeepSpeed folder, or asks
+                to run code.
             FileNotFoundError: If there is no such file.
         """
         if not _is_local_file_protocol(str(path)):
             return super().load_checkpoint(path, map_location, weights_only is not False)  # type: ignore[arg-type]
         require_file(path)
         checkpoint: dict[str, Any] = safe_load(path, map_location=map_location, weights_only=weights_only is not False)
+        _require_lightnings(checkpoint, path)
         return checkpoint
 
     @override
@@ -94,14 +99,46 @@ def write_through(content: Any, path: Path, **options: Any) -> None:
         os.fsync(file.fileno())
 
 
-def safe_load(path: _PATH, *, map_location: Any = "cpu", weights_only: bool = True) -> Any:
+def keep_checkpoints_whole(strategy: Strategy) -> None:
+    """Let a strategy for which the user chose no checkpoint plugin write and read files as :class:`AtomicCheckpointIO`.
+
+    Their format is Lightning's.
+    """
+    if strategy._checkpoint_io is None and not isinstance(strategy, DeepSpeedStrategy):
+        strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+def require_checkpoint(path: _PATH, *, weights_only: bool = True) -> None:
+    """Refuse a local path at which there is no whole checkpoint of Lightning's; tensors are mapped, not read.
+
+    Raises:
+        CheckpointError: See :func:`safe_load`, or it is a folder, or another library's.
+        FileNotFoundError: There is nothing.
+    """
+    if not _is_local_file_protocol(str(path)):
+        return
+    require_file(path)
+    mapped = zipfile.is_zipfile(path)
+    _require_lightnings(safe_load(path, weights_only=weights_only, mmap=mapped), path)
+
+
+def _require_lightnings(content: Any, path: _PATH) -> None:
+    keys = ("state_dict", "pytorch-lightning_version")
+    missing = keys if not isinstance(content, dict) else [key for key in keys if key not in content]
+    if missing:
+        raise CheckpointError(f"{path} is no checkpoint of a Lightning run: it has no `{missing[0]}`.")
+
+
+def safe_load(path: _PATH, *, map_location: Any = "cpu", weights_only: bool = True, mmap: bool = False) -> Any:
     """``torch.load`` that turns its page-long errors into one line.
 
     Raises:
-        CheckpointError: If the pickle would execute code, or the file is truncated.
+        CheckpointError: If it is no file of torch's, the pickle would execute code, or the file is truncated.
     """
+    if not is_torch_file(path):
+        raise CheckpointError(f"{path} is no checkpoint: give a `.ckpt` file that a run has written.")
     try:
-        return torch.load(path, map_location=map_location, weights_only=weights_only)
+        return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip().split("\n")[0]
         raise CheckpointError(

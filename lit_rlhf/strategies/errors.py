@@ -6,7 +6,8 @@ Left alone, the four mismatches surface as ``IsADirectoryError``, ``FileNotFound
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,30 @@ def require_training_state(checkpoint: Mapping[str, Any], *, world_size: int | N
     written_by = checkpoint.get(WORLD_SIZE_KEY, world_size)
     if world_size is not None and written_by != world_size:
         raise CheckpointError(_world_size_line(None, written_by=written_by, world_size=world_size))
+
+
+def misfit(module: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """One line for weights that do not fit a module: which parts are missing, too many or of another size.
+
+    Args:
+        module: Name of the module's class.
+        own: Its weights by name.
+        given: The checkpoint's.
+    """
+    missing, strange = own.keys() - given.keys(), given.keys() - own.keys()
+    sizes = {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
+    told = ((missing, "it lacks"), (strange, "it has, and the module has not,"), (sizes, "of another size are"))
+    found = "; ".join(f"{words} {_parts(names)}" for names, words in told if names)
+    return (
+        f"The checkpoint does not fit this {module}: {found}. Is it of another module, model, estimator or adapter?"
+        " A new run starts from the weights that `lit-rlhf export` writes."
+    )
+
+
+def _parts(names: Collection[str]) -> str:
+    """Names of weights by their first part: `critic.* (21)`."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"`{part}.*` ({count})" for part, count in sorted(counts.items()))
 
 
 def _world_size_line(path: str | Path | None, *, written_by: int, world_size: int) -> str:

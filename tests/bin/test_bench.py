@@ -49,6 +49,27 @@ def test_costs_are_ours_and_theirs():
     }
 
 
+def test_a_peer_that_takes_twice_as_long_for_as_many_tokens_reaches_half():
+    ours = {
+        "seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1},
+        "share_of_product_speed": {"total": 0.4, "rollout": 0.2},
+        "response_tokens": 10,
+        "prompt_tokens": 10,
+        "memory_peak_mib": 5,
+    }
+    theirs = {
+        "phases_median_s": {"total": 4.0, "rollout": 4.0, "between": 0.5},
+        "response_tokens_per_iteration": 10,
+        "prompt_tokens_per_iteration": 10,
+        "peak_rss_mb": 10,
+    }
+    found = command.peer_shares("ppo", [ours], [theirs])
+    assert {phase: (each["ours"]["median"], each["peer"]["median"]) for phase, each in found.items()} == {
+        "total": (0.4, 0.2),
+        "rollout": (0.2, 0.05),
+    }
+
+
 def test_slope_is_the_exponent():
     assert slope({size: 3.0 * size**1.5 for size in (2, 4, 16)}) == 1.5
 
@@ -72,12 +93,12 @@ def test_options_are_required_and_checked(capsys):
     assert "--data" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ppo", "overhead", "zero", "scaling"])
+@pytest.mark.parametrize("name", ["ppo", "overhead", "zero", "scaling", "tricks"])
 def test_every_command_that_runs_ppo_has_its_options(name):
     options = parser().parse_args([name, "--data", "d"])
     needed = {"preset", "threads", "precision", "clock", "micro_batch_tokens", "seed", "data", "prompt_len"}
     needed |= {"ppo_epochs", "mini_batches", "iterations", "warmup", "ranks", "strategy", "stub_models"}
-    needed |= {"sampler_logprobs"}
+    needed |= {"sampler_logprobs", "layers", "without"}
     assert needed <= set(vars(options))
 
 

@@ -12,10 +12,12 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 import lit_rlhf.strategies
 from lit_rlhf.strategies import AtomicCheckpointIO, CheckpointError, CPUZeroStrategy, ZeroStrategy
-from lit_rlhf.strategies.checkpoint_io import latest_checkpoint, replace_folder
+from lit_rlhf.strategies.checkpoint_io import latest_checkpoint, replace_folder, require_checkpoint
 from lit_rlhf.strategies.errors import checkpoint_kind, require_file, require_training_state, require_zero
 from tests.strategies import checks
 from tests.strategies.toy import SaveAt, Toy, fit
+
+OF_A_RUN: dict[str, Any] = {"state_dict": {}, "pytorch-lightning_version": "2.6.4"}
 
 
 def zero_folder(path: Path, *, ranks: int = 2) -> Path:
@@ -28,7 +30,7 @@ def zero_folder(path: Path, *, ranks: int = 2) -> Path:
 def test_round_trip_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     io, path = AtomicCheckpointIO(), tmp_path / "new" / "a.ckpt"
     for value in (1.0, 2.0):
-        io.save_checkpoint({"x": torch.full((3,), value)}, path)
+        io.save_checkpoint({**OF_A_RUN, "x": torch.full((3,), value)}, path)
     assert io.load_checkpoint(path)["x"].tolist() == [2.0] * 3
     assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]
     io.remove_checkpoint(path)
@@ -43,7 +45,7 @@ def test_storage_options_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 10, 200])
 def test_half_a_file_is_named_as_such(keep: int, tmp_path: Path) -> None:
     io, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
-    io.save_checkpoint({"x": torch.zeros(100)}, path)
+    io.save_checkpoint({**OF_A_RUN, "x": torch.zeros(100)}, path)
     os.truncate(path, keep)
     with pytest.raises(CheckpointError, match=r"a\.ckpt"):
         io.load_checkpoint(path)
@@ -51,7 +53,7 @@ def test_half_a_file_is_named_as_such(keep: int, tmp_path: Path) -> None:
 
 def test_code_in_a_pickle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     io, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
-    io.save_checkpoint({"x": 1}, path)
+    io.save_checkpoint({**OF_A_RUN, "x": 1}, path)
     checks.plant_code(path)
     with pytest.raises(CheckpointError, match=r"was refused: loading it would run code.*print") as caught:
         io.load_checkpoint(path)
@@ -59,6 +61,20 @@ def test_code_in_a_pickle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "CODE RAN" not in capsys.readouterr().out
     io.load_checkpoint(path, weights_only=False)  # switched off by name: the user's own decision
     assert "CODE RAN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"trainer: {}\n", b"\x10\0\0\0\0\0\0\0{}", {"x": 1}, [1]], ids=str)
+def test_files_of_another_kind_are_named_as_such(content: Any, tmp_path: Path) -> None:
+    """A config, safetensors, another library's, no mapping at all."""
+    path = tmp_path / "x.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    told = "is no checkpoint: give" if isinstance(content, bytes) else "no checkpoint of a Lightning run: it has"
+    for read in (AtomicCheckpointIO().load_checkpoint, require_checkpoint):
+        with pytest.raises(CheckpointError, match=told):
+            read(path)
 
 
 def test_single_device_says_what_to_do_with_a_zero_folder(tmp_path: Path) -> None:

@@ -16,6 +16,49 @@ def onednn(request, monkeypatch):
     monkeypatch.setattr(cpu_kernels, "prefers_onednn", lambda: request.param)
 
 
+@pytest.fixture
+def undecided():
+    """The choice of a product is made once in a process: once more here, and forgotten afterwards."""
+    cpu_kernels.prefers_onednn.cache_clear()
+    yield
+    cpu_kernels.prefers_onednn.cache_clear()
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize(("torch_takes", "onednn"), [(2.2, True), (1.2, False), (0.7, False)])
+def test_onednn_multiplies_where_it_is_clearly_faster(monkeypatch, torch_takes, onednn):
+    monkeypatch.delenv(cpu_kernels.PRODUCTS, raising=False)
+    monkeypatch.setattr(
+        cpu_kernels, "_product_seconds", lambda product: 1.0 if product is cpu_kernels._product else torch_takes
+    )
+    assert cpu_kernels.prefers_onednn() is onednn
+
+
+@pytest.mark.usefixtures("undecided")
+def test_the_measurement_leaves_the_threads_as_they_were(monkeypatch):
+    monkeypatch.delenv(cpu_kernels.PRODUCTS, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert cpu_kernels.prefers_onednn() in (True, False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("undecided")
+def test_the_environment_decides_instead(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_product_seconds", None)
+    for said, wanted in (("onednn", True), ("torch", False)):
+        cpu_kernels.prefers_onednn.cache_clear()
+        monkeypatch.setenv(cpu_kernels.PRODUCTS, said)
+        assert cpu_kernels.prefers_onednn() is wanted
+    cpu_kernels.prefers_onednn.cache_clear()
+    monkeypatch.setenv(cpu_kernels.PRODUCTS, "mkl")
+    with pytest.raises(ValueError, match=r"`LIT_RLHF_CPU_PRODUCTS` \(mkl\) must be onednn or torch"):
+        cpu_kernels.prefers_onednn()
+
+
 def pair_of_layers(*, bias: bool) -> tuple[nn.Linear, CpuLinear]:
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias)
