@@ -16,6 +16,12 @@ def _without_last_layer() -> None:
     last_layer.seen_at = lambda *_: None
 
 
+def _without_packed_rows() -> None:
+    from lit_rlhf.models.cpu import packed_rows
+
+    packed_rows.hidden_at = lambda *_: None
+
+
 def _without_kernel_choice() -> None:
     os.environ["LIT_RLHF_CPU_PRODUCTS"] = "torch"
 
@@ -46,6 +52,7 @@ def _without_dropped_rows() -> None:
 _OUT: dict[str, Callable[[], None]] = {
     "huge_pages": _without_huge_pages,
     "last_layer": _without_last_layer,
+    "packed_rows": _without_packed_rows,
     "kernel_choice": _without_kernel_choice,
     "trim": _without_trim,
     "fused_adamw": _without_fused_adamw,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.models.cpu import seen_at
+from lit_rlhf.models.cpu import hidden_at, seen_at
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ def run_trunk(
     Returns:
         ``(B, L, H)``, or ``(N, H)`` with ``at``.
     """
+    if at is not None and len(at) and attention_mask is None and position_ids is None:
+        packed = hidden_at(trunk, input_ids, at)
+        if packed is not None:
+            return packed
     extra: dict[str, Tensor] = {}
     if attention_mask is not None:
         extra["attention_mask"] = attention_mask

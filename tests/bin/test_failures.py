@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bin.studies.failures import FAILURES, HACKING, HEALTHY, config, draw, table
+from bin.studies.failures import FAILURES, HEALTHY, LONG, config, draw, table
 
 ITERATIONS = 3
 
@@ -15,12 +15,18 @@ def options(name: str, tmp_path: Path) -> dict:
     return config(tmp_path / "pocket", tmp_path / name, FAILURES[name], ITERATIONS)["model"]["init_args"]
 
 
-@pytest.mark.parametrize("name", [name for name in FAILURES if name not in (HEALTHY, HACKING)])
+@pytest.mark.parametrize("name", [name for name in FAILURES if name not in (HEALTHY, *LONG)])
 def test_a_run_differs_by_its_changes_alone(name: str, tmp_path: Path) -> None:
     healthy, failing = options(HEALTHY, tmp_path), options(name, tmp_path)
     changed = {path.partition(".")[0] for path in FAILURES[name].changes}
     assert changed
     assert {key for key in failing if failing[key] != healthy.get(key)} == changed
+
+
+def test_the_reward_model_of_the_pocket_run_is_what_a_wrapped_reward_reads(tmp_path: Path) -> None:
+    reward = options("length", tmp_path)["reward"]
+    assert reward["class_path"] == "LengthReward"
+    assert reward["init_args"]["reward"]["init_args"] == options(HEALTHY, tmp_path)["reward"]["init_args"]
 
 
 def write_run(run: Path, rise: float) -> None:

@@ -2,6 +2,7 @@
 
 - :func:`tune`: a model's linear layers and attention, called where a model meets its device (at the start of a
   ``BaseModule``'s run, in ``FrozenModel.on``).
+- :func:`hidden_at`: rows of different lengths in one pass without padding.
 - :func:`seen_at`: the last layer at the positions that are read.
 - :func:`attention_dtype`: of the keys and values that a decode loop keeps.
 - :func:`release_freed_memory`: between the phases of an iteration.
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.models.cpu import kernels, last_layer, memory
+from lit_rlhf.models.cpu import kernels, last_layer, memory, packed_rows
 from lit_rlhf.models.cpu.kernels import SDPA_NAMES
 
-__all__ = ["SDPA_NAMES", "attention_dtype", "release_freed_memory", "seen_at", "tune"]
+__all__ = ["SDPA_NAMES", "attention_dtype", "hidden_at", "release_freed_memory", "seen_at", "tune"]
 
 
 def _is_cpu(device: torch.device | str) -> bool:
@@ -34,6 +35,21 @@ def tune(model: Any, device: torch.device | str) -> None:
         device: Where it is going to run.
     """
     (kernels.install if _is_cpu(device) else kernels.remove)(model)
+
+
+def hidden_at(trunk: Any, input_ids: Tensor, at: Tensor) -> Tensor | None:
+    """Last hidden states of right-padded rows at the positions that are read, without padding; see ``packed_rows.py``.
+
+    Args:
+        trunk: A transformers base model.
+        input_ids: ``(B, L)`` int64.
+        at: Positions in the flattened ``(B, L)``, ``(N,)`` int64, N >= 1.
+
+    Returns:
+        ``(N, H)``; None where it has to be the ordinary pass: on other devices, for rows without padding, and for
+        layers not known to be plain.
+    """
+    return packed_rows.hidden_at(trunk, input_ids, at) if _is_cpu(input_ids.device) else None
 
 
 def seen_at(model: Any, at: Tensor) -> Any | None:

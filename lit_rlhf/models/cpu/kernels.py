@@ -18,7 +18,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -171,6 +173,19 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+_LENGTHS: ContextVar[Sequence[int] | None] = ContextVar("lengths", default=None)
+
+
+@contextmanager
+def rows_packed(lengths: Sequence[int]) -> Iterator[None]:
+    """Passes of the block have rows of so many tokens, one after the other in ``(1, N)``: :func:`sdpa_attention`."""
+    token = _LENGTHS.set(lengths)
+    try:
+        yield
+    finally:
+        _LENGTHS.reset(token)
+
+
 class CpuLinear(nn.Linear):
     """`torch.nn.Linear` with the CPU products above; on other devices and in other dtypes it is the plain layer."""
 
@@ -187,15 +202,26 @@ class CpuLinear(nn.Linear):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-def sdpa_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The attention that transformers calls "sdpa", always in fp32 on a CPU (the result has the query's dtype)."""
+def sdpa_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Any:
+    """The attention that transformers calls "sdpa", always in fp32 on a CPU (the result has the query's dtype).
+
+    In a pass of packed rows (``packed_rows.py``) each row attends to itself alone, causally.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    rows = _LENGTHS.get()
     with torch.autocast("cpu", enabled=False):
-        out, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *args, **kwargs)
-        return out.to(query.dtype), weights
+        states = (query.float(), key.float(), value.float())
+        if rows is None:
+            out, weights = sdpa_attention_forward(module, *states, mask, **kwargs)
+            return out.to(query.dtype), weights
+        apart = zip(*(torch.split(state, list(rows), dim=2) for state in states), strict=True)
+        outs = [sdpa_attention_forward(module, *row, None, **kwargs)[0] for row in apart]
+        return torch.cat(outs, dim=1).to(query.dtype), None
 
 
 @functools.cache

@@ -37,17 +37,31 @@ def seen_at(model: Any, at: Tensor) -> Any | None:
     return view if trunk is model else _with(model, **{model.base_model_prefix: view})
 
 
+def plain_layers(trunk: Any) -> bool:
+    """Whether a trunk has layers, and all of them are plain."""
+    layers = _layers(trunk)
+    return bool(layers) and all(map(_is_plain, layers))
+
+
 def _plain_last_layer(trunk: Any) -> Any | None:
-    layers = getattr(trunk, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) != trunk.config.get_text_config().num_hidden_layers:
-        return None
-    layer: Any = layers[-1]
+    layers = _layers(trunk)
+    return layers[-1] if layers and _is_plain(layers[-1]) else None
+
+
+def _layers(trunk: Any) -> list[Any]:
+    """A trunk's layers; none where they are not all it has, in a list."""
+    layers: Any = getattr(trunk, "layers", None)
+    whole = isinstance(layers, nn.ModuleList) and len(layers) == trunk.config.get_text_config().num_hidden_layers
+    return list(layers) if whole else []
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether it computes what is known of its class, with nothing of anybody's in between."""
     # Of a class that only inherits `forward` this is still the module that wrote it.
     if type(layer).forward.__module__ not in _PLAIN_MODULES or layer.gradient_checkpointing:
-        return None
+        return False
     # A hook on either would be skipped, or handed other shapes.
-    changed = (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in _parts(layer))
-    return None if any(changed) else layer
+    return not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in _parts(layer))
 
 
 def _parts(layer: Any) -> tuple[Any, Any]:

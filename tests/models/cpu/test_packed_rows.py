@@ -1,0 +1,143 @@
+"""Rows in one pass without padding: the same numbers, fewer tokens, and only where that is so.
+
+Equality with whole passes, for every architecture and with gradients, is in ``test_last_layer.py`` (the tuned models).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_rlhf.models.causal import run_trunk, trunk_hidden
+from lit_rlhf.models.cpu import hidden_at, tune
+from lit_rlhf.models.cpu.last_layer import PLAIN
+from lit_rlhf.models.loading.causal import load_causal_lm
+
+LENGTHS = (9, 0, 4, 14, 1)  # of the second row nothing is read
+WIDTH = 14
+AT = torch.tensor([3, 8, 28, 31, 42, 55, 56])
+
+
+def ids():
+    return torch.randint(4, 60, (len(LENGTHS), WIDTH), generator=torch.Generator().manual_seed(0))
+
+
+def tuned(folder):
+    model = load_causal_lm(folder)
+    tune(model, "cpu")
+    return model
+
+
+def tokens_seen(model):
+    """Tokens that go through the first layer's MLP, pass by pass."""
+    seen: list[int] = []
+    model.base_model.layers[0].mlp.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[:-1].numel()))
+    return seen
+
+
+def test_no_token_of_padding_is_computed(causal_folder):
+    model = tuned(causal_folder())
+    seen = tokens_seen(model)
+    packed = trunk_hidden(model, ids(), at=AT)
+    whole = trunk_hidden(model, ids()).flatten(0, 1)[AT]
+    assert seen == [sum(LENGTHS), len(LENGTHS) * WIDTH]
+    torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", PLAIN)
+def test_a_row_alone_and_among_others(causal_folder, architecture):
+    """What attention takes apart is taken apart at the right places."""
+    model = tuned(causal_folder(architecture))
+    together = hidden_at(model.base_model, ids(), AT)
+    assert together is not None
+    with torch.no_grad():
+        for i, length in enumerate(LENGTHS):
+            mine = (AT // WIDTH).eq(i)
+            if length:
+                alone = model.base_model(input_ids=ids()[i : i + 1, :length]).last_hidden_state[0]
+                torch.testing.assert_close(together[mine], alone[AT[mine] % WIDTH], rtol=1e-5, atol=1e-6)
+
+
+def test_what_nobody_reads_changes_no_bit(causal_folder):
+    model = tuned(causal_folder())
+    other = ids()
+    for i, length in enumerate(LENGTHS):
+        other[i, length:] = 5
+    assert torch.equal(trunk_hidden(model, ids(), at=AT), trunk_hidden(model, other, at=AT))
+
+
+def test_the_same_bits_with_and_without_gradients(causal_folder):
+    model = tuned(causal_folder())
+    with torch.no_grad():
+        scored = trunk_hidden(model, ids(), at=AT)
+    assert torch.equal(trunk_hidden(model, ids(), at=AT), scored)
+
+
+def test_under_autocast(causal_folder):
+    model = tuned(causal_folder())
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        packed, whole = trunk_hidden(model, ids(), at=AT), trunk_hidden(model, ids()).flatten(0, 1)[AT]
+    torch.testing.assert_close(packed, whole, rtol=2e-2, atol=2e-2)
+
+
+def test_adapters(causal_folder):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load_causal_lm(causal_folder()), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    tune(model, "cpu")
+    whole = trunk_hidden(model, ids()).flatten(0, 1)[AT]
+    packed = hidden_at(model.get_base_model().base_model, ids(), AT)
+    torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-6)
+
+
+CHANGES = {
+    "a hook on the first layer": lambda trunk: trunk.layers[0].register_forward_hook(lambda *_: None),
+    "eager attention": lambda trunk: trunk.set_attn_implementation("eager"),
+    "a window": lambda trunk: setattr(trunk.config, "sliding_window", 4),
+    "a layer of another kind": lambda trunk: setattr(
+        trunk.config, "layer_types", ["full_attention", "linear_attention"]
+    ),
+    "checkpointing": lambda trunk: trunk.gradient_checkpointing_enable({"use_reentrant": False}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_not_known_to_be_plain_keeps_its_padding(causal_folder, change):
+    model = tuned(causal_folder())
+    assert hidden_at(model.base_model, ids(), AT) is not None
+    change(model.base_model)
+    assert hidden_at(model.base_model, ids(), AT) is None
+
+
+@pytest.mark.parametrize(("window", "packed"), [(13, False), (14, True)])
+def test_a_window_that_holds_the_longest_row_hides_nothing(causal_folder, window, packed):
+    model = tuned(causal_folder("mistral", sliding_window=window))
+    found = hidden_at(model.base_model, ids(), AT)
+    assert (found is not None) is packed
+    if packed:
+        torch.testing.assert_close(found, model.base_model(input_ids=ids()).last_hidden_state.flatten(0, 1)[AT])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox"])
+def test_other_architectures_keep_their_padding(causal_folder, architecture):
+    assert hidden_at(tuned(causal_folder(architecture)).base_model, ids(), AT) is None
+
+
+def test_without_padding_or_off_a_cpu_it_is_an_ordinary_pass(causal_folder):
+    model = tuned(causal_folder())
+    ends = torch.arange(1, len(LENGTHS) + 1) * WIDTH - 1
+    assert hidden_at(model.base_model, ids(), ends) is None
+    assert hidden_at(model.base_model.to("meta"), ids().to("meta"), AT.to("meta")) is None
+
+
+def test_a_mask_or_positions_of_the_callers_are_kept(causal_folder):
+    model = tuned(causal_folder())
+    seen = tokens_seen(model)
+    mask = torch.ones_like(ids())
+    mask[:, 0] = 0
+    run_trunk(model.base_model, ids(), mask, at=AT)
+    run_trunk(model.base_model, ids(), position_ids=torch.arange(WIDTH).expand_as(ids()), at=AT)
+    assert seen == [len(LENGTHS) * WIDTH] * 2
