@@ -10,8 +10,8 @@ import os
 from importlib import import_module
 from typing import Any
 
-# PyTorch then asks the system for huge pages for tensors of 2 MiB and more on a CPU (docs/performance.md). It looks once,
-# at the first tensor, so this is said before anything loads PyTorch.
+# PyTorch then asks the system for huge pages for tensors of 2 MiB and more on a CPU (docs/performance.md). It looks
+# once, at the first tensor, so this is said before anything loads PyTorch.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"  # the one place: pyproject.toml reads it, tests hold CITATION.cff and the changelog to it

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lit_rlhf.models.loading.pretrained import load_config
 from lit_rlhf.models.loading.whole import load_whole
 
 
@@ -35,9 +36,14 @@ def load_causal_lm(
 
     Raises:
         FileNotFoundError: No such folder or hub name.
-        ValueError: Weights are missing, damaged, or a pickle with code.
+        ValueError: Weights are missing, damaged, or a pickle with code, or the folder is a reward model's.
     """
     from transformers import AutoModelForCausalLM
+
+    # With tied embeddings a reward model's folder lacks nothing that a language model needs.
+    kinds = load_config(path, trust_remote_code=trust_remote_code).architectures or []
+    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(f"{path} is a model that scores ({kinds[0]}), not a language model that writes.")
 
     return load_whole(
         AutoModelForCausalLM, path, dtype=dtype, attn_implementation=attn_implementation,

@@ -68,9 +68,19 @@ class TestCausal:
             grads.append(model.model.embed_tokens.weight.grad)
         torch.testing.assert_close(*grads)
 
-    def test_missing_weight_is_an_error(self, reward_folder):
+    def test_missing_weight_is_an_error(self, causal_folder):
+        folder = causal_folder()
+        weights = load_file(folder / "model.safetensors")
+        del weights["lm_head.weight"]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(ValueError, match=r"does not hold these weights of LlamaForCausalLM: lm_head\.weight"):
-            load_causal_lm(reward_folder())
+            load_causal_lm(folder)
+
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+    def test_a_reward_model_does_not_write(self, reward_folder, architecture):
+        """Not even where its embeddings are tied, so that no weight is missing."""
+        with pytest.raises(ValueError, match=r"a model that scores \(\w+ForSequenceClassification\), not a language"):
+            load_causal_lm(reward_folder(architecture))
 
     def test_unused_weights_are_reported(self, causal_folder):
         folder = causal_folder()
