@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -54,12 +55,21 @@ def group(kind: type[GroupT], value: Any, name: str) -> GroupT:
         raise ValueError(f"`{name}` ({dict(value)!r:.200}) has a value of the wrong type: {error}.") from error
 
 
+def _own_hints(options: object) -> dict[str, Any]:
+    """Types of the fields that this library gave a group; names in a user's subclass need not resolve here."""
+    found: dict[str, Any] = {}
+    for kind in reversed(type(options).__mro__):
+        if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            found |= get_type_hints(kind)
+    return found
+
+
 _NUMBERS: dict[Any, tuple[Any, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
 
 
 def check_types(options: object) -> None:
     """Refuse, with ``ValueError``, a field that must be a number, a flag or a text and is something else."""
-    for name, hint in get_type_hints(type(options)).items():
+    for name, hint in _own_hints(options).items():
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         plain = [kind for kind in kinds if kind in (int, float, bool, str)]
         if len(plain) == len([kind for kind in kinds if kind is not NoneType]):
@@ -81,6 +91,8 @@ def check_type(name: str, value: Any, *kinds: type, optional: bool = False) -> N
     if value is None and optional:
         return
     fits = [isinstance(value, _NUMBERS.get(kind, (kind, ""))[0]) for kind in kinds]
+    fits += [str in kinds and isinstance(value, os.PathLike)]
+    fits += [bool in kinds and type(value).__name__ in ("bool_", "bool")]  # NumPy's
     if not any(fits) or (isinstance(value, bool) and bool not in kinds):
         rule = " or ".join(_NUMBERS.get(kind, (kind, f"a {kind.__name__}"))[1] for kind in kinds)
         raise ValueError(f"`{name}` ({value!r:.80}) must be {rule}{', or None' if optional else ''}.")
@@ -100,13 +112,13 @@ def check_object(kind: str, value: Any, name: str, examples: str) -> None:
     """
     if isinstance(value, type):
         raise ValueError(f"`{name}` ({value.__name__}) is a class: write `{value.__name__}(...)`.")
-    if isinstance(value, str | bool | int | float | Mapping | list | tuple):
+    if isinstance(value, str | bool | int | float | Mapping) or type(value) in (list, tuple):
         raise ValueError(f"`{name}` ({value!r:.80}) must be a {kind}: {examples}.")
 
 
 def check_choices(options: object) -> None:
     """Refuse, with ``ValueError``, a field of ``options`` that is none of its type's literals: Python does not look."""
-    for name, hint in get_type_hints(type(options)).items():
+    for name, hint in _own_hints(options).items():
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         value = getattr(options, name)
@@ -206,6 +218,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require(self.lr >= 0, "lr", self.lr, "must not be negative")
         require(self.eps > 0, "eps", self.eps, "must be positive")
+        require(len(self.betas) == 2, "betas", self.betas, "must be two numbers")
         require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "must lie in [0, 1)")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must not be negative")
         require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "must not be negative")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import callbacks as lightnings
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from lit_rlhf import PPOModule
+from lit_rlhf.modules.lightning_features import refuse_flags
 from tests.command_line import ended, ppo_config, refused, run, write_config
 from tests.modules.tiny_ppo import make_data, make_ppo, make_trainer
 
@@ -193,3 +196,31 @@ def test_a_run_without_the_csv_logger_can_be_reported(world: Path, tmp_path: Pat
     assert ended(capsys, "report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")).code == 0
     (hparams,) = (tmp_path / "tb").rglob("hparams.yaml")
     assert yaml.safe_load(hparams.read_text())["model.sampling.max_response_length"] == 6
+
+
+class MyFSDP(FSDPStrategy):
+    pass
+
+
+class FSDPLike(SingleDeviceStrategy):
+    """Of somebody's own, and no FSDP."""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "refused"),
+    [
+        ({"class_path": "FSDPStrategy"}, True),
+        ({"class_path": "lightning.pytorch.strategies.FSDPStrategy"}, True),
+        (MyFSDP.__new__(MyFSDP), True),
+        (DeepSpeedStrategy(stage=3), True),
+        (DeepSpeedStrategy(stage=2), False),
+        (FSDPLike.__new__(FSDPLike), False),
+        ({"class_path": "lightning.pytorch.strategies.DDPStrategy"}, False),
+        ("ddp", False),
+        (None, False),
+    ],
+    ids=str,
+)
+def test_strategies_that_shard_parameters_are_refused_by_whatever_name(strategy: Any, refused: bool) -> None:
+    with pytest.raises(ValueError, match="is not supported: use `ddp`") if refused else nullcontext():
+        refuse_flags({"strategy": strategy})

@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--data", type=Path, required=True, help="preference pairs, JSONL or JSONL.gz")
     for command in (ppo, scaling, overhead, zero, tricks):
         command.add_argument("--layers", type=int, help="default: the preset's")
-        command.add_argument("--without", nargs="*", choices=NAMES, default=[], help="tricks to leave out")
+        if command is not tricks:
+            command.add_argument("--without", nargs="*", choices=NAMES, default=[], help="tricks to leave out")
         command.add_argument("--prompt-len", type=int, default=128)
         command.add_argument("--ppo-epochs", type=int, default=1)
         command.add_argument("--mini-batches", type=int, default=4)
@@ -107,7 +108,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    leave_out(getattr(options, "without", []))
+    if options.command in ("ppo", "scaling"):  # the others start processes that do
+        leave_out(options.without)
     if options.command == "ppo":
         from benchmarks.ppo import run as run_ppo
 

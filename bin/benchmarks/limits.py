@@ -80,13 +80,16 @@ def _last_pairs(length: float, read: float) -> float:
     return _triangle(length) - _triangle(length - read)
 
 
-def ppo_flops(shape: Shape, rows: Sequence[tuple[int, int]], ppo_epochs: int) -> dict[str, float]:
+def ppo_flops(
+    shape: Shape, rows: Sequence[tuple[int, int]], ppo_epochs: int, *, scored_policies: int = 2
+) -> dict[str, float]:
     """Useful floating-point operations of one iteration, by phase.
 
     Args:
         shape: Of policy, reference, critic and reward alike.
         rows: Prompt and response tokens of each row.
         ppo_epochs: Passes over the rollout.
+        scored_policies: Policy and reference; 1 where the sampler gives the policy's log-probabilities.
     """
     rollout = score = update = 0.0
     for prompt, response in rows:
@@ -96,7 +99,7 @@ def ppo_flops(shape: Shape, rows: Sequence[tuple[int, int]], ppo_epochs: int) ->
         judged = shape.trunk(computed=fed + 1, pairs=_triangle(fed + 1), read=1, read_pairs=fed + 1)
         logits = shape.head(response)
         rollout += taught + logits
-        score += 2 * (taught + logits) + taught + judged  # policy and reference, critic, reward
+        score += scored_policies * (taught + logits) + taught + judged  # and critic, reward
         update += (1 + BACKWARD) * (2 * taught + logits)
     return {"rollout": rollout, "score": score, "update": ppo_epochs * update}
 
@@ -145,16 +148,16 @@ def machine(device: str, dtype: torch.dtype, now: Callable[[], float] = time.per
     """
     size = SIZE[device]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    speeds = [2 * size**3 / _seconds(partial(product, a, b), now, device) for product in _products(dtype)]
+    speeds = [2 * size**3 / _seconds(partial(product, a, b), now, device) for product in _products(device, dtype)]
     source = torch.zeros(COPIED_MIB[device] * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.numel() / _seconds(lambda: target.copy_(source), now, device)
     return {"product_gflops": round(max(speeds) / 1e9, 1), "copy_gbs": round(copied / 1e9, 1)}
 
 
-def _products(dtype: torch.dtype) -> list[Callable[[Tensor, Tensor], Tensor]]:
+def _products(device: str, dtype: torch.dtype) -> list[Callable[[Tensor, Tensor], Tensor]]:
     found: list[Callable[[Tensor, Tensor], Tensor]] = [torch.mm]
-    if dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if device == "cpu" and dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         found.append(lambda a, b: torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], ""))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -168,25 +169,30 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         length = {"max_epochs": options.warmup + options.iterations}
         place = {"strategy": options.strategy, "devices": options.ranks}
         used = fit(module, data, options, Path(folder), callback=iterations, memory=memory, **length, **place)
-    found = report(options, module, iterations.rows[options.warmup :], used)
-    return found if options.stub_models else {**found, **reached(options, module, found["seconds"], clock)}
+    timed = iterations.rows[options.warmup :]
+    found = report(options, module, timed, used)
+    return found if options.stub_models else {**found, **reached(options, module, timed, clock)}
 
 
-def reached(options: argparse.Namespace, module: TimedPPO, seconds: dict[str, float], clock: Clock) -> dict[str, Any]:
+def reached(
+    options: argparse.Namespace, module: TimedPPO, seconds: list[dict[str, float]], clock: Clock
+) -> dict[str, Any]:
     """This rank's useful arithmetic, and its share of what the machine can do, by phase."""
     shape, rollouts = limits.Shape.of(PRESETS[options.preset], options.layers), module.rollouts[options.warmup :]
     rows = [list(zip(r.prompt_mask.sum(1).tolist(), r.response_mask.sum(1).tolist(), strict=True)) for r in rollouts]
-    work = [limits.ppo_flops(shape, each, options.ppo_epochs) for each in rows]
-    flops = {phase: sum(each[phase] for each in work) / len(work) for phase in work[0]}
-    flops["total"] = sum(flops.values())
+    scored = 1 if options.sampler_logprobs else 2
+    work = [limits.ppo_flops(shape, each, options.ppo_epochs, scored_policies=scored) for each in rows]
+    flops = [{**each, "total": sum(each.values())} for each in work]
     device, dtype = rollouts[0].input_ids.device.type, LOW[options.precision]
     machine = limits.machine(device, dtype, clock.now)
-    read = sum(limits.decode_bytes(shape, each, dtype.itemsize) for each in rows) / len(rows)
+    pairs = list(zip(flops, seconds, strict=True))
+    read = [limits.decode_bytes(shape, each, dtype.itemsize) / 1e9 for each in rows]
+    copied = [each / spent["rollout"] / machine["copy_gbs"] for each, spent in zip(read, seconds, strict=True)]
     return {
         "machine": machine,
-        "useful_gflop": {phase: round(each / 1e9, 1) for phase, each in flops.items()},
-        "share_of_product_speed": {p: limits.share(each, seconds[p], machine) for p, each in flops.items()},
-        "rollout_share_of_copy_speed": round(read / seconds["rollout"] / machine["copy_gbs"] / 1e9, 3),
+        "useful_gflop": medians([{phase: each / 1e9 for phase, each in one.items()} for one in flops]),
+        "share_of_product_speed": medians([{p: limits.share(a[p], b[p], machine) for p in a} for a, b in pairs]),
+        "rollout_share_of_copy_speed": round(statistics.median(copied), 3),
     }
 
 

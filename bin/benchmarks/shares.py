@@ -80,5 +80,7 @@ def ppo(options: argparse.Namespace, *extra: str) -> dict[str, Any]:
     ]
     names += ["mini_batches", "iterations", "warmup", "prompts", "prompt_dist", "response_len", "eos_rate"]
     given = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    left_out = getattr(options, "without", [])
+    given += ["--without", *left_out] if left_out else []
     given += [] if options.layers is None else ["--layers", str(options.layers)]
     return call([sys.executable, str(BENCH), "ppo", *given, *extra], options.threads)

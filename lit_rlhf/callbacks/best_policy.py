@@ -49,11 +49,11 @@ class BestPolicy(ModelCheckpoint):
         self.kl_name = kl_name
         self.kl_bound = kl_bound
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that nothing will tell which policy is the best."""
-        super().on_train_start(trainer, pl_module)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that nothing told which policy is the best."""
+        super().on_train_end(trainer, pl_module)
         if str(self.monitor).startswith("val/") and not sum(trainer.num_val_batches):
-            rank_zero_warn(f"`BestPolicy` keeps the best by {self.monitor}, and there is no validation: it keeps none.")
+            rank_zero_warn(f"`BestPolicy` keeps the best by {self.monitor}, and there was no validation: it kept none.")
 
     @property
     def state_key(self) -> str:

@@ -137,7 +137,9 @@ def _check_value(value: Any, path: Keys, kind: str, named: _Named, where: str) -
         _refuse_without_class(value, path, where)
         return
     inside: Any = value
-    if path != ("trainer",) and (not options.is_group or "class_path" in value):
+    # Where the class was named before, jsonargparse takes its options without `init_args`.
+    with_class = "class_path" in value or "init_args" in value
+    if path != ("trainer",) and with_class and (not options.is_group or "class_path" in value):
         _refuse_beside(value, path, options, where)
         inside = value.get("init_args") or {}
     for key, below in inside.items() if isinstance(inside, Mapping) else ():

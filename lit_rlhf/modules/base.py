@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, any_rank, rank, run_together, world_size
 from lit_rlhf.models.adapters import frozen_names
-from lit_rlhf.models.cpu import tune
+from lit_rlhf.models.cpu import products, tune
 from lit_rlhf.models.frozen import models_in_host_memory
 from lit_rlhf.models.host_memory import share_host_memory
 from lit_rlhf.models.loading.run_dtype import loading_in
@@ -424,7 +424,7 @@ class BaseModule(L.LightningModule, ABC):
         try:
             return super().load_state_dict({**kept, **state_dict}, strict=strict, assign=assign)
         except RuntimeError as error:
-            raise CheckpointError(misfit(type(self).__name__, self.state_dict(), state_dict)) from error
+            raise CheckpointError(misfit(type(self).__name__, self.state_dict(), state_dict, error)) from error
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # wider than Lightning's
@@ -465,6 +465,7 @@ class BaseModule(L.LightningModule, ABC):
             "template": self.template,
             "loading": self.part_loading(),
             "world_size": world_size(),
+            "cpu_products": products(self.device),
             "skipped_updates": self.skipped_updates,
             "skipped_in_a_row": self._skipped_in_a_row,
             **self.extra_state(),
@@ -475,6 +476,7 @@ class BaseModule(L.LightningModule, ABC):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             require_training_state(checkpoint)
             self._tell_other_sources(checkpoint.get(STATE_KEY, {}).get("sources", {}))
+            self._tell_other_products(checkpoint.get(STATE_KEY, {}).get("cpu_products"))
         state = checkpoint.get(STATE_KEY, {})
         self._rng_state, self._template = state.get("rng"), state.get("template")
         self.skipped_updates = state.get("skipped_updates", 0)
@@ -491,6 +493,15 @@ class BaseModule(L.LightningModule, ABC):
                     f"The run was started from '{before[name]}' as its {name}, and is resumed with '{now[name]}': its "
                     f"weights come from the checkpoint. To train '{now[name]}', start a new run."
                 )
+
+    def _tell_other_products(self, before: str | None) -> None:
+        """Say that the resumed run is not bit for bit what it would have been: another CPU multiplies otherwise."""
+        now = products(self.target_device)
+        if before is not None and now is not None and before != now:
+            rank_zero_warn(
+                f"fp32 products went through {before} when this checkpoint was written and go through {now} here: the "
+                f"same numbers up to rounding. LIT_RLHF_CPU_PRODUCTS={before} makes them the same bits."
+            )
 
     def extra_state(self) -> dict[str, Any]:
         """State of the subclass beyond weights: primitives and tensors only, so that `weights_only=True` loads it."""

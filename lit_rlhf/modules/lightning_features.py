@@ -49,11 +49,19 @@ def refuse_flags(config: Mapping[str, Any]) -> None:
         if value and value not in _IDLE.get(name, ()):
             raise ValueError(f"`trainer.{name}` ({value}) is not supported: {instead}.")
     strategy = config.get("strategy")
-    _refuse_strategy(strategy if isinstance(strategy, str) else type(strategy).__name__)
+    named = strategy.get("class_path") if isinstance(strategy, Mapping) else strategy
+    _refuse_strategy(named.rpartition(".")[2] if isinstance(named, str) else named)
 
 
-def _refuse_strategy(name: str) -> None:
-    if name.lower().startswith(REFUSED_STRATEGIES):
+def _refuse_strategy(strategy: Any) -> None:
+    """By its name in a config, or by the names of Lightning's classes that it is made of."""
+    kinds = [kind for kind in type(strategy).__mro__ if kind.__module__.startswith(("lightning", "pytorch_lightning"))]
+    names = [strategy] if isinstance(strategy, str) else [kind.__name__ for kind in kinds]
+    name = next((name for name in names if name.lower().startswith(REFUSED_STRATEGIES)), None)
+    stage = getattr(strategy, "config", None)
+    if isinstance(stage, dict) and stage.get("zero_optimization", {}).get("stage") == 3:
+        name = "DeepSpeed stage 3"
+    if name is not None:
         raise ValueError(
             f"`trainer.strategy` ({name}) is not supported: use `ddp`, or `lit_deepspeed_stage_2` (docs/scaling.md)."
         )
@@ -69,7 +77,7 @@ def check_trainer(trainer: L.Trainer) -> None:
         raise ValueError("`precision` (64-true) is not supported: log-probabilities and losses are fp32. Use 32-true.")
     if getattr(trainer, "overfit_batches", 0):
         refuse_flags({"overfit_batches": trainer.overfit_batches})  # type: ignore[attr-defined]
-    _refuse_strategy(type(trainer.strategy).__name__)
+    _refuse_strategy(trainer.strategy)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         _refuse_folders(callback)
         names = [kind.__name__ for kind in type(callback).__mro__]

@@ -104,7 +104,8 @@ def keep_checkpoints_whole(strategy: Strategy) -> None:
 
     Their format is Lightning's.
     """
-    if strategy._checkpoint_io is None and not isinstance(strategy, DeepSpeedStrategy):
+    own_kind = type(strategy).checkpoint_io is not Strategy.checkpoint_io
+    if strategy._checkpoint_io is None and not own_kind and not isinstance(strategy, DeepSpeedStrategy):
         strategy.checkpoint_io = AtomicCheckpointIO()
 
 

@@ -103,18 +103,22 @@ def require_training_state(checkpoint: Mapping[str, Any], *, world_size: int | N
         raise CheckpointError(_world_size_line(None, written_by=written_by, world_size=world_size))
 
 
-def misfit(module: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+def misfit(module: str, own: Mapping[str, Any], given: Mapping[str, Any], error: Exception) -> str:
     """One line for weights that do not fit a module: which parts are missing, too many or of another size.
 
     Args:
         module: Name of the module's class.
         own: Its weights by name.
         given: The checkpoint's.
+        error: What PyTorch said, for a misfit of another kind.
     """
     missing, strange = own.keys() - given.keys(), given.keys() - own.keys()
-    sizes = {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
+    shapes = {
+        name: (getattr(own[name], "shape", None), getattr(given[name], "shape", None)) for name in own.keys() & given
+    }
+    sizes = {name for name, (here, there) in shapes.items() if here != there}
     told = ((missing, "it lacks"), (strange, "it has, and the module has not,"), (sizes, "of another size are"))
-    found = "; ".join(f"{words} {_parts(names)}" for names, words in told if names)
+    found = "; ".join(f"{words} {_parts(names)}" for names, words in told if names) or " ".join(str(error).split())
     return (
         f"The checkpoint does not fit this {module}: {found}. Is it of another module, model, estimator or adapter?"
         " A new run starts from the weights that `lit-rlhf export` writes."

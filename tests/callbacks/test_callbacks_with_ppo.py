@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -124,3 +125,21 @@ def test_the_policy_was_held_and_exported(run):
     assert kl[2] != 0.0
     assert (run / "export" / "final" / "model.safetensors").is_file()
     assert (run / "export" / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("validates", "told"), [(True, 0), (False, 1)])
+def test_best_policy_says_that_it_had_no_validation_and_only_then(validates, told, tmp_path):
+    """Validation may come late, and without a sanity check nothing is known of it at the start."""
+    world = write_world(tmp_path / "world")
+    options = {
+        "check_val_every_n_epoch": 2,
+        "num_sanity_val_steps": 0,
+        **({} if validates else {"limit_val_batches": 0}),
+    }
+    best = BestPolicy(kl_bound=100.0)
+    trainer = make_trainer(tmp_path / "run", callbacks=[best], max_epochs=2, enable_checkpointing=True, **options)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.fit(make_ppo(world), make_data(world))
+    assert sum("there was no validation: it kept none" in str(warning.message) for warning in said) == told
+    assert bool(best.best_model_path) is validates

@@ -63,6 +63,7 @@ WORDS: list[tuple[list[str], str]] = [
     ([*MODEL, "--model.init_args.sampling.top", "1"], "`--model.sampling.top`: SamplingConfig has no option `top`."),
     ([*MODEL, "--model.reward", "ModelReward", "--model.reward.pth", "x"], "ModelReward has no option `pth`. Did you"),
     ([*MODEL, "--model.model.adapter.rank", "3"], "AdapterConfig has no option `rank`. It has r, alpha, "),
+    ([*MODEL, "--model", "{polcy: x}"], "`--model.polcy`: PPOModule has no option `polcy`. Did you mean: policy"),
     ([*MODEL, "--model.loss", "{vf_coeff: 1}"], "`--model.loss.vf_coeff`: LossConfig has no option `vf_coeff`. Did"),
     (["--trainer.callbacks+", "CollapseDetector", "--trainer.callbacks.acton", "warn"], "Did you mean: action?"),
     (["--trainer.max_epoch=3"], "`--trainer.max_epoch`: Trainer has no option `max_epoch`. Did you mean: max_epochs"),
@@ -121,6 +122,10 @@ def test_options_without_a_class(tmp_path: Path, capsys) -> None:
         [*MODEL, "--model.engine.dict_kwargs.x", "1"],
         ["--trainer.callbacks", "lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor", "x"],
         ["--trainer.callbacks+", "CollapseDetector", "--trainer.callbacks+", "my.Mine", "--trainer.callbacks.x", "1"],
+        [*MODEL, "--model", "{policy: x}"],
+        [*MODEL, "--model.init_args", "{policy: x, loss: {vf_coef: 1}}"],
+        [*MODEL, "--model.policy_loss", "ClippedSurrogate", "--model.policy_loss", "{clip_range: 0.3}"],
+        [*MODEL, "--model.policy_loss", "ClippedSurrogate", "--model.policy_loss.init_args", "{clip_range: 0.3}"],
         ["--seed_everything", "1", "--config", "https://host/config.yaml"],
         [*MODEL, "--model.optimizer.lr", "-1e-4", "--model.loss", "{not yaml"],
     ],
@@ -136,6 +141,13 @@ def test_a_class_that_a_later_config_names_is_the_one(tmp_path: Path) -> None:
     refuse_misspelt(["fit", "--config", first, "--config", second, "--model.loss.vf_coef", "1"])
     with pytest.raises(UserError, match="SFTModule has no option `loss`"):
         refuse_misspelt(["fit", "--config", second, f"--config={first}", "--model.loss.vf_coef", "1"])
+
+
+@pytest.mark.parametrize("change", [{"policy": "y"}, {"init_args": {"policy": "y"}}], ids=str)
+def test_a_later_config_needs_not_name_the_class_again(change: dict[str, Any], tmp_path: Path) -> None:
+    first = write_config(tmp_path / "a.yaml", {"model": {"class_path": "SFTModule", "init_args": {"policy": "x"}}})
+    second = write_config(tmp_path / "b.yaml", {"model": change})
+    refuse_misspelt(["fit", "--config", first, "--config", second])
 
 
 def test_nothing_heavy_is_imported(world: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.command_line import ended, files_under, ppo_config, refused, run, write_config
@@ -137,6 +138,16 @@ def test_resuming_with_another_policy_is_told(finished: Path, world: Path, tmp_p
     root = f"--trainer.default_root_dir={tmp_path / 'run'}"
     with pytest.warns(UserWarning, match=f"resumed with '{copied}': its weights come from the checkpoint"):
         run(*resume, root, "--model.policy", str(copied))
+
+
+def test_resuming_on_a_cpu_that_multiplies_otherwise_is_told(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    checkpoint = str(finished / "run" / "checkpoints" / "last.ckpt")
+    before = torch.load(checkpoint, weights_only=True)["lit_rlhf"]["cpu_products"]
+    other = {"torch": "onednn", "onednn": "torch"}[before]
+    monkeypatch.setattr("lit_rlhf.models.cpu.kernels.prefers_onednn", lambda: other == "onednn")
+    resume = ["fit", *words(finished), "--ckpt_path", checkpoint, f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.warns(UserWarning, match=f"through {before} when .* and go through {other} here"):
+        run(*resume, "--trainer.max_epochs=1")
 
 
 def test_resuming_with_other_sizes_is_told(finished: Path, tmp_path: Path) -> None:

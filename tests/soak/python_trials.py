@@ -183,7 +183,7 @@ TRIES: list[tuple[str, str]] = [
     ("PPOModule.from_pretrained(policy)", "from_pretrained"),
     ("lit_rlhf.PPOTrainer", "PPOTrainer"),
     ("CollapseDetector(action='warning')", "action"),
-    ("fit(ppo(), callbacks=[BestPolicy()], enable_checkpointing=True)", "`BestPolicy` keeps the best by val/score"),
+    ("fit(ppo(), callbacks=[BestPolicy()], enable_checkpointing=True)", "there was no validation: it kept none"),
     ("fit(ppo(), callbacks=[CriticWarmup(steps='3')])", "steps"),
 ]  # fmt: skip
 

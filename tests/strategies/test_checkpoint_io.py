@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 
 import lit_rlhf.strategies
 from lit_rlhf.strategies import AtomicCheckpointIO, CheckpointError, CPUZeroStrategy, ZeroStrategy
-from lit_rlhf.strategies.checkpoint_io import latest_checkpoint, replace_folder, require_checkpoint
-from lit_rlhf.strategies.errors import checkpoint_kind, require_file, require_training_state, require_zero
+from lit_rlhf.strategies.checkpoint_io import (
+    keep_checkpoints_whole,
+    latest_checkpoint,
+    replace_folder,
+    require_checkpoint,
+)
+from lit_rlhf.strategies.errors import checkpoint_kind, misfit, require_file, require_training_state, require_zero
 from tests.strategies import checks
 from tests.strategies.toy import SaveAt, Toy, fit
 
@@ -158,3 +163,19 @@ def test_strategies_have_names_and_limits() -> None:
         CPUZeroStrategy(
             config={"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
         )
+
+
+def test_a_strategy_with_a_writer_of_its_own_keeps_it() -> None:
+    class Own(SingleDeviceStrategy):
+        checkpoint_io = property(lambda self: "mine", lambda self, io: pytest.fail("replaced"))
+
+    keep_checkpoints_whole(Own("cpu"))
+    plain = SingleDeviceStrategy("cpu")
+    keep_checkpoints_whole(plain)
+    assert isinstance(plain.checkpoint_io, AtomicCheckpointIO)
+
+
+def test_a_misfit_that_is_none_of_names_and_sizes_is_told_in_pytorchs_words() -> None:
+    own, given = {"a.x": torch.ones(2), "a._extra_state": {"n": 1}}, {"a.x": torch.ones(2), "a._extra_state": {"n": 2}}
+    assert "this M: no such place." in misfit("M", own, given, RuntimeError("no such\nplace"))
+    assert "of another size are `a.*` (1)" in misfit("M", own, {**given, "a.x": torch.ones(3)}, RuntimeError("x"))

@@ -4,6 +4,7 @@
   ``BaseModule``'s run, in ``FrozenModel.on``).
 - :func:`hidden_at`: rows of different lengths in one pass without padding.
 - :func:`seen_at`: the last layer at the positions that are read.
+- :func:`products`: which library multiplies, for a checkpoint to tell.
 - :func:`attention_dtype`: of the keys and values that a decode loop keeps.
 - :func:`release_freed_memory`: between the phases of an iteration.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from lit_rlhf.models.cpu import kernels, last_layer, memory, packed_rows
 from lit_rlhf.models.cpu.kernels import SDPA_NAMES
 
-__all__ = ["SDPA_NAMES", "attention_dtype", "hidden_at", "release_freed_memory", "seen_at", "tune"]
+__all__ = ["SDPA_NAMES", "attention_dtype", "hidden_at", "products", "release_freed_memory", "seen_at", "tune"]
 
 
 def _is_cpu(device: torch.device | str) -> bool:
@@ -64,6 +65,11 @@ def seen_at(model: Any, at: Tensor) -> Any | None:
         model: on other devices, and for layers not known to be plain.
     """
     return last_layer.seen_at(model, at) if _is_cpu(at.device) else None
+
+
+def products(device: torch.device | str) -> str | None:
+    """What multiplies fp32 matrices: `onednn` or `torch`; None on other devices, where there is no choice."""
+    return ("onednn" if kernels.prefers_onednn() else "torch") if _is_cpu(device) else None
 
 
 def attention_dtype(states: Tensor) -> torch.dtype:

@@ -66,7 +66,13 @@ def prefers_onednn() -> bool:
 @torch.no_grad()
 def _product_seconds(product: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Of this thread for one product of a micro-batch with a layer: the best of a few, since others may disturb it."""
-    x, weight = torch.ones(512, 256), torch.ones(704, 256)
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the default is where it is asked first
+    x, weight = torch.ones(512, 256, **kind), torch.ones(704, 256, **kind)
+    with torch.autocast("cpu", enabled=False):
+        return _best_seconds(product, x, weight)
+
+
+def _best_seconds(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> float:
     product(x, weight)
 
     def seconds() -> float:
@@ -236,6 +242,7 @@ def _register_attention() -> None:
 def install(model: Any) -> None:
     """Give the transformers models inside a module the kernels above, in place; attention only where it is "sdpa"."""
     _register_attention()
+    prefers_onednn()  # decided here, before threads are at work
     _rename_attention(model, "sdpa", SDPA_NAME)
     _retype(model, nn.Linear, CpuLinear)
 

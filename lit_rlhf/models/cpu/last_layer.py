@@ -20,6 +20,14 @@ from torch import Tensor, nn
 PLAIN = ("gemma", "glm", "llama", "ministral", "mistral", "olmo", "qwen2", "qwen3", "smollm3", "starcoder2")
 """Architectures whose layer computes what :class:`LastLayerAt` does; the tests compare each with the whole layer."""
 _PLAIN_MODULES = frozenset(f"transformers.models.{name}.modeling_{name}" for name in PLAIN)
+_TOKEN_BY_TOKEN = (
+    "torch.nn.modules.",
+    "transformers.activations",
+    "lit_rlhf.models.cpu.",
+    "peft.tuners.lora",
+    "bitsandbytes.nn",
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def seen_at(model: Any, at: Tensor) -> Any | None:
@@ -37,10 +45,17 @@ def seen_at(model: Any, at: Tensor) -> Any | None:
     return view if trunk is model else _with(model, **{model.base_model_prefix: view})
 
 
-def plain_layers(trunk: Any) -> bool:
-    """Whether a trunk has layers, and all of them are plain."""
-    layers = _layers(trunk)
-    return bool(layers) and all(map(_is_plain, layers))
+def plain_trunk(trunk: Any) -> bool:
+    """Whether all of a trunk is what its architecture has there, with no hook: nobody minds where tokens stand."""
+    if not _layers(trunk) or not all(map(_is_plain, trunk.layers)):
+        return False
+    return all(_is_its_own(part) and not any(getattr(part, name) for name in _HOOKS) for part in trunk.modules())
+
+
+def _is_its_own(part: nn.Module) -> bool:
+    """Whether what it computes was written by its architecture's authors, or works on each token alone."""
+    written = type(part).forward.__module__
+    return "forward" not in vars(part) and (written in _PLAIN_MODULES or written.startswith(_TOKEN_BY_TOKEN))
 
 
 def _plain_last_layer(trunk: Any) -> Any | None:
@@ -58,7 +73,8 @@ def _layers(trunk: Any) -> list[Any]:
 def _is_plain(layer: Any) -> bool:
     """Whether it computes what is known of its class, with nothing of anybody's in between."""
     # Of a class that only inherits `forward` this is still the module that wrote it.
-    if type(layer).forward.__module__ not in _PLAIN_MODULES or layer.gradient_checkpointing:
+    written = {type(part).forward.__module__ for part in _parts(layer)}
+    if not written <= _PLAIN_MODULES or layer.gradient_checkpointing:
         return False
     # A hook on either would be skipped, or handed other shapes.
     return not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in _parts(layer))

@@ -49,9 +49,9 @@ def hidden_at(trunk: Any, input_ids: Tensor, at: Tensor) -> Tensor | None:
 
 
 def _can_take_apart(trunk: Any, longest: int) -> bool:
-    """Whether attention is the one that takes rows apart, sees all that comes before, and layers do nothing else."""
+    """Whether attention is the one that takes rows apart and sees all that comes before, and nothing else is there."""
     config = trunk.config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     seen = {"full_attention"} | ({"sliding_attention"} if window is not None and window >= longest else set())
     kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
-    return kinds <= seen and config._attn_implementation == SDPA_NAME and last_layer.plain_layers(trunk)
+    return kinds <= seen and config._attn_implementation == SDPA_NAME and last_layer.plain_trunk(trunk)

@@ -47,6 +47,21 @@ def test_the_measurement_leaves_the_threads_as_they_were(monkeypatch):
 
 
 @pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_measurement_is_of_fp32_whatever_the_default(monkeypatch, default):
+    kinds = set()
+    monkeypatch.delenv(cpu_kernels.PRODUCTS, raising=False)
+    monkeypatch.setattr(cpu_kernels, "_best_seconds", lambda _, x, w: kinds.update({x.dtype, w.dtype}) or 1.0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        cpu_kernels.prefers_onednn()
+    finally:
+        torch.set_default_dtype(before)
+    assert kinds == {torch.float32}
+
+
+@pytest.mark.usefixtures("undecided")
 def test_the_environment_decides_instead(monkeypatch):
     monkeypatch.setattr(cpu_kernels, "_product_seconds", None)
     for said, wanted in (("onednn", True), ("torch", False)):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from lit_rlhf.models.causal import run_trunk, trunk_hidden
 from lit_rlhf.models.cpu import hidden_at, tune
@@ -28,19 +30,25 @@ def tuned(folder):
     return model
 
 
-def tokens_seen(model):
-    """Tokens that go through the first layer's MLP, pass by pass."""
-    seen: list[int] = []
-    model.base_model.layers[0].mlp.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[:-1].numel()))
-    return seen
+class TokensSeen(TorchFunctionMode):
+    """Tokens that go through each MLP's activation, in order; a hook would be seen, and the pass be another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.silu:
+            self.counts.append(args[0].shape[:-1].numel())
+        return function(*args, **(kwargs or {}))
 
 
 def test_no_token_of_padding_is_computed(causal_folder):
     model = tuned(causal_folder())
-    seen = tokens_seen(model)
-    packed = trunk_hidden(model, ids(), at=AT)
-    whole = trunk_hidden(model, ids()).flatten(0, 1)[AT]
-    assert seen == [sum(LENGTHS), len(LENGTHS) * WIDTH]
+    with TokensSeen() as seen:
+        packed = trunk_hidden(model, ids(), at=AT)
+        whole = trunk_hidden(model, ids()).flatten(0, 1)[AT]
+    assert seen.counts == [sum(LENGTHS), len(AT), len(LENGTHS) * WIDTH, len(LENGTHS) * WIDTH]  # of two layers each
     torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -93,7 +101,27 @@ def test_adapters(causal_folder):
     torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-6)
 
 
+class OwnMLP(torch.nn.Module):
+    def forward(self, x):
+        return x.roll(1, dims=1)
+
+
+class OwnAttention(LlamaAttention):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def _of_another_class(part, kind):
+    part.__class__ = kind
+
+
 CHANGES = {
+    "an attention of one's own": lambda trunk: _of_another_class(trunk.layers[0].self_attn, OwnAttention),
+    "an MLP of one's own": lambda trunk: setattr(trunk.layers[0], "mlp", OwnMLP()),
+    "a hook on an MLP": lambda trunk: trunk.layers[0].mlp.register_forward_hook(lambda *_: None),
+    "a hook on the embeddings": lambda trunk: trunk.embed_tokens.register_forward_pre_hook(lambda *_: None),
+    "a backward hook": lambda trunk: trunk.layers[1].mlp.up_proj.register_full_backward_hook(lambda *_: None),
+    "a hook on the trunk": lambda trunk: trunk.register_forward_hook(lambda *_: None),
     "a hook on the first layer": lambda trunk: trunk.layers[0].register_forward_hook(lambda *_: None),
     "eager attention": lambda trunk: trunk.set_attn_implementation("eager"),
     "a window": lambda trunk: setattr(trunk.config, "sliding_window", 4),
@@ -112,6 +140,13 @@ def test_what_is_not_known_to_be_plain_keeps_its_padding(causal_folder, change):
     assert hidden_at(model.base_model, ids(), AT) is None
 
 
+def test_an_attention_that_was_patched_in_its_class_keeps_its_padding(causal_folder, monkeypatch):
+    model = tuned(causal_folder())
+    forward = LlamaAttention.forward
+    monkeypatch.setattr(LlamaAttention, "forward", lambda self, *args, **kwargs: forward(self, *args, **kwargs))
+    assert hidden_at(model.base_model, ids(), AT) is None
+
+
 @pytest.mark.parametrize(("window", "packed"), [(13, False), (14, True)])
 def test_a_window_that_holds_the_longest_row_hides_nothing(causal_folder, window, packed):
     model = tuned(causal_folder("mistral", sliding_window=window))
@@ -121,7 +156,7 @@ def test_a_window_that_holds_the_longest_row_hides_nothing(causal_folder, window
         torch.testing.assert_close(found, model.base_model(input_ids=ids()).last_hidden_state.flatten(0, 1)[AT])
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "stablelm"])
 def test_other_architectures_keep_their_padding(causal_folder, architecture):
     assert hidden_at(tuned(causal_folder(architecture)).base_model, ids(), AT) is None
 
@@ -135,9 +170,9 @@ def test_without_padding_or_off_a_cpu_it_is_an_ordinary_pass(causal_folder):
 
 def test_a_mask_or_positions_of_the_callers_are_kept(causal_folder):
     model = tuned(causal_folder())
-    seen = tokens_seen(model)
     mask = torch.ones_like(ids())
     mask[:, 0] = 0
-    run_trunk(model.base_model, ids(), mask, at=AT)
-    run_trunk(model.base_model, ids(), position_ids=torch.arange(WIDTH).expand_as(ids()), at=AT)
-    assert seen == [len(LENGTHS) * WIDTH] * 2
+    with TokensSeen() as seen:
+        run_trunk(model.base_model, ids(), mask, at=AT)
+        run_trunk(model.base_model, ids(), position_ids=torch.arange(WIDTH).expand_as(ids()), at=AT)
+    assert seen.counts == [len(LENGTHS) * WIDTH, len(AT)] * 2
