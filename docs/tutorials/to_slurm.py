@@ -73,21 +73,25 @@ shell("lit-rlhf fit --config ppo.yaml")
 shell("lit-rlhf fit --config ppo.yaml --trainer.strategy ddp --trainer.devices 2 --trainer.default_root_dir runs/two")
 
 # %%
-from safetensors.torch import load_file
+import csv
 
 
-def weights(run):
-    return load_file(f"runs/{run}/export/final/model.safetensors")
+def first_iteration(run):
+    with next(Path(f"runs/{run}").rglob("metrics.csv")).open() as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch"] == "0"]
+    return {name: float(text) for row in rows for name, text in row.items() if text and "time/" not in name}
 
 
-def largest_difference(a, b):
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+one, two = first_iteration("laptop"), first_iteration("two")
+shared = sorted(name for name in one.keys() & two.keys() if name.startswith(("rollout/", "update/")))
+far = max(shared, key=lambda name: abs(one[name] - two[name]))
+print(f"of {len(shared)} numbers of the first iteration {far} differs most: {one[far]:.7g} and {two[far]:.7g}")
+for name in shared:
+    assert abs(one[name] - two[name]) < 1e-3 * max(1.0, abs(one[name])), name
 
-
-moved = largest_difference(weights("laptop"), load_file("base/model.safetensors"))
-apart = largest_difference(weights("laptop"), weights("two"))
-print(f"four iterations moved a weight by up to {moved:.1e}; one process and two ranks are {apart:.1e} apart")
-assert apart < 0.05 * moved
+# %% [markdown]
+# Rounding is not nothing. A token whose random number lies within rounding of the boundary to the next one is drawn otherwise,
+# once in many thousand; from that response on the two are runs of their own, as they are after any change of batch sizes.
 
 # %% [markdown]
 # On GPUs it is `--trainer.accelerator cuda --trainer.devices 8 --trainer.precision bf16-mixed`, for 7B with `--trainer.strategy
@@ -100,6 +104,14 @@ assert apart < 0.05 * moved
 # %%
 import time
 
+from safetensors.torch import load_file
+
+
+def largest_difference(run, other):
+    a, b = (load_file(f"runs/{each}/export/final/model.safetensors") for each in (run, other))
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
 command = "lit-rlhf fit --config ppo.yaml --trainer.default_root_dir runs/killed --ckpt_path last"
 running = start(command)
 while not list(Path("runs/killed/checkpoints").glob("*.ckpt")):
@@ -111,8 +123,8 @@ print(
     "exit code", running.returncode, "\nleft:", sorted(path.name for path in Path("runs/killed/checkpoints").iterdir())
 )
 shell(command)
-print("a weight differs from the undisturbed run's by up to", largest_difference(weights("laptop"), weights("killed")))
-assert largest_difference(weights("laptop"), weights("killed")) == 0.0
+print("a weight differs from the undisturbed run's by up to", largest_difference("laptop", "killed"))
+assert largest_difference("laptop", "killed") == 0.0
 
 # %% [markdown]
 # Not one bit: prompts, random numbers, optimizer, schedule and the moments of the scores are in the checkpoint.
