@@ -206,21 +206,21 @@ class FSDPLike(SingleDeviceStrategy):
     """Of somebody's own, and no FSDP."""
 
 
-@pytest.mark.parametrize(
-    ("strategy", "refused"),
-    [
-        ({"class_path": "FSDPStrategy"}, True),
-        ({"class_path": "lightning.pytorch.strategies.FSDPStrategy"}, True),
-        (MyFSDP.__new__(MyFSDP), True),
-        (DeepSpeedStrategy(stage=3), True),
-        (DeepSpeedStrategy(stage=2), False),
-        (FSDPLike.__new__(FSDPLike), False),
-        ({"class_path": "lightning.pytorch.strategies.DDPStrategy"}, False),
-        ("ddp", False),
-        (None, False),
-    ],
-    ids=str,
-)
+STRATEGIES: dict[str, tuple[Any, bool]] = {
+    "class_path": ({"class_path": "FSDPStrategy"}, True),
+    "dotted class_path": ({"class_path": "lightning.pytorch.strategies.FSDPStrategy"}, True),
+    "a subclass": (lambda: MyFSDP.__new__(MyFSDP), True),
+    "ZeRO-3": (lambda: DeepSpeedStrategy(stage=3), True),
+    "ZeRO-2": (lambda: DeepSpeedStrategy(stage=2), False),
+    "another's": (lambda: FSDPLike.__new__(FSDPLike), False),
+    "DDP by class_path": ({"class_path": "lightning.pytorch.strategies.DDPStrategy"}, False),
+    "ddp": ("ddp", False),
+    "none": (None, False),
+}
+
+
+@pytest.mark.parametrize(("strategy", "refused"), STRATEGIES.values(), ids=STRATEGIES)
 def test_strategies_that_shard_parameters_are_refused_by_whatever_name(strategy: Any, refused: bool) -> None:
+    given = strategy() if callable(strategy) else strategy
     with pytest.raises(ValueError, match="is not supported: use `ddp`") if refused else nullcontext():
-        refuse_flags({"strategy": strategy})
+        refuse_flags({"strategy": given})
