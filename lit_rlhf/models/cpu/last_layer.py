@@ -73,8 +73,9 @@ def _layers(trunk: Any) -> list[Any]:
 def _is_plain(layer: Any) -> bool:
     """Whether it computes what is known of its class, with nothing of anybody's in between."""
     # Of a class that only inherits `forward` this is still the module that wrote it.
-    written = {type(part).forward.__module__ for part in _parts(layer)}
-    if not written <= _PLAIN_MODULES or layer.gradient_checkpointing:
+    if type(layer).forward.__module__ not in _PLAIN_MODULES or layer.gradient_checkpointing:
+        return False
+    if type(layer.self_attn).forward.__module__ not in _PLAIN_MODULES:
         return False
     # A hook on either would be skipped, or handed other shapes.
     return not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in _parts(layer))

@@ -156,7 +156,7 @@ def test_a_window_that_holds_the_longest_row_hides_nothing(causal_folder, window
         torch.testing.assert_close(found, model.base_model(input_ids=ids()).last_hidden_state.flatten(0, 1)[AT])
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "stablelm"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox", "stablelm"])
 def test_other_architectures_keep_their_padding(causal_folder, architecture):
     assert hidden_at(tuned(causal_folder(architecture)).base_model, ids(), AT) is None
 
