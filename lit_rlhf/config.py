@@ -98,6 +98,17 @@ def check_type(name: str, value: Any, *kinds: type, optional: bool = False) -> N
         raise ValueError(f"`{name}` ({value!r:.80}) must be {rule}{', or None' if optional else ''}.")
 
 
+def check_whole(sizes: Mapping[str, Any], optional: Mapping[str, Any]) -> None:
+    """Refuse, with ``ValueError``, an argument that must be a whole number and is something else.
+
+    Args:
+        sizes: Arguments by name.
+        optional: Those that may be None.
+    """
+    for name, value in {**sizes, **optional}.items():
+        check_type(name, value, int, optional=name in optional)
+
+
 def check_object(kind: str, value: Any, name: str, examples: str) -> None:
     """Refuse a plain value, or a class that was not called, where an object with methods belongs.
 

@@ -88,6 +88,12 @@ def main(argv: list[str] | None = None) -> None:
 
         print(json.dumps(run_data(options)))
         return
+    if getattr(options, "layers", None) is not None and options.layers < 1:
+        parser().error(f"--layers ({options.layers}) must be at least 1")
+    if options.command in ("overhead", "zero", "tricks") and (
+        options.ranks != 1 or options.strategy != "auto" or options.stub_models
+    ):
+        parser().error(f"`{options.command}` chooses --ranks, --strategy and --stub-models itself")
     alone = options.threads == 1 and options.command != "zero"  # a rank's waiting for the other one counts
     options.clock = options.clock or ("cpu" if alone else "wall")
     if (options.peer is None) != (options.peer_dir is None):

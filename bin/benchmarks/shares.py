@@ -80,6 +80,7 @@ def ppo(options: argparse.Namespace, *extra: str) -> dict[str, Any]:
     ]
     names += ["mini_batches", "iterations", "warmup", "prompts", "prompt_dist", "response_len", "eos_rate"]
     given = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    given += ["--sampler-logprobs"] if options.sampler_logprobs else []
     left_out = getattr(options, "without", [])
     given += ["--without", *left_out] if left_out else []
     given += [] if options.layers is None else ["--layers", str(options.layers)]

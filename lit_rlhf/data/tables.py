@@ -61,10 +61,9 @@ def read_table(path: str) -> Iterator[Any]:
 
 
 def _csv(path: str) -> Iterator[Any]:
-    csv.field_size_limit(sys.maxsize)
     # Bytes that are not UTF-8 become lone surrogates, which refuse their row and not the file.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # noqa: PTH123
-        table = csv.reader(file, strict=True)
+        table = _lines(csv.reader(file, strict=True))
         names = next(table, [])
         if len(set(names)) < len(names) or not all(names):
             raise ValueError(f"the first line must name the columns, each with another name: {', '.join(names)[:100]}")
@@ -76,6 +75,19 @@ def _csv(path: str) -> Iterator[Any]:
             else:
                 row = dict(zip(names, cells, strict=True))
                 yield row | {key: _number(row[key]) for key in STRENGTH_KEYS if key in row}
+
+
+def _lines(table: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Lines with cells of any length. Python's limit is of the whole process, and stays what it is for others."""
+    while True:
+        before = csv.field_size_limit(sys.maxsize)
+        try:
+            line = next(table, None)
+        finally:
+            csv.field_size_limit(before)
+        if line is None:
+            return
+        yield line
 
 
 def _number(text: str) -> float | str | None:

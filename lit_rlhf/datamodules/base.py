@@ -17,7 +17,7 @@ import lightning as L
 
 from lit_rlhf import distributed
 from lit_rlhf.callbacks.hooks import writes_files
-from lit_rlhf.config import check_type
+from lit_rlhf.config import check_whole
 from lit_rlhf.data.batching import fixed_size_batches, partition_rows, plan_steps, token_budget_batches
 from lit_rlhf.data.encoding import EncodedRow, RowEncoder
 from lit_rlhf.data.memory import DataLike
@@ -121,8 +121,7 @@ class TokenDataModule(L.LightningDataModule, ABC, Generic[RowT]):
         if self.on_bad_row not in ("skip", "error"):
             raise ValueError(f"`on_bad_row` ({self.on_bad_row}) must be skip or error.")
         sizes = {"max_length": self.max_length, "min_rows": self.min_rows, "max_rows": self.max_rows, "seed": self.seed}
-        for name, size in {**sizes, "batch_size": self.batch_size, "max_tokens": self.max_tokens}.items():
-            check_type(name, size, int, optional=name not in sizes)
+        check_whole(sizes, {"batch_size": self.batch_size, "max_tokens": self.max_tokens})
         if self.max_length < 2:
             raise ValueError(f"`max_length` ({self.max_length}) must be at least 2.")
         for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.callbacks.hooks import emit_phase
-from lit_rlhf.config import check_type, group, require
+from lit_rlhf.config import check_whole, group, require
 from lit_rlhf.data.encoding import EncodedRow, PromptEncoder
 from lit_rlhf.data.memory import DataLike, in_memory
 from lit_rlhf.data.renaming import check_columns
@@ -99,32 +99,15 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self._check_types(
-            whole={
-                "rollout_batch_size": rollout_batch_size,
-                "minibatch_size": minibatch_size,
-                "ppo_epochs": ppo_epochs,
-                "max_prompt_length": max_prompt_length,
-                "eval_batch_size": eval_batch_size,
-                "eval_samples": eval_samples,
-                "seed": seed,
-            },
-            optional={"micro_batch_tokens": micro_batch_tokens, "eval_limit": eval_limit},
-        )
+        batches = {"rollout_batch_size": rollout_batch_size, "minibatch_size": minibatch_size, "ppo_epochs": ppo_epochs}
+        own = {"max_prompt_length": max_prompt_length, "eval_batch_size": eval_batch_size, "eval_samples": eval_samples}
+        optional = {"micro_batch_tokens": micro_batch_tokens, "eval_limit": eval_limit}
+        check_whole({**batches, **own, "seed": seed}, optional)
         require(on_bad_row in ("skip", "error"), "on_bad_row", on_bad_row, "must be skip or error")
         self.batching = BatchingConfig(
-            rollout_batch_size=rollout_batch_size,
-            minibatch_size=minibatch_size,
-            ppo_epochs=ppo_epochs,
-            micro_batch_tokens=micro_batch_tokens,
-            keep_groups=keep_groups,
-            seed=seed,
+            **batches, micro_batch_tokens=micro_batch_tokens, keep_groups=keep_groups, seed=seed
         )
-        for name, value in (
-            ("max_prompt_length", max_prompt_length),
-            ("eval_batch_size", eval_batch_size),
-            ("eval_samples", eval_samples),
-        ):
+        for name, value in own.items():
             require(value >= 1, name, value, "must be at least 1")
         self.tokenizer_path = tokenizer_path(tokenizer)
         self.files = {"train": train, "val": val, "test": test, "predict": test if predict is None else predict}
@@ -140,11 +123,6 @@ class RolloutDataModule(L.LightningDataModule, ExperienceSource):
         self._loader: RolloutLoader | None = None
         self._tokenizer: Any = None
         self._encoded_for: tuple[Any, ...] | None = None
-
-    @staticmethod
-    def _check_types(*, whole: Mapping[str, Any], optional: Mapping[str, Any]) -> None:
-        for name, value in {**whole, **optional}.items():
-            check_type(name, value, int, optional=name in optional)
 
     # ---------------------------------------------------------------- files to prompts
 

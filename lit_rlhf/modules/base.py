@@ -36,6 +36,7 @@ from lit_rlhf.models.host_memory import share_host_memory
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.modules.lightning_features import check_trainer, refuse_flags
+from lit_rlhf.modules.resuming import tell_other_products, tell_other_sources
 from lit_rlhf.modules.trainer_loop import (
     forget_batch_under_way,
     load_dropped_loader_state,
@@ -473,35 +474,16 @@ class BaseModule(L.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what :meth:`on_save_checkpoint` stored; random states wait for the start of training."""
+        state = checkpoint.get(STATE_KEY, {})
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             require_training_state(checkpoint)
-            self._tell_other_sources(checkpoint.get(STATE_KEY, {}).get("sources", {}))
-            self._tell_other_products(checkpoint.get(STATE_KEY, {}).get("cpu_products"))
-        state = checkpoint.get(STATE_KEY, {})
+            tell_other_sources(state.get("sources", {}), self.sources())
+            tell_other_products(state.get("cpu_products"), self.target_device)
         self._rng_state, self._template = state.get("rng"), state.get("template")
         self.skipped_updates = state.get("skipped_updates", 0)
         self._skipped_in_a_row = state.get("skipped_in_a_row", 0)
         if state:
             self.load_extra_state(state)
-
-    def _tell_other_sources(self, before: Mapping[str, str]) -> None:
-        """Say that a model named now is not what is trained: weights come from the checkpoint."""
-        now = self.sources()
-        for name in sorted(before.keys() & now.keys() - {"tokenizer"}):
-            if Path(before[name]).expanduser().resolve() != Path(now[name]).expanduser().resolve():
-                rank_zero_warn(
-                    f"The run was started from '{before[name]}' as its {name}, and is resumed with '{now[name]}': its "
-                    f"weights come from the checkpoint. To train '{now[name]}', start a new run."
-                )
-
-    def _tell_other_products(self, before: str | None) -> None:
-        """Say that the resumed run is not bit for bit what it would have been: another CPU multiplies otherwise."""
-        now = products(self.target_device)
-        if before is not None and now is not None and before != now:
-            rank_zero_warn(
-                f"fp32 products went through {before} when this checkpoint was written and go through {now} here: the "
-                f"same numbers up to rounding. LIT_RLHF_CPU_PRODUCTS={before} makes them the same bits."
-            )
 
     def extra_state(self) -> dict[str, Any]:
         """State of the subclass beyond weights: primitives and tensors only, so that `weights_only=True` loads it."""

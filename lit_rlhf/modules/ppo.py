@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_rlhf.callbacks.hooks import emit_phase, emit_rollout, emit_validation, writes_files
-from lit_rlhf.config import ModelConfig, ScheduleConfig, check_object, group
+from lit_rlhf.config import ModelConfig, ScheduleConfig, group
 from lit_rlhf.distributed import all_gather_object, any_rank, rank, run_together
 from lit_rlhf.evaluation.opponent import Opponent
 from lit_rlhf.functional.checks import two_columns
@@ -50,7 +50,7 @@ from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss, CriticLoss, 
 from lit_rlhf.ppo.metrics import UpdateSums, rollout_metrics, updated_moments
 from lit_rlhf.ppo.minibatch import Minibatch, plan_updates, ptx_share, scoring_micro_batches
 from lit_rlhf.ppo.models import PPOModels, ReferenceConfigLike, reference_config
-from lit_rlhf.ppo.options import check_options
+from lit_rlhf.ppo.options import check_options, check_parts
 from lit_rlhf.ppo.plan import BatchingConfig
 from lit_rlhf.rewards.base import NonFiniteScoreError
 from lit_rlhf.rewards.python import RewardLike, as_reward
@@ -136,11 +136,8 @@ class PPOModule(BaseModule, ExperienceCollector):
         on_non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
-        check_object("AdvantageEstimator", estimator, "estimator", "GAE(), GroupNormalized(), LeaveOneOut()")
-        check_object("KLController", kl_controller, "kl_controller", "FixedKL(coef=0.02), AdaptiveKL()")
-        check_object("PolicyLoss", policy_loss, "policy_loss", "ClippedSurrogate(clip_range=0.2), KLPenaltySurrogate()")
-        check_object("CriticLoss", critic_loss, "critic_loss", "ClippedValueLoss(clip_range=0.2)")
-        check_object("RolloutEngine", engine, "engine", "TransformersEngine(), VLLMEngine()")
+        parts = {"estimator": estimator, "kl_controller": kl_controller, "engine": engine}
+        check_parts(policy_loss=policy_loss, critic_loss=critic_loss, **parts)
         if eval_rewards is not None and not isinstance(eval_rewards, Mapping):
             raise ValueError(f"`eval_rewards` must be a dict of rewards by name, not a {type(eval_rewards).__name__}.")
         self.reward, self.engine = as_reward(reward, "reward"), engine or TransformersEngine()

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from lit_rlhf.config import ModelConfig
+from lit_rlhf.config import ModelConfig, check_object
 from lit_rlhf.ppo.config import LossConfig
 from lit_rlhf.ppo.estimators import AdvantageEstimator
 from lit_rlhf.ppo.kl_controller import KLController
 from lit_rlhf.ppo.losses import CriticLoss, PolicyLoss
+
+_PARTS = {
+    "estimator": ("AdvantageEstimator", "GAE(), GroupNormalized(), LeaveOneOut()"),
+    "kl_controller": ("KLController", "FixedKL(coef=0.02), AdaptiveKL()"),
+    "policy_loss": ("PolicyLoss", "ClippedSurrogate(clip_range=0.2), KLPenaltySurrogate()"),
+    "critic_loss": ("CriticLoss", "ClippedValueLoss(clip_range=0.2)"),
+    "engine": ("RolloutEngine", "TransformersEngine(), VLLMEngine()"),
+}
+"""What each argument is, and how one is written."""
+
+
+def check_parts(**parts: object) -> None:
+    """Refuse plain values and classes where objects belong; None is the default.
+
+    Args:
+        parts: Arguments of the module by name, of those in ``_PARTS``.
+
+    Raises:
+        ValueError: Argument, value and examples.
+    """
+    for name, value in parts.items():
+        kind, examples = _PARTS[name]
+        check_object(kind, value, name, examples)
 
 
 class _Engine(Protocol):

@@ -26,21 +26,23 @@ def test_the_peer_gets_the_same_work():
     assert pairs["--mini-batches"] == "4"
 
 
+OURS = {
+    "seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1},
+    "share_of_product_speed": {"total": 0.4, "rollout": 0.2},
+    "response_tokens": 10,
+    "prompt_tokens": 10,
+    "memory_peak_mib": 5,
+}
+THEIRS = {
+    "phases_median_s": {"total": 6.0, "rollout": 4.0, "between": 0.5},
+    "response_tokens_per_iteration": 20,
+    "prompt_tokens_per_iteration": 10,
+    "peak_rss_mb": 10,
+}
+
+
 def test_costs_are_ours_and_theirs():
-    ours = {
-        "seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1},
-        "response_tokens": 10,
-        "prompt_tokens": 10,
-        "memory_peak_mib": 5,
-    }
-    theirs = {
-        "phases_median_s": {"total": 6.0, "rollout": 4.0, "between": 0.5},
-        "response_tokens_per_iteration": 20,
-        "prompt_tokens_per_iteration": 10,
-        "peak_rss_mb": 10,
-    }
-    found = costs("ppo", ours, theirs)
-    assert found == {
+    assert costs("ppo", OURS, THEIRS) == {
         "total": (2.0, 6.0),
         "rollout": (1.0, 4.0),
         "rollout_per_token": (0.1, 0.2),
@@ -49,25 +51,28 @@ def test_costs_are_ours_and_theirs():
     }
 
 
-def test_a_peer_that_takes_twice_as_long_for_as_many_tokens_reaches_half():
-    ours = {
-        "seconds": {"total": 2.0, "rollout": 1.0, "between": 0.1},
-        "share_of_product_speed": {"total": 0.4, "rollout": 0.2},
-        "response_tokens": 10,
-        "prompt_tokens": 10,
-        "memory_peak_mib": 5,
-    }
-    theirs = {
-        "phases_median_s": {"total": 4.0, "rollout": 4.0, "between": 0.5},
-        "response_tokens_per_iteration": 10,
-        "prompt_tokens_per_iteration": 10,
-        "peak_rss_mb": 10,
-    }
-    found = command.peer_shares("ppo", [ours], [theirs])
+def test_the_peers_share_is_ours_by_seconds_and_tokens():
+    """Three times the seconds for one and a half times the tokens: half our share."""
+    found = command.peer_shares("ppo", [OURS], [THEIRS])
     assert {phase: (each["ours"]["median"], each["peer"]["median"]) for phase, each in found.items()} == {
         "total": (0.4, 0.2),
-        "rollout": (0.2, 0.05),
+        "rollout": (0.2, 0.075),
     }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ppo", "--layers", "0"],
+        ["zero", "--ranks", "4"],
+        ["tricks", "--stub-models"],
+        ["overhead", "--strategy", "ddp"],
+    ],
+)
+def test_what_would_be_ignored_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        command.main([*words, "--data", "d"])
+    assert words[1] in capsys.readouterr().err
 
 
 def test_slope_is_the_exponent():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from lit_rlhf.data.loading import collect
 from lit_rlhf.data.report import RowReport
+from lit_rlhf.data.tables import read_table
 
 ROWS = [{"prompt": f"Q{i}", "chosen": f"good, {i}\nyes", "rejected": 'a "b"', "margin": i / 4} for i in range(2500)]
 
@@ -173,3 +175,12 @@ def test_alpaca(write) -> None:
     assert (report.sources[path].format, len(report.rejected)) == ("alpaca", 1)
     assert [r.prompt[-1].content for r in read(path, "prompt")[0]] == ["Add.\n\n1 2", "Add.", "Add.\n\n1 2"]
     assert [r.text[:5] for r in read(path, "text", format="text")[0]] == ["Below"] * 4
+
+
+def test_long_cells_are_read_and_pythons_limit_for_others_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\n" + "a" * 200_000 + "\nb\n")
+    before = csv.field_size_limit()
+    rows = read_table(str(tmp_path / "a.csv"))
+    assert len(next(rows)["prompt"]) == 200_000
+    assert csv.field_size_limit() == before  # in the middle of a file, too
+    assert next(rows) == {"prompt": "b"}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 
@@ -132,12 +131,8 @@ def test_a_line_separator_in_a_response_is_no_end_of_line(tmp_path):
 @pytest.mark.parametrize("content", [b"epoch,a\n0,\xff\n", b"a" * 200_000])
 def test_metrics_that_cannot_be_read_are_one_line(tmp_path, content):
     (tmp_path / "metrics.csv").write_bytes(content)
-    before = csv.field_size_limit(131_072)  # Python's own, of the whole process; reading data in CSV lifts it
-    try:
-        with pytest.raises(ValueError, match=r"must have a metrics.csv that can be read; .*metrics.csv: ") as told:
-            load_run(tmp_path)
-    finally:
-        csv.field_size_limit(before)
+    with pytest.raises(ValueError, match=r"must have a metrics.csv that can be read; .*metrics.csv: ") as told:
+        load_run(tmp_path)
     assert "\n" not in str(told.value)
 
 
