@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--out", type=Path, default=Path("runs/memory"), help="scratch folder, emptied first")
     data = commands.add_parser("data", help="memory and time of a start on large files, without and with the cache")
     data.add_argument("--mib", type=float, default=1024, help="size of each file")
+    data.add_argument("--kinds", nargs="+", choices=["prompts", "pairs"], default=["prompts", "pairs"], help="of files")
     data.add_argument("--batches", type=int, default=2000, help="batches taken after the setup")
     data.add_argument("--out", type=Path, default=Path("runs/data"), help="scratch folder")
     data.add_argument("--start", choices=["nothing", "prompts", "pairs"], help=argparse.SUPPRESS)

@@ -28,11 +28,10 @@ WORDS = tuple(
     " what all were we when your can said there use an each which she do how their if will up other about".split()
 )
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-KINDS = ("prompts", "pairs")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Both kinds, first and second start."""
+    """First and second start of each kind of file asked for."""
     if options.start:
         return start(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = options.out / "tokenizer"
     make_tokenizer(512, [sentence(random.Random(0), 400)]).save_pretrained(tokenizer)
     result["nothing"] = process(options, "nothing")
-    for kind in KINDS:
+    for kind in options.kinds:
         path = options.out / f"{kind}.jsonl"
         rows = write(path, kind, int(options.mib * MIB))
         starts = {name: process(options, kind) for name in ("first", "second")}

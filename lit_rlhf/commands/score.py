@@ -75,7 +75,7 @@ def load_scorer(
     *,
     template: str | None = None,
     max_length: int | None = None,
-    max_batch_tokens: int = 16384,
+    max_batch_tokens: int | None = None,
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -86,7 +86,7 @@ def load_scorer(
         path: Local folder or hub name.
         template: See :class:`~lit_rlhf.reward_report.response_scorer.ResponseScorer`.
         max_length: Most tokens of a row; None takes the model's context.
-        max_batch_tokens: Most tokens of one forward pass.
+        max_batch_tokens: Most tokens of one forward pass; None: 4096 on a CPU, 16384 on an accelerator.
         dtype: Of the weights.
         device: None takes a GPU where there is one.
         trust_remote_code: Run Python files that come with the model.
@@ -97,6 +97,7 @@ def load_scorer(
     """
     import torch
 
+    from lit_rlhf.data.micro import supervised_budget
     from lit_rlhf.models.cpu import tune
     from lit_rlhf.models.loading.checks import check_context
     from lit_rlhf.models.loading.scalar import load_scalar_model
@@ -114,7 +115,7 @@ def load_scorer(
         tokenizer,
         template=template,
         max_length=max_length,
-        max_batch_tokens=max_batch_tokens,
+        max_batch_tokens=supervised_budget(max_batch_tokens, place),
         device=place,
     )
 
@@ -258,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", help="the data's format (default: recognized from the first rows)")
     parser.add_argument("--template", help="hh, moss-en or moss-zh (default: the tokenizer's chat template)")
     parser.add_argument("--max-length", type=int, help="most tokens of a row (default: the model's context)")
-    parser.add_argument("--max-batch-tokens", type=int, default=16384, help="most tokens at once (default: 16384)")
+    parser.add_argument("--max-batch-tokens", type=int, help="most tokens at once (default: by device)")
     parser.add_argument("--on-bad-row", choices=("skip", "error"), default="skip", help="default: skip, and count")
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")

@@ -10,6 +10,18 @@ from torch import Tensor
 from lit_rlhf.data.batching import micro_batches
 from lit_rlhf.distributed import all_reduce_max
 
+CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 16384
+
+
+def supervised_budget(configured: int | None, device: torch.device | str) -> int:
+    """Most tokens of one forward pass of SFT or a reward model: what is configured, or what suits the kind of device.
+
+    On a CPU 4096: larger passes are no faster there and hold activations and logits of as many tokens at once.
+    """
+    if configured is not None:
+        return configured
+    return CPU_TOKENS if torch.device(device).type == "cpu" else ACCELERATOR_TOKENS
+
 
 def length_micro_batches(
     lengths: Sequence[int], max_tokens: int, device: torch.device | str, *, equalize: bool = True

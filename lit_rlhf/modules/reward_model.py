@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
 from lit_rlhf.data.memory import in_memory
-from lit_rlhf.data.micro import length_micro_batches
+from lit_rlhf.data.micro import length_micro_batches, supervised_budget
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
 from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
@@ -45,7 +45,7 @@ class RewardModelModule(BaseModule):
         optimizer: AdamW; the paper's 5e-6.
         schedule: Learning rate over steps.
         model: How the model is loaded.
-        micro_batch_tokens: Most tokens of one forward pass.
+        micro_batch_tokens: Most tokens of one forward pass; None: 4096 on a CPU, 16384 on an accelerator.
         num_layers: Keep the first layers of the trunk alone, where the head is fresh; None for all.
         on_non_finite: See ``BaseModule``.
     """
@@ -58,14 +58,15 @@ class RewardModelModule(BaseModule):
         optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
-        micro_batch_tokens: int = 16384,
+        micro_batch_tokens: int | None = None,
         on_non_finite: Literal["stop", "skip"] = "stop",
         num_layers: int | None = None,
     ) -> None:
         model_path = model_source(model_path, "model_path")
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(lm_coef >= 0, "lm_coef", lm_coef, "must not be negative")
-        require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
+        at_least_one = micro_batch_tokens is None or micro_batch_tokens >= 1
+        require(at_least_one, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
         if head == "load" and lm_coef > 0:
             raise ValueError(
                 f"`lm_coef` ({lm_coef}) needs the LM head of a language model; `head: load` starts from a reward "
@@ -122,7 +123,12 @@ class RewardModelModule(BaseModule):
 
     def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
         """Rows of ``data.max_length`` tokens."""
-        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
+        return supervised_sizes(width=data.max_length, pass_tokens=supervised_budget(self.micro_batch_tokens, device))
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens of one forward pass on this module's device."""
+        return supervised_budget(self.micro_batch_tokens, self.device)
 
     def export(self, path: str | Path) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` (with `adapter`, peft) loads; rank 0 writes."""
@@ -139,7 +145,7 @@ class RewardModelModule(BaseModule):
         learned = response_tokens(pairs).double()
         counts = all_reduce_sum(torch.stack([learned.new_tensor(float(len(pairs))), learned.sum()]))
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device)
+        parts = length_micro_batches(pair_lengths(self.reward_model, pairs), self.token_budget, self.device)
         result = self.optimize([partial(self.pair_shares, pairs.rows(rows), counts, sums) for rows in parts])
         if result is None:
             return
@@ -275,7 +281,7 @@ class RewardModelModule(BaseModule):
         rows: list[dict[str, Any]] = [{} for _ in range(len(pairs))]
         lengths = pairs.chosen_mask.sum(1) - pairs.prompt_length, pairs.rejected_mask.sum(1) - pairs.prompt_length
         for part in length_micro_batches(
-            pair_lengths(self.reward_model, pairs), self.micro_batch_tokens, self.device, equalize=False
+            pair_lengths(self.reward_model, pairs), self.token_budget, self.device, equalize=False
         ):
             out = pair_forward(self.reward_model, pairs.rows(part), with_response=False)
             for i, chosen, rejected in zip(part.tolist(), out.chosen.tolist(), out.rejected.tolist(), strict=True):
@@ -320,7 +326,7 @@ class RewardModelModule(BaseModule):
             self.tokenizer,
             template=getattr(data, "template", None),
             max_length=getattr(data, "max_length", 2048),
-            max_batch_tokens=self.micro_batch_tokens,
+            max_batch_tokens=self.token_budget,
             device=self.device,
         )
 

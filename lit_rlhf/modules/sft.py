@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group, require
-from lit_rlhf.data.micro import row_micro_batches
+from lit_rlhf.data.micro import row_micro_batches, supervised_budget
 from lit_rlhf.distributed import all_reduce_sum, rank
 from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
@@ -37,7 +37,7 @@ class SFTModule(BaseModule):
         optimizer: AdamW.
         schedule: Learning rate; the paper's cosine down to a tenth.
         model: How the model is loaded.
-        micro_batch_tokens: Most tokens of one forward pass.
+        micro_batch_tokens: Most tokens of one forward pass; None: 4096 on a CPU, 16384 on an accelerator.
         sampling: How ``predict`` answers prompts.
         engine: What generates them; default :class:`TransformersEngine`.
         on_non_finite: See ``BaseModule``.
@@ -49,13 +49,14 @@ class SFTModule(BaseModule):
         optimizer: OptimizerConfig = OptimizerConfig(lr=9.5e-6),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
-        micro_batch_tokens: int = 16384,
+        micro_batch_tokens: int | None = None,
         sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.9),  # noqa: B008
         on_non_finite: Literal["stop", "skip"] = "stop",
         engine: RolloutEngine | None = None,
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
-        require(micro_batch_tokens >= 1, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
+        at_least_one = micro_batch_tokens is None or micro_batch_tokens >= 1
+        require(at_least_one, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
         self.policy_path = model_source(policy, "policy")
         self.micro_batch_tokens = micro_batch_tokens
         self.evaluator = PromptEvaluator(sampling=group(SamplingConfig, sampling, "sampling"))
@@ -82,7 +83,12 @@ class SFTModule(BaseModule):
 
     def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
         """Rows of ``data.max_length`` tokens."""
-        return supervised_sizes(width=data.max_length, pass_tokens=self.micro_batch_tokens)
+        return supervised_sizes(width=data.max_length, pass_tokens=supervised_budget(self.micro_batch_tokens, device))
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens of one forward pass on this module's device."""
+        return supervised_budget(self.micro_batch_tokens, self.device)
 
     def export(self, path: str | Path) -> None:
         """Write the model (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""
@@ -95,7 +101,7 @@ class SFTModule(BaseModule):
         """One global batch, one optimizer step."""
         text = self.content(batch, TextBatch)
         tokens = max(1.0, float(all_reduce_sum(text.loss_mask[:, 1:].sum().double())))
-        parts = row_micro_batches(text.attention_mask, self.micro_batch_tokens)
+        parts = row_micro_batches(text.attention_mask, self.token_budget)
         result = self.optimize([lambda rows=rows: [self.text_loss(text.rows(rows), tokens)] for rows in parts])  # type: ignore[misc]
         if result is not None:
             loss = float(result["loss"])
@@ -119,7 +125,7 @@ class SFTModule(BaseModule):
     def validation_step(self, batch: DeviceBatch[TextBatch], batch_idx: int) -> None:
         """Add a batch's negative log-likelihood and token count."""
         self.policy.eval()
-        for rows in row_micro_batches(batch.content.attention_mask, self.micro_batch_tokens, equalize=False):
+        for rows in row_micro_batches(batch.content.attention_mask, self.token_budget, equalize=False):
             text = batch.content.rows(rows)
             logprobs, mask = text_logprobs(self.policy, text, logits_gib=self.model_config.logits_gib)
             self._sums += torch.stack([-logprobs[mask].double().sum(), mask.sum().double()])

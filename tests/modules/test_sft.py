@@ -12,7 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.config import OptimizerConfig, ScheduleConfig
+from lit_rlhf.data.micro import supervised_budget
 from lit_rlhf.datamodules.sft import SFTDataModule
+from lit_rlhf.modules import sft
 from lit_rlhf.modules.sft import SFTModule
 from lit_rlhf.rollout.sampling import SamplingConfig
 from tests.modules.tiny_ppo import LETTERS, Recorder, make_trainer, same, weights
@@ -101,6 +103,16 @@ def test_micro_batching_does_not_change_the_update(world, dialogues, tmp_path) -
         results.append(weights(module))
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_a_pass_has_as_many_tokens_as_suit_the_device(world, dialogues, tmp_path, monkeypatch) -> None:
+    assert [supervised_budget(None, place) for place in ("cpu", "cuda")] == [4096, 16384]
+    assert [supervised_budget(64, place) for place in ("cpu", "cuda")] == [64, 64]
+    budgets = set()
+    cut = sft.row_micro_batches
+    monkeypatch.setattr(sft, "row_micro_batches", lambda mask, most, **key: budgets.add(most) or cut(mask, most, **key))
+    make_trainer(tmp_path, max_steps=1, max_epochs=-1).fit(make_sft(world), make_data(dialogues))
+    assert budgets == {4096}
 
 
 @pytest.mark.parametrize("stop", [4, 6], ids=["between epochs", "in the middle of an epoch"])
