@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -231,10 +233,12 @@ def make_adapters(world: Path) -> Path:
     return world
 
 
-def build_adapters(world: Path, cls: type[PPOModule], **overrides: Any) -> tuple[PPOModule, RolloutDataModule]:
+def build_adapters(
+    world: Path, cls: type[PPOModule], base: Literal["nf4"] | None, **overrides: Any
+) -> tuple[PPOModule, RolloutDataModule]:
     reward = ModelReward(str(world / "reward_adapter"))
-    options = {"policy": str(world / "policy_adapter"), "reward": reward, "model": ModelConfig(adapter=ADAPTER)}
-    return build(world, cls, **options, **overrides)
+    model = ModelConfig(adapter=replace(ADAPTER, base=base))
+    return build(world, cls, policy=str(world / "policy_adapter"), reward=reward, model=model, **overrides)
 
 
 def frozen_bits(module: PPOModule) -> str:
@@ -273,13 +277,16 @@ class SavesAdapters(L.Callback):
 
 
 def adapters(world: Path, strategy: str, devices: int, out: Path) -> dict[str, Any]:
-    """SGD in fp32 to be compared, AdamW in bf16-mixed resumed in the middle of an iteration."""
-    found: dict[str, Any] = {}
+    """SGD in fp32 to be compared, AdamW in bf16-mixed and on a base in four bits resumed in the middle of an iteration.
+
+    Four bits are left out where bitsandbytes is not installed.
+    """
+    found: dict[str, Any] = {"resume": {}}
 
     def run(cls: type[PPOModule], lr: float, **options: Any) -> tuple[PPOModule, Watch]:
         rates = PPOOptimizerConfig(lr=lr, critic_lr=lr, max_grad_norm=CLIP)
         watch, ckpt_path = Watch(), options.pop("ckpt_path", None)
-        module, data = build_adapters(world, cls, optimizer=rates)
+        module, data = build_adapters(world, cls, options.pop("base", None), optimizer=rates)
         callbacks = [watch, *options.pop("callbacks", [])]
         t = trainer(strategy, world, devices=devices, epochs=ITERATIONS, callbacks=callbacks, **options)
         t.fit(module, datamodule=data, ckpt_path=ckpt_path)
@@ -292,16 +299,20 @@ def adapters(world: Path, strategy: str, devices: int, out: Path) -> dict[str, A
         torch.save(trained, out / f"adapters-{strategy}.pt")
     found["rows"] = watch.rows
     found["fp32"] = {**noted.found(), "ratios": [row["update/ratio_drift"] for row in watch.rows[::STEPS]]}
-    noted = SavesAdapters(out / f"adapters-bf16-{strategy}.ckpt")
-    straight, watch = run(PPOModule, 1e-2, callbacks=[noted], precision="bf16-mixed")
-    resumed, _ = run(PPOModule, 1e-2, ckpt_path=noted.path, precision="bf16-mixed")
-    found["bf16"] = {**noted.found(), "ratios": [row["update/ratio_drift"] for row in watch.rows[::STEPS]]}
-    path = Path(noted.path)
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    found["resume"] = {
-        "hashes": [fingerprint(straight), fingerprint(resumed)],
-        "trained": sum(p.numel() for p in straight.parameters() if p.requires_grad),
-        "all": sum(p.numel() for p in straight.parameters()),
-        "bytes": sum(p.stat().st_size for p in files if p.name != "zero_to_fp32.py"),
-    }
+    kinds: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16-mixed"}}
+    if importlib.util.find_spec("bitsandbytes"):
+        kinds["nf4"] = {"base": "nf4"}
+    for kind, options in kinds.items():
+        noted = SavesAdapters(out / f"adapters-{kind}-{strategy}.ckpt")
+        straight, watch = run(PPOModule, 1e-2, callbacks=[noted], **options)
+        resumed, _ = run(PPOModule, 1e-2, ckpt_path=noted.path, **options)
+        found[kind] = {**noted.found(), "ratios": [row["update/ratio_drift"] for row in watch.rows[::STEPS]]}
+        path = Path(noted.path)
+        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        found["resume"][kind] = {
+            "hashes": [fingerprint(straight), fingerprint(resumed)],
+            "trained": sum(p.numel() for p in straight.parameters() if p.requires_grad),
+            "all": sum(p.numel() for p in straight.parameters()),
+            "bytes": sum(p.stat().st_size for p in files if p.name != "zero_to_fp32.py"),
+        }
     return found
