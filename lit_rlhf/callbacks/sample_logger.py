@@ -53,6 +53,7 @@ class SampleLogger(RolloutCallback):
         self.seed = seed
         self._rollouts = 0
         self._validated = 0
+        self._followed = 0
 
     @property
     def state_key(self) -> str:
@@ -71,8 +72,21 @@ class SampleLogger(RolloutCallback):
             self._write(trainer, [_sample(trainer, pl_module, experience, "random", row, row) for row in rows])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that there is nothing to follow."""
-        if self.fixed and not sum(trainer.num_val_batches):
+        """Say that there is nothing to follow.
+
+        Where the first epochs have no validation, Lightning has not asked for held-out rows yet: then at the end.
+        """
+        self._followed = 0
+        if trainer.limit_val_batches == 0 or trainer.val_dataloaders is not None:
+            self._tell_of_none(sum(trainer.num_val_batches))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that there was nothing to follow, if the start could not."""
+        if trainer.val_dataloaders is None and trainer.limit_val_batches != 0:
+            self._tell_of_none(self._followed)
+
+    def _tell_of_none(self, found: float) -> None:
+        if self.fixed and not found:
             rank_zero_warn(
                 f"`SampleLogger` follows the first {self.fixed} rows of each validation, and there is none: {FILENAME} "
                 "will hold random responses alone. Name prompts as `data.val` to see the same ones each time."
@@ -81,6 +95,7 @@ class SampleLogger(RolloutCallback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count the held-out rows."""
         self._validated = 0
+        self._followed += 1
 
     def on_validation_rollout(
         self, trainer: L.Trainer, pl_module: L.LightningModule, experience: ExperienceLike

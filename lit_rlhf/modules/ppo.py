@@ -459,8 +459,10 @@ class PPOModule(BaseModule, ExperienceCollector):
             emit_rollout(self.trainer, self, experience)
 
     def _tell_of_cuts(self, share: float) -> None:
-        """Say, once a run, that most responses do not end by themselves."""
-        if share <= MANY_CUT or self._told_of_cuts:
+        """Say, once a run, that many responses do not end by themselves, unless the reward or the shaping prices it."""
+        shaping = self.shaping
+        priced = (shaping.missing_eos_penalty, shaping.missing_eos_score) != (None, None)
+        if share <= MANY_CUT or self._told_of_cuts or priced or self.reward.prices_missing_eos:
             return
         self._told_of_cuts = True
         limit = f"`sampling.max_response_length` ({self.sampling.max_response_length})"

@@ -38,6 +38,11 @@ class Reward(ABC):
 
     name: str = "reward"
 
+    @property
+    def prices_missing_eos(self) -> bool:
+        """Whether a response that the length limit cut is worth less for it: then nobody needs to be told of cuts."""
+        return False
+
     def prepare(self) -> None:  # noqa: B027  # most have nothing to refuse
         """Refuse early what cannot work; called once on each rank before any model is loaded."""
 

@@ -42,6 +42,11 @@ class MissingEOSReward(RewardWrapper):
         super().__init__(reward, name=name)
         self.penalty, self.replacement = penalty, replacement
 
+    @property
+    def prices_missing_eos(self) -> bool:
+        """It does."""
+        return True
+
     def adjust(self, scores: Tensor, request: RewardRequest) -> Tensor:
         """Scores, changed where the response was cut."""
         ended = request.rollout.ended.to(scores.device)

@@ -31,6 +31,11 @@ class RewardWrapper(Reward):
         """Folder of the reward model inside, or None."""
         return getattr(self.reward, "path", None)
 
+    @property
+    def prices_missing_eos(self) -> bool:
+        """What the inner source says."""
+        return self.reward.prices_missing_eos
+
     def prepare(self) -> None:
         """The inner source's."""
         self.reward.prepare()

@@ -130,9 +130,13 @@ def test_fixed_samples_without_a_validation_are_said_to_be_none(tmp_path, recwar
 
     fit(StandIn(), [SampleLogger(fixed=4)], tmp_path / "a", epochs=1, limit_val_batches=1)
     fit(StandIn(), [SampleLogger(fixed=0)], tmp_path / "b", epochs=1)
+    late = {"limit_val_batches": 1, "check_val_every_n_epoch": 2}
+    fit(StandIn(), [SampleLogger(fixed=4)], tmp_path / "d", epochs=2, **late)
     assert not said()
     fit(StandIn(), [SampleLogger(fixed=4)], tmp_path / "c", epochs=1)
     assert len(said()) == 1
+    fit(StandIn(), [SampleLogger(fixed=5)], tmp_path / "e", epochs=1, **late)  # the same text is recorded once
+    assert len(said()) == 2
 
 
 class Shown(StandIn):

@@ -26,6 +26,9 @@ from lit_rlhf.ppo.estimators import GAE, GroupNormalized, LeaveOneOut
 from lit_rlhf.ppo.kl_controller import AdaptiveKL, FixedKL
 from lit_rlhf.ppo.losses import ClippedSurrogate, ClippedValueLoss, KLPenaltySurrogate
 from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.length import LengthReward
+from lit_rlhf.rewards.missing_eos import MissingEOSReward
+from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.sampling import SamplingConfig
 from lit_rlhf.types import RewardOutput
 from tests.modules.tiny_ppo import Recorder, make_data, make_ppo, make_trainer, same, weights
@@ -484,8 +487,10 @@ def test_skipped_updates_in_a_row_are_counted_over_a_resume(world, tmp_path, mon
     assert resumed.skipped_updates == 5
 
 
-@pytest.mark.parametrize(("longest", "told"), [(2, 1), (200, 0)])
-def test_many_cut_responses_are_said_once_with_what_to_do(world, tmp_path, longest, told, recwarn):
+@pytest.mark.parametrize(
+    ("longest", "priced", "told"), [(2, "", 1), (200, "", 0), (2, "by the shaping", 0), (2, "by the reward", 0)]
+)
+def test_many_cut_responses_are_said_once_with_what_to_do(world, tmp_path, longest, priced, told, recwarn):
     class Ending(PPOModule):
         """Ends every response at its second token where there is room for more."""
 
@@ -494,7 +499,14 @@ def test_many_cut_responses_are_said_once_with_what_to_do(world, tmp_path, longe
             ended = torch.full_like(rollout.ended, longest > 2)
             return dataclasses.replace(rollout, ended=ended)
 
-    module = make_ppo(world, Ending, sampling=SamplingConfig(max_response_length=min(longest, 10)))
+    options = {"sampling": SamplingConfig(max_response_length=min(longest, 10))}
+    if priced == "by the shaping":
+        options["shaping"] = ShapingConfig(missing_eos_penalty=0.0)
+    if priced == "by the reward":
+        options["reward"] = LengthReward(
+            MissingEOSReward(ModelReward(str(world / "reward")), penalty=0.0), coef=0.1, longest=9
+        )
+    module = make_ppo(world, Ending, **options)
     make_trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(module, make_data(world))
     lines = [str(w.message) for w in recwarn if "were cut at" in str(w.message)]
     assert len(lines) == told
