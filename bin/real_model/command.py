@@ -84,7 +84,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("runs/real_model"), help="default: runs/real_model")
     parser.add_argument("--model", type=Path, help="another chat model's folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--iterations", type=int, default=30, help="of PPO (default: 30)")
+    parser.add_argument("--iterations", type=int, default=60, help="of PPO (default: 60)")
     parser.add_argument("--test-prompts", type=int, default=200, help="held-out dialogues answered at the end")
     parser.add_argument("--ptx", action="store_true", help="a third arm: PPO-max with prose in its updates")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 with AMX")

@@ -51,7 +51,8 @@ def measure(study: Study) -> list[Path]:
     for stage, folder in merged.items():
         if not (folder / "config.json").exists():
             wait_for([study.command("export", str(study.model(stage)), str(folder), "--merge")])
-    whole = ["--model.policy", str(merged["sft"]), "--model.reward.init_args.path", str(merged["proxy"])]
+    proxy = "--model.reward.init_args.reward.init_args.path"
+    whole = ["--model.policy", str(merged["sft"]), proxy, str(merged["proxy"])]
     ways = {
         FULL: [*whole, "--model.model.adapter", "null", "--model.optimizer.lr", "2e-5"],
         LORA: [],

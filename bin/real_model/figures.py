@@ -41,6 +41,30 @@ def plot_curves(results: Sequence[Mapping[str, Any]], out: Path) -> Path:
     return _save(figure, out)
 
 
+def plot_wins(results: Sequence[Mapping[str, Any]], out: Path) -> Path:
+    """Win rate over SFT at every validation, by a judge of the policy's own kind and by one that reads words alone."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained", sharey=True)
+    titles = {"judge": "judge: an adapter on the same base", "words": "word judge: a logistic regression"}
+    for ax, (judge, title) in zip(axes, titles.items(), strict=True):
+        for result in results:
+            for arm, points in result["curves"].items():
+                color, style = LOOKS[arm]
+                known = [(point["iteration"], point["wins"][judge]) for point in points if point["wins"] is not None]
+                x, rates = [place for place, _ in known], [rate for _, rate in known]
+                label = TITLES[arm] if result is results[0] else None
+                ax.plot(x, [rate["mean"] for rate in rates], style, color=color, marker="o", markersize=4, label=label)
+                ax.fill_between(
+                    x, [rate["low"] for rate in rates], [rate["high"] for rate in rates], color=color, alpha=0.12, lw=0
+                )
+        ax.axhline(0.5, color=DIM, linewidth=0.8)
+        ax.set_ylim(0, 1)
+        _dress(ax, title, "iteration")
+    axes[0].set_ylabel("win rate over SFT")
+    axes[0].legend(frameon=False, loc="lower left")
+    return _save(figure, out)
+
+
 def plot_training(studies: Sequence[Study], out: Path) -> Path:
     """What the training rollouts of every arm say, iteration by iteration."""
     plt = _pyplot()

@@ -16,7 +16,7 @@ from lit_rlhf.evaluation.length_control import length_controlled
 from lit_rlhf.files import write_text
 from lit_rlhf.reward_report import RewardReport
 from lit_rlhf.reward_report.pairs import ScoredPair
-from real_model.figures import plot_curves, plot_training
+from real_model.figures import plot_curves, plot_training, plot_wins
 from real_model.study import REWARD_MODELS, TITLES, Study
 from real_model.words import WordJudge
 
@@ -37,6 +37,7 @@ def write(studies: Sequence[Study], out: Path) -> list[Path]:
     for name, text in files.items():
         write_text(out / name, text + "\n")
     figures = [plot_curves(results, out / "curves.png"), plot_training(studies, out / "training.png")]
+    figures.append(plot_wins(results, out / "wins.png"))
     return [*(out / name for name in files), *figures]
 
 
@@ -62,7 +63,7 @@ def result(study: Study) -> dict[str, Any]:
             for arm in policies
             if arm != "sft" and baseline
         },
-        "curves": {arm: [point(path) for path in study.evaluations(arm)] for arm in study.options.arms},
+        "curves": {arm: curve(study, arm, judges) for arm in study.options.arms},
         "tax": json.loads(tax.read_text(encoding="utf-8")) if tax.exists() else None,
     }
 
@@ -141,32 +142,47 @@ def description(answers: Sequence[Answer]) -> dict[str, float]:
     }
 
 
-def point(path: Path) -> dict[str, float]:
-    """One evaluation of a run, as a point of the curves."""
-    return description(read_answers(path))
+def curve(study: Study, arm: str, judges: Mapping[str, Score]) -> list[dict[str, Any]]:
+    """The evaluations of a run, SFT's own first, each with its win rates over SFT's answers to the same prompts."""
+    points, found = [read_answers(path) for path in study.evaluations(arm)], []
+    for place, answers in enumerate(points):
+        rates = wins(answers, points[0], judges) if place else None
+        found.append({**description(answers), "iteration": study.options.validate_every * place, "wins": rates})
+    return found
+
+
+def wins(answers: Sequence[Answer], baseline: Sequence[Answer], judges: Mapping[str, Score]) -> dict[str, Any]:
+    """By judge the win rate over SFT with its interval."""
+    return {name: against(answers, baseline, score)["all"] for name, score in judges.items()}
 
 
 def against(policy: Sequence[Answer], baseline: Sequence[Answer], score: Score) -> dict[str, Any]:
     """Win rate over the baseline's responses to the same prompts; equal texts are ties, dialogues are resampled whole.
 
-    Also where both responses are of one length, and by regression at equal length.
+    Also where both responses are of one length, where both came to their end, and by regression at equal length.
     """
     scores = {(id(side), a.key, a.sample): score(a) for side in (policy, baseline) for a in side}
     by_prompt: dict[str, list[tuple[float, float, str]]] = {}
+    ended: dict[str, list[tuple[float, float, str]]] = {}
     for pair in pair_up(policy, baseline):
         gap = scores[id(policy), pair.a.key, pair.a.sample] - scores[id(baseline), pair.b.key, pair.b.sample]
         win = 0.5 if pair.a.text == pair.b.text else float(gap > 0) + 0.5 * (gap == 0)
         longer = float(pair.a.row["tokens"] - pair.b.row["tokens"])
-        by_prompt.setdefault(pair.a.key, []).append((win, longer, str(pair.a.record["dialogue"])))
+        row = (win, longer, str(pair.a.record["dialogue"]))
+        by_prompt.setdefault(pair.a.key, []).append(row)
+        if pair.a.ended and pair.b.ended:
+            ended.setdefault(pair.a.key, []).append(row)
     rows = list(by_prompt.values())
     matched = [[row for row in each if abs(row[1]) <= MATCHED] for each in rows]
     found = {"all": _rate(rows), "matched": _rate([each for each in matched if each])}
+    found |= {"ended": _rate(list(ended.values()))}
     controlled = length_controlled(
         [[win for win, _, _ in each] for each in rows],
         [[longer for _, longer, _ in each] for each in rows],
         clusters=[each[0][2] for each in rows],
     )
-    return {**found, "length_controlled": controlled.rate._asdict(), "matched_pairs": sum(map(len, matched))}
+    counts = {"matched_pairs": sum(map(len, matched)), "ended_pairs": sum(map(len, ended.values()))}
+    return {**found, **counts, "length_controlled": controlled.rate._asdict()}
 
 
 def _rate(rows: Sequence[Sequence[tuple[float, float, str]]]) -> dict[str, float] | None:
@@ -203,15 +219,23 @@ def _reward_rows(models: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def _policy_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["test prompts", "judge over SFT", "equal length", "matched", "words over SFT", "proxy over SFT"]
+    header = [
+        "test prompts",
+        "judge over SFT",
+        "equal length",
+        "matched",
+        "both ended",
+        "words over SFT",
+        "proxy over SFT",
+    ]
     header += ["proxy", "judge", "length", "KL per token", "ended", "distinct"]
     rows = []
     for name, row in found["policies"].items():
         rates = found["win_rates"].get(name)
-        cells = ["-"] * 5
+        cells = ["-"] * 6
         if rates is not None:
             judge = rates["judge"]
-            cells = [interval(judge[kind]) for kind in ("all", "length_controlled", "matched")]
+            cells = [interval(judge[kind]) for kind in ("all", "length_controlled", "matched", "ended")]
             cells += [interval(rates[kind]["all"]) for kind in ("words", "proxy")]
         numbers = [f"{row['proxy']:.2f}", f"{row['judge']:.2f}", f"{row['length']:.1f}", f"{row['kl_per_token']:.3f}"]
         rows.append([TITLES[name], *cells, *numbers, f"{row['ended']:.2f}", f"{row['distinct']:.2f}"])

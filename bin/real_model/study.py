@@ -53,7 +53,7 @@ class Options:
         short: Two steps or iterations of everything: whether it runs, not what comes of it.
     """
 
-    iterations: int = 30
+    iterations: int = 60
     test_prompts: int = 200
     ptx: bool = False
     bf16: bool = False
@@ -69,6 +69,11 @@ class Options:
     def arms(self) -> dict[str, str]:
         """Titles of the PPO runs by their folders."""
         return {**ARMS, **({PTX: TITLES[PTX]} if self.ptx else {})}
+
+    @property
+    def validate_every(self) -> int:
+        """Iterations from one validation to the next."""
+        return min(10, self.iterations)
 
     def cost(self, seeds: int) -> str:
         """What the study takes, for the line before it starts."""
@@ -159,7 +164,7 @@ class Study(Pipeline):
         words = ["fit", "--config", str(self.config(stage)), *self.seeds(), *self.short(kind)]
         if kind == "ppo":
             words += ["--trainer.max_epochs", str(self.options.iterations)]
-            words += ["--trainer.check_val_every_n_epoch", str(min(10, self.options.iterations))]
+            words += ["--trainer.check_val_every_n_epoch", str(self.options.validate_every)]
         if stage in ("ppo_max", PTX):
             words += self.options.ppo_max
         if stage == PTX:

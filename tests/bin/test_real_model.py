@@ -149,10 +149,11 @@ def test_what_cannot_be_used_is_one_line(chat_model, tmp_path, capsys) -> None:
         assert len(err.splitlines()) == 1
 
 
-def answer(key: str, text: str, score: float, *, sample: int = 0, tokens: int = 5) -> Any:
+def answer(key: str, text: str, score: float, *, sample: int = 0, tokens: int = 5, ended: bool = True) -> Any:
     from lit_rlhf.evaluation.answers import answers_from_rows
 
     row = {"row": key, "prompt": key, "response": text, "score": score, "tokens": tokens, "sample": sample}
+    row["ended"] = ended
     return answers_from_rows([{**row, "record": {"prompt": key, "dialogue": key}}])[0]
 
 
@@ -161,7 +162,7 @@ def test_win_rates_by_hand() -> None:
         answer("a", "x", 1.0),
         answer("a", "y", 3.0, sample=1),
         answer("b", "x", 1.0),
-        answer("b", "z", 0, sample=1),
+        answer("b", "z", 0, sample=1, ended=False),
     ]
     policy = [answer("a", "w", 2.0, tokens=5), answer("b", "x", 1.5, tokens=20)]
     found = report.against(policy, base, lambda each: each.row["score"])
@@ -169,6 +170,7 @@ def test_win_rates_by_hand() -> None:
     assert found["all"]["mean"] == pytest.approx((0.5 + 0.75) / 2)
     assert found["matched"]["mean"] == pytest.approx(0.5)
     assert found["matched_pairs"] == 2
+    assert (found["ended"]["mean"], found["ended_pairs"]) == (pytest.approx(0.5), 3)  # of b the tie alone
 
 
 def test_configs_follow_the_options(tmp_path, chat_model, monkeypatch) -> None:
