@@ -32,6 +32,8 @@ SHORT = {
         "4",
         "--model.sampling.max_response_length",
         "8",
+        "--data.eval_limit",
+        "4",
     ],
 }
 """What `--short` says to every stage."""
@@ -199,7 +201,9 @@ class Study(Pipeline):
                 "--model.reference.path",
                 str(self.model("sft")),
             ]
-            words += ["--data.eval_samples", str(samples), "--data.eval_limit", str(self.options.test_prompts)]
+            words += ["--data.eval_samples", str(samples)]
+            if split == "test":
+                words += ["--data.eval_limit", str(self.options.test_prompts)]  # validations have all their prompts
             words += ["--trainer.logger", "false", "--trainer.default_root_dir", str(root)]
             running.append(self.command(*words, log=self.runs / f"{split}-{name}.log"))
         wait_for(running)
