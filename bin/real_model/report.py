@@ -280,7 +280,7 @@ def samples(study: Study, count: int = SAMPLES) -> str:
 
 
 def _cell(answer: Answer) -> str:
-    text = _short(answer.text) + ("" if answer.ended else " ...")
+    text = (_short(answer.text) or "(nothing)") + ("" if answer.ended else " ...")
     return f"{text} ({answer.row['score']:.1f} / {answer.row['judge']:.1f})"
 
 
