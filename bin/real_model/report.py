@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_rlhf.data.loading import read_preferences
 from lit_rlhf.data.records import PreferenceRecord
@@ -36,8 +36,11 @@ def write(studies: Sequence[Study], out: Path) -> list[Path]:
     }
     for name, text in files.items():
         write_text(out / name, text + "\n")
-    figures = [plot_curves(results, out / "curves.png"), plot_training(studies, out / "training.png")]
-    figures.append(plot_wins(results, out / "wins.png"))
+    figures = [
+        plot_curves(results, out / "curves.png"),
+        plot_training(studies, out / "training.png"),
+        plot_wins(results, out / "wins.png"),
+    ]
     return [*(out / name for name in files), *figures]
 
 
@@ -153,44 +156,64 @@ def curve(study: Study, arm: str, judges: Mapping[str, Score]) -> list[dict[str,
 
 def wins(answers: Sequence[Answer], baseline: Sequence[Answer], judges: Mapping[str, Score]) -> dict[str, Any]:
     """By judge the win rate over SFT with its interval."""
-    return {name: against(answers, baseline, score)["all"] for name, score in judges.items()}
+    return {name: _rate(outcomes(answers, baseline, score)) for name, score in judges.items()}
+
+
+class Outcome(NamedTuple):
+    """How one response did against one of the baseline's to the same prompt."""
+
+    win: float
+    longer: float
+    ended: bool
+    dialogue: str
+
+
+def outcomes(policy: Sequence[Answer], baseline: Sequence[Answer], score: Score) -> list[list[Outcome]]:
+    """Each response against each of the baseline's, by prompt; equal texts are ties."""
+    scores = {(id(side), a.key, a.sample): score(a) for side in (policy, baseline) for a in side}
+    by_prompt: dict[str, list[Outcome]] = {}
+    for pair in pair_up(policy, baseline):
+        gap = scores[id(policy), pair.a.key, pair.a.sample] - scores[id(baseline), pair.b.key, pair.b.sample]
+        outcome = Outcome(
+            win=0.5 if pair.a.text == pair.b.text else float(gap > 0) + 0.5 * (gap == 0),
+            longer=float(pair.a.row["tokens"] - pair.b.row["tokens"]),
+            ended=bool(pair.a.ended and pair.b.ended),
+            dialogue=str(pair.a.record["dialogue"]),
+        )
+        by_prompt.setdefault(pair.a.key, []).append(outcome)
+    return list(by_prompt.values())
 
 
 def against(policy: Sequence[Answer], baseline: Sequence[Answer], score: Score) -> dict[str, Any]:
-    """Win rate over the baseline's responses to the same prompts; equal texts are ties, dialogues are resampled whole.
+    """Win rate over the baseline's responses to the same prompts; dialogues are resampled whole.
 
     Also where both responses are of one length, where both came to their end, and by regression at equal length.
     """
-    scores = {(id(side), a.key, a.sample): score(a) for side in (policy, baseline) for a in side}
-    by_prompt: dict[str, list[tuple[float, float, str]]] = {}
-    ended: dict[str, list[tuple[float, float, str]]] = {}
-    for pair in pair_up(policy, baseline):
-        gap = scores[id(policy), pair.a.key, pair.a.sample] - scores[id(baseline), pair.b.key, pair.b.sample]
-        win = 0.5 if pair.a.text == pair.b.text else float(gap > 0) + 0.5 * (gap == 0)
-        longer = float(pair.a.row["tokens"] - pair.b.row["tokens"])
-        row = (win, longer, str(pair.a.record["dialogue"]))
-        by_prompt.setdefault(pair.a.key, []).append(row)
-        if pair.a.ended and pair.b.ended:
-            ended.setdefault(pair.a.key, []).append(row)
-    rows = list(by_prompt.values())
-    matched = [[row for row in each if abs(row[1]) <= MATCHED] for each in rows]
-    found = {"all": _rate(rows), "matched": _rate([each for each in matched if each])}
-    found |= {"ended": _rate(list(ended.values()))}
+    rows = outcomes(policy, baseline, score)
+    matched = [[one for one in each if abs(one.longer) <= MATCHED] for each in rows]
+    ended = [[one for one in each if one.ended] for each in rows]
     controlled = length_controlled(
-        [[win for win, _, _ in each] for each in rows],
-        [[longer for _, longer, _ in each] for each in rows],
-        clusters=[each[0][2] for each in rows],
+        [[one.win for one in each] for each in rows],
+        [[one.longer for one in each] for each in rows],
+        clusters=[each[0].dialogue for each in rows],
     )
-    counts = {"matched_pairs": sum(map(len, matched)), "ended_pairs": sum(map(len, ended.values()))}
-    return {**found, **counts, "length_controlled": controlled.rate._asdict()}
+    return {
+        "all": _rate(rows),
+        "matched": _rate(matched),
+        "ended": _rate(ended),
+        "length_controlled": controlled.rate._asdict(),
+        "matched_pairs": sum(map(len, matched)),
+        "ended_pairs": sum(map(len, ended)),
+    }
 
 
-def _rate(rows: Sequence[Sequence[tuple[float, float, str]]]) -> dict[str, float] | None:
-    """Mean of the prompts' own means."""
-    if not rows:
+def _rate(rows: Sequence[Sequence[Outcome]]) -> dict[str, float] | None:
+    """Mean of the prompts' own means; prompts without a pair are left out."""
+    kept = [each for each in rows if each]
+    if not kept:
         return None
-    means = [sum(win for win, _, _ in each) / len(each) for each in rows]
-    return cluster_bootstrap(means, [each[0][2] for each in rows])._asdict()
+    means = [sum(one.win for one in each) / len(each) for each in kept]
+    return cluster_bootstrap(means, [each[0].dialogue for each in kept])._asdict()
 
 
 # ---------------------------------------------------------------- pages
@@ -219,15 +242,8 @@ def _reward_rows(models: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def _policy_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = [
-        "test prompts",
-        "judge over SFT",
-        "equal length",
-        "matched",
-        "both ended",
-        "words over SFT",
-        "proxy over SFT",
-    ]
+    header = ["test prompts", "judge over SFT", "equal length", "matched", "both ended"]
+    header += ["words over SFT", "proxy over SFT"]
     header += ["proxy", "judge", "length", "KL per token", "ended", "distinct"]
     rows = []
     for name, row in found["policies"].items():
