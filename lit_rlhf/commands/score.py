@@ -97,7 +97,7 @@ def load_scorer(
     """
     import torch
 
-    from lit_rlhf.data.micro import supervised_budget
+    from lit_rlhf.data.micro import SUPERVISED_TOKENS
     from lit_rlhf.models.cpu import tune
     from lit_rlhf.models.loading.checks import check_context
     from lit_rlhf.models.loading.scalar import load_scalar_model
@@ -115,7 +115,7 @@ def load_scorer(
         tokenizer,
         template=template,
         max_length=max_length,
-        max_batch_tokens=supervised_budget(max_batch_tokens, place),
+        max_batch_tokens=SUPERVISED_TOKENS.on(place, max_batch_tokens),
         device=place,
     )
 

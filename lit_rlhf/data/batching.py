@@ -8,12 +8,34 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lit_rlhf.config import check_whole, require
+
 _BATCHES_PER_BUCKET = 16
 _FEWEST_BUCKETS = 4
+
+
+class PassTokens(NamedTuple):
+    """Most tokens of one forward pass where nothing is said: small on a CPU, whose caches then hold the activations."""
+
+    cpu: int
+    accelerator: int
+
+    def on(self, device: torch.device | str, configured: int | None) -> int:
+        """What is configured, or what suits the kind of ``device``."""
+        if configured is not None:
+            return configured
+        return self.cpu if torch.device(device).type == "cpu" else self.accelerator
+
+
+def check_pass_tokens(name: str, value: int | None) -> None:
+    """Refuse, with ``ValueError``, an option ``name`` that is neither None nor a whole number of at least 1."""
+    check_whole({}, {name: value})
+    require(value is None or value >= 1, name, value, "must be at least 1")
 
 
 def token_budget_batches(

@@ -7,20 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_rlhf.data.batching import micro_batches
+from lit_rlhf.data.batching import PassTokens, micro_batches
 from lit_rlhf.distributed import all_reduce_max
 
-CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 16384
-
-
-def supervised_budget(configured: int | None, device: torch.device | str) -> int:
-    """Most tokens of one forward pass of SFT or a reward model: what is configured, or what suits the kind of device.
-
-    On a CPU 4096: larger passes are no faster there and hold activations and logits of as many tokens at once.
-    """
-    if configured is not None:
-        return configured
-    return CPU_TOKENS if torch.device(device).type == "cpu" else ACCELERATOR_TOKENS
+SUPERVISED_TOKENS = PassTokens(cpu=4096, accelerator=16384)
+"""Of SFT and reward models. On a CPU larger passes are no faster, and hold logits of as many tokens at once."""
 
 
 def length_micro_batches(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lit_rlhf.callbacks.hooks import writes_files
 from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, require
+from lit_rlhf.data.batching import check_pass_tokens
 from lit_rlhf.data.memory import in_memory
-from lit_rlhf.data.micro import length_micro_batches, supervised_budget
+from lit_rlhf.data.micro import SUPERVISED_TOKENS, length_micro_batches
 from lit_rlhf.distributed import all_gather_object, all_reduce_sum, rank, run_together
 from lit_rlhf.functional.logprobs import CHUNK_SIZE, chunked_logprobs
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
@@ -65,8 +66,7 @@ class RewardModelModule(BaseModule):
         model_path = model_source(model_path, "model_path")
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         require(lm_coef >= 0, "lm_coef", lm_coef, "must not be negative")
-        at_least_one = micro_batch_tokens is None or micro_batch_tokens >= 1
-        require(at_least_one, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
+        check_pass_tokens("micro_batch_tokens", micro_batch_tokens)
         if head == "load" and lm_coef > 0:
             raise ValueError(
                 f"`lm_coef` ({lm_coef}) needs the LM head of a language model; `head: load` starts from a reward "
@@ -123,12 +123,14 @@ class RewardModelModule(BaseModule):
 
     def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
         """Rows of ``data.max_length`` tokens."""
-        return supervised_sizes(width=data.max_length, pass_tokens=supervised_budget(self.micro_batch_tokens, device))
+        return supervised_sizes(
+            width=data.max_length, pass_tokens=SUPERVISED_TOKENS.on(device, self.micro_batch_tokens)
+        )
 
     @property
     def token_budget(self) -> int:
         """Most tokens of one forward pass on this module's device."""
-        return supervised_budget(self.micro_batch_tokens, self.device)
+        return SUPERVISED_TOKENS.on(self.device, self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
         """Write a folder that ``AutoModelForSequenceClassification`` (with `adapter`, peft) loads; rank 0 writes."""

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group, require
-from lit_rlhf.data.micro import row_micro_batches, supervised_budget
+from lit_rlhf.config import ModelConfig, OptimizerConfig, ScheduleConfig, group
+from lit_rlhf.data.batching import check_pass_tokens
+from lit_rlhf.data.micro import SUPERVISED_TOKENS, row_micro_batches
 from lit_rlhf.distributed import all_reduce_sum, rank
 from lit_rlhf.functional.diagnostics import perplexity
 from lit_rlhf.functional.losses import lm_loss, normalized_sum
@@ -55,8 +56,7 @@ class SFTModule(BaseModule):
         engine: RolloutEngine | None = None,
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
-        at_least_one = micro_batch_tokens is None or micro_batch_tokens >= 1
-        require(at_least_one, "micro_batch_tokens", micro_batch_tokens, "must be at least 1")
+        check_pass_tokens("micro_batch_tokens", micro_batch_tokens)
         self.policy_path = model_source(policy, "policy")
         self.micro_batch_tokens = micro_batch_tokens
         self.evaluator = PromptEvaluator(sampling=group(SamplingConfig, sampling, "sampling"))
@@ -83,12 +83,14 @@ class SFTModule(BaseModule):
 
     def pass_sizes(self, data: Any, *, ranks: int, device: str) -> PassSizes:
         """Rows of ``data.max_length`` tokens."""
-        return supervised_sizes(width=data.max_length, pass_tokens=supervised_budget(self.micro_batch_tokens, device))
+        return supervised_sizes(
+            width=data.max_length, pass_tokens=SUPERVISED_TOKENS.on(device, self.micro_batch_tokens)
+        )
 
     @property
     def token_budget(self) -> int:
         """Most tokens of one forward pass on this module's device."""
-        return supervised_budget(self.micro_batch_tokens, self.device)
+        return SUPERVISED_TOKENS.on(self.device, self.micro_batch_tokens)
 
     def export(self, path: str | Path) -> None:
         """Write the model (with `adapter`, the adapter) and its tokenizer as a Hugging Face folder; rank 0 writes."""

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_rlhf.data.batching import micro_batches
+from lit_rlhf.data.batching import PassTokens, micro_batches
 from lit_rlhf.randomness import Stream, generator_for
 
 UNIT = 8  # groups: the ranks of one machine
-CPU_TOKENS, ACCELERATOR_TOKENS = 768, 8192
-"""Tokens of a forward pass where nothing is said. On a CPU small passes keep activations in its caches."""
+PASS_TOKENS = PassTokens(cpu=768, accelerator=8192)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,7 @@ class BatchingConfig:
 
     def token_budget(self, device: torch.device | str) -> int:
         """Most tokens of one forward pass on ``device``: what is configured, or what suits the kind of device."""
-        if self.micro_batch_tokens is not None:
-            return self.micro_batch_tokens
-        return CPU_TOKENS if torch.device(device).type == "cpu" else ACCELERATOR_TOKENS
+        return PASS_TOKENS.on(device, self.micro_batch_tokens)
 
     @property
     def num_minibatches(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.config import ModelConfig
+from lit_rlhf.data.batching import PassTokens, check_pass_tokens
 from lit_rlhf.data.template import encode_piece, encode_rendered, response_end
 from lit_rlhf.models.frozen import FrozenModel, Placement
 from lit_rlhf.models.loading.adapted import load_frozen_scalar, shared_origin
@@ -21,7 +22,7 @@ from lit_rlhf.models.uses import ModelUse
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import RewardOutput, RewardRequest, Rollout
 
-CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 16384
+PASS_TOKENS = PassTokens(cpu=2048, accelerator=16384)
 """Tokens of a forward pass where nothing is said. It keeps no activations, so it may have more than a training pass."""
 
 
@@ -63,8 +64,7 @@ class ModelReward(Reward):
         as_dtype(dtype)
         if placement not in ("device", "cpu"):
             raise ValueError(f"`placement` must be 'device' or 'cpu', not '{placement}'.")
-        if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise ValueError(f"`max_batch_tokens` ({max_batch_tokens}) must be at least 1.")
+        check_pass_tokens("max_batch_tokens", max_batch_tokens)
         self.path, self.dtype = model_source(path, "path"), dtype
         self.placement, self.max_batch_tokens = placement, max_batch_tokens
         self.trust_remote_code, self.name = trust_remote_code, name
@@ -109,7 +109,7 @@ class ModelReward(Reward):
         with self._model.on(device) as model:
             scores: Tensor = score_rows(
                 model, rows, pad_token_id=self._tokenizer.eos_token_id,
-                max_batch_tokens=self.max_batch_tokens or (CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS),
+                max_batch_tokens=PASS_TOKENS.on(device, self.max_batch_tokens),
                 device=device,
             )  # fmt: skip
         return RewardOutput(scores=scores)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.config import OptimizerConfig, ScheduleConfig
-from lit_rlhf.data.micro import supervised_budget
+from lit_rlhf.data.micro import SUPERVISED_TOKENS
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.modules import sft
 from lit_rlhf.modules.sft import SFTModule
@@ -106,8 +106,8 @@ def test_micro_batching_does_not_change_the_update(world, dialogues, tmp_path) -
 
 
 def test_a_pass_has_as_many_tokens_as_suit_the_device(world, dialogues, tmp_path, monkeypatch) -> None:
-    assert [supervised_budget(None, place) for place in ("cpu", "cuda")] == [4096, 16384]
-    assert [supervised_budget(64, place) for place in ("cpu", "cuda")] == [64, 64]
+    assert [SUPERVISED_TOKENS.on(place, None) for place in ("cpu", "cuda")] == [4096, 16384]
+    assert [SUPERVISED_TOKENS.on(place, 64) for place in ("cpu", "cuda")] == [64, 64]
     budgets = set()
     cut = sft.row_micro_batches
     monkeypatch.setattr(sft, "row_micro_batches", lambda mask, most, **key: budgets.add(most) or cut(mask, most, **key))
@@ -162,7 +162,13 @@ def test_plain_text_is_learned_from_its_second_token(world, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"micro_batch_tokens": 0}, r"`micro_batch_tokens` \(0\) must be at least 1"), ({"on_non_finite": "x"}, "`stop`")],
+    [
+        ({"micro_batch_tokens": 0}, r"`micro_batch_tokens` \(0\) must be at least 1"),
+        ({"micro_batch_tokens": "16"}, r"`micro_batch_tokens` \('16'\) must be a whole number, or None"),
+        ({"micro_batch_tokens": True}, r"`micro_batch_tokens` \(True\) must be a whole number"),
+        ({"micro_batch_tokens": 2.5}, r"`micro_batch_tokens` \(2.5\) must be a whole number"),
+        ({"on_non_finite": "x"}, "`stop`"),
+    ],
 )
 def test_options_are_checked_at_construction(world, options, message) -> None:
     with pytest.raises(ValueError, match=message):
