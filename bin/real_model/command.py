@@ -30,6 +30,8 @@ def main(argv: Sequence[str], *, description: str | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"`--seeds` ({' '.join(map(str, args.seeds))}) must be different ones.")
     bf16 = args.precision == "bf16" or (args.precision == "auto" and has_fast_bf16())
     iterations, prompts = (2, 4) if args.short else (args.iterations, args.test_prompts)
     options = Options(

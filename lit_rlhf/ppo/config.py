@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +80,8 @@ class ShapingConfig:
         require(not both, "missing_eos_penalty", self.missing_eos_penalty, "excludes `missing_eos_score`")
         penalty = self.missing_eos_penalty
         require(penalty is None or penalty >= 0, "missing_eos_penalty", penalty, "must not be negative")
+        for name in ("missing_eos_penalty", "missing_eos_score"):
+            require(math.isfinite(getattr(self, name) or 0.0), name, getattr(self, name), "must be finite")
 
 
 @dataclass(frozen=True, kw_only=True)

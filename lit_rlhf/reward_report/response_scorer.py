@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lit_rlhf.data.batching import check_pass_tokens
 from lit_rlhf.data.records import Message
 from lit_rlhf.data.template import EncodedPrompt, check_template, encode_prompt, encode_response, fit_prompt
 from lit_rlhf.models.scalar import score_rows
@@ -39,6 +40,7 @@ class ResponseScorer:
         device: torch.device | str = "cpu",
     ) -> None:
         check_template(tokenizer, template)
+        check_pass_tokens("max_batch_tokens", max_batch_tokens)
         if max_length < 4:
             raise ValueError(f"`max_length` ({max_length}) must be at least 4: prompt, response and EOS.")
         self.model, self.tokenizer, self.template = model, tokenizer, template

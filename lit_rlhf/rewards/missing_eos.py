@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ class MissingEOSReward(RewardWrapper):
         name: Used in metrics and messages; None takes the inner one's.
 
     Raises:
-        ValueError: None or both are given, or the penalty is negative.
+        ValueError: None or both are given, one is not finite, or the penalty is negative.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class MissingEOSReward(RewardWrapper):
             raise ValueError(f"Give `penalty` ({penalty}) or `replacement` ({replacement}), exactly one.")
         if penalty is not None and not penalty >= 0:
             raise ValueError(f"`penalty` ({penalty}) is subtracted and must not be negative.")
+        if not math.isfinite(penalty or replacement or 0.0):
+            raise ValueError(f"`penalty` ({penalty}) or `replacement` ({replacement}) must be finite.")
         super().__init__(reward, name=name)
         self.penalty, self.replacement = penalty, replacement
 

@@ -38,6 +38,11 @@ class MixtureReward(Reward):
         self.weights = weights if weights is not None else [1.0] * len(rewards)
         self.name = name
 
+    @property
+    def prices_missing_eos(self) -> bool:
+        """Whether any part does."""
+        return any(reward.prices_missing_eos for reward in self.rewards)
+
     def prepare(self) -> None:
         """Every part's."""
         for reward in self.rewards:

@@ -139,6 +139,7 @@ def test_what_cannot_be_used_is_one_line(chat_model, tmp_path, capsys) -> None:
     for words, error in (
         ([], "`--pairs` must name preference data"),
         (["--pairs", str(tmp_path / "none.jsonl")], "does not exist"),
+        (["--seeds", "1", "2", "1"], "`--seeds` (1 2 1) must be different ones"),
         (["--iterations", "0"], "`--iterations` (0) must be at least 1"),
         (["--cost"], "`--cost` starts from sft and proxy of"),
     ):

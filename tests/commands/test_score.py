@@ -142,6 +142,7 @@ def test_what_the_user_can_mend_is_one_line(folder, tmp_path, capsys):
         (["--model", str(folder), str(tmp_path / "gone.jsonl")], "gone.jsonl"),
         (["--model", str(folder), data, "--template", "nope"], "`template` ('nope')"),
         (["--model", str(folder), data, "--max-length", "10000000"], "context"),
+        (["--model", str(folder), data, "--max-batch-tokens", "0"], "`max_batch_tokens` (0) must be at least 1"),
     ]
     for words, expected in cases:
         with pytest.raises(SystemExit, match="2"):

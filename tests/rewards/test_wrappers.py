@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import yaml
@@ -110,7 +112,17 @@ class TestMissingEOS:
     def test_replacement(self, request_):
         assert MissingEOSReward(Fixed([1.0] * 3), replacement=-7.0)(request_).scores.tolist() == [1.0, -7.0, 1.0]
 
-    @pytest.mark.parametrize("options", [{}, {"penalty": 1.0, "replacement": 0.0}, {"penalty": -1.0}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"penalty": 1.0, "replacement": 0.0},
+            {"penalty": -1.0},
+            {"penalty": math.inf},
+            {"penalty": math.nan},
+            {"replacement": -math.inf},
+        ],
+    )
     def test_arguments(self, options):
         with pytest.raises(ValueError, match="`penalty`"):
             MissingEOSReward(Fixed([]), **options)
