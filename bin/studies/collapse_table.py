@@ -13,15 +13,16 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_rlhf.callbacks.collapse_rule import METRICS, CollapseRule, Flag, RuleConfig
+from lit_rlhf.callbacks.collapse_rule import Flag, RuleConfig
 from lit_rlhf.evaluation.answers import Answer, read_answers
 from lit_rlhf.evaluation.comparison import Grouping, against_baseline
 from lit_rlhf.evaluation.judges import Judge, ScoreJudge
 from lit_rlhf.reports.run_data import RunData, load_run, name_runs
+from lit_rlhf.studies.detector import first_fall, replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +57,6 @@ class Verdict:
         return "in time" if self.flag.iteration < self.fell_at else "late"
 
 
-def replay(series: Mapping[str, Sequence[tuple[int, float]]], config: RuleConfig) -> Flag | None:
-    """The rule's first flag on logged metrics.
-
-    Args:
-        series: Metric name to ``(iteration, value)`` pairs.
-        config: Constants of the rule.
-
-    Raises:
-        ValueError: If no KL was logged.
-    """
-    if not series.get(METRICS["kl"]):
-        raise ValueError(f"The run did not log {METRICS['kl']!r}; a collapse cannot be told without.")
-    at: dict[int, dict[str, float]] = {}
-    for signal, metric in METRICS.items():
-        for iteration, value in series.get(metric, []):
-            at.setdefault(iteration, {})[signal] = value
-    rule = CollapseRule(config)
-    flags = (rule.update(iteration, values) for iteration, values in sorted(at.items()) if "kl" in values)
-    return next((flag for flag in flags if flag is not None), None)
-
-
 def judged(run: RunData, baseline: Sequence[Answer], *, judge: Judge) -> list[tuple[int, float]]:
     """``(iterations done, win rate)`` of every saved validation of a run.
 
@@ -100,13 +80,8 @@ def judge_run(
     run: RunData, rates: Sequence[tuple[int, float]], *, stable: bool, config: RuleConfig, drop: float = 0.05
 ) -> Verdict:
     """Compare the first flag with the first fall of ``drop`` under the peak so far."""
-    peak, peak_at, fell_at = rates[0][1], rates[0][0], None
-    for iteration, rate in rates:
-        if fell_at is None and rate <= peak - drop:
-            fell_at = iteration
-        if rate > peak:
-            peak, peak_at = rate, iteration
-    flag = replay(run.series, config)
+    peak_at, peak = max(rates, key=lambda each: each[1])
+    fell_at, flag = first_fall(rates, drop), replay(run.series, config)
     return Verdict(name=run.name, stable=stable, peak=peak, peak_at=peak_at, fell_at=fell_at, flag=flag)
 
 

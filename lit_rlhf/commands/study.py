@@ -15,8 +15,9 @@ from lit_rlhf.commands.arguments import CommandParser
 from lit_rlhf.commands.config_files import read_config, shipped_config
 from lit_rlhf.commands.parsing import OneLineParser
 from lit_rlhf.commands.study_runs import Runs
-from lit_rlhf.studies.findings import findings
-from lit_rlhf.studies.page import write_markdown, write_page, write_pictures
+from lit_rlhf.studies.findings import Finding, findings
+from lit_rlhf.studies.page import finding_cells, markdown_table, write_markdown, write_page
+from lit_rlhf.studies.pictures import write_pictures
 from lit_rlhf.studies.plan import Study, Task, done, tasks
 from lit_rlhf.studies.results import measures_of, read_results, seed_folder, write_table
 from lit_rlhf.user_errors import UserError, fail
@@ -29,7 +30,8 @@ STUDY is a YAML file, or the name of one that ships: `lit-rlhf configs pocket/st
 
 EPILOG = """\
 DIR then holds results.csv (a row a seed, arm, measure and iteration), study.md and study.html (figures and findings),
-figure<N>.png (needs matplotlib: pip install 'lit-rlhf[plots]'), and a folder a seed with every run and its log.
+figure<N>.png and figure<N>-*.png (need matplotlib: pip install 'lit-rlhf[plots]'), and a folder a seed with every run
+and its log.
 
 Exit codes: 0 done; 1 a run failed (the others go on, its last lines are in its log); 2 an option cannot be used;
 130 interrupted."""
@@ -92,17 +94,24 @@ def _report(study: Study, out: Path, console: Console, failed: Sequence[Task]) -
     if nowhere := sorted(measures_of(study) - measured):
         notes.append(f"No run has: {', '.join(nowhere)}.")
     write_table(results, out / "results.csv", measures=measures_of(study))
-    text = write_markdown(study, results, found, out, notes=notes)
+    write_markdown(study, results, found, out, notes=notes)
     write_page(study, results, found, out, notes=notes)
     try:
         pictures = write_pictures(study, results, out)
     except ImportError as error:
         pictures = []
         console.print(f"No pictures. {error}")
-    console.print(text, markup=False)
+    console.print("\n".join(notes), _told(study, found), sep="\n\n", markup=False)
     console.print(
         "Look at:", *(out / file for file in ("study.html", "study.md", "results.csv")), *pictures, sep="\n  "
     )
+
+
+def _told(study: Study, found: Sequence[Finding]) -> str:
+    """The findings on which something ran, and how many others there are."""
+    known = [each for each in found if each.differences]
+    left = f"{len(found) - len(known)} claim(s) are about arms that have not run." if len(known) < len(found) else ""
+    return "\n\n".join(part for part in (markdown_table(*finding_cells(study, known)), left) if part) + "\n"
 
 
 def _what_ran(study: Study, out: Path) -> str:

@@ -16,6 +16,7 @@ from lit_rlhf.reports.palette import BLACK, DIM, GRID, LINE, SEQUENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Series: TypeAlias = dict[float, float]
 """Values of one metric by where they were logged (epoch or step), in that order."""
@@ -123,16 +124,9 @@ def draw_panels(
         ValueError: See :func:`plot_panels`.
         ImportError: If matplotlib, an extra, is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install 'lit-rlhf[plots]'.") from error
-
     _check(logs, panels)
     rows = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(9.0, 0.9 + 2.7 * rows), dpi=160, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr, call-arg]
+    figure = new_figure(width=9.0, height=0.9 + 2.7 * rows)
     axes = figure.subplots(rows, 2, squeeze=False).flatten()
     for place, panel in enumerate(panels):
         _draw_panel(axes[place], panel, logs)
@@ -148,6 +142,38 @@ def draw_panels(
         ncols=min(4, len(logs)),
         frameon=False,
     )
+    return save_figure(figure, out, title=title)
+
+
+def new_figure(*, width: float, height: float) -> Figure:
+    """An empty matplotlib figure in the look of all pictures, in inches; it needs no display.
+
+    Raises:
+        ImportError: If matplotlib, an extra, is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'lit-rlhf[plots]'.") from error
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def dress(ax: Axes, title: str) -> None:
+    """Give a pair of axes its title and the look of all pictures."""
+    ax.set_title(title, loc="left", fontsize=10.5, color=BLACK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(LINE)
+    ax.grid(color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=9, color=LINE, labelcolor=DIM)
+
+
+def save_figure(figure: Figure, out: str | Path, *, title: str = "") -> Path:
+    """Write a figure as PNG, below a line that may be empty; missing folders are made."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=BLACK)
     out = Path(out)
@@ -161,13 +187,8 @@ def _draw_panel(ax: Axes, panel: Panel, logs: Mapping[str, Sequence[Mapping[str,
         series = [seed[panel.metric] for seed in seeds if panel.metric in seed]
         if series:
             _draw_run(ax, name, series, color=SEQUENCE[place], dashes=_DASHES[place % len(_DASHES)])
-    ax.set_title(panel.title, loc="left", fontsize=10.5, color=BLACK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(LINE)
-    ax.grid(color=GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
+    dress(ax, panel.title)
     ax.margins(x=0.02)
-    ax.tick_params(labelsize=9, color=LINE, labelcolor=DIM)
     ax.ticklabel_format(axis="y", useOffset=False)
     ax.locator_params(axis="x", integer=True)
 

@@ -119,19 +119,45 @@ def distribution_charts(runs: Sequence[RunData]) -> list[Chart]:
     return [Chart(f"Scores over time: {name}", figure) for name, figure in figures if figure is not None]
 
 
-def distribution_figure(run: RunData) -> go.Figure | None:
-    """Density of the scores over iterations as a map, as in the paper's Figure 13."""
+class ScoreShares(NamedTuple):
+    """Shares of a rollout's responses by score, a column an iteration.
+
+    Attributes:
+        iterations: Of the columns.
+        scores: Middles of the rows, ascending.
+        density: Shares, ``[row][column]``; a column's sum is 1.
+    """
+
+    iterations: list[int]
+    scores: list[float]
+    density: list[list[float]]
+
+
+def score_shares(run: RunData) -> ScoreShares | None:
+    """The run's logged histograms on one grid; None where it logged none."""
     lines = [line for line in run.histograms if line["counts"]]
     if not lines:
         return None
     width = _row_width(lines)
     columns = [_regridded(line, width) for line in lines]
     rows = range(min(map(min, columns)), max(map(max, columns)) + 1)
+    return ScoreShares(
+        [line["at"] for line in lines],
+        [(row + 0.5) * width for row in rows],
+        [[column.get(row, 0.0) for column in columns] for row in rows],
+    )
+
+
+def distribution_figure(run: RunData) -> go.Figure | None:
+    """Density of the scores over iterations as a map, as in the paper's Figure 13."""
+    shares = score_shares(run)
+    if shares is None:
+        return None
     figure = go.Figure(
         go.Heatmap(
-            x=[line["at"] for line in lines],
-            y=[(row + 0.5) * width for row in rows],
-            z=[[column.get(row, 0.0) for column in columns] for row in rows],
+            x=shares.iterations,
+            y=shares.scores,
+            z=shares.density,
             colorscale="Cividis",
             colorbar={"title": {"text": "share", "side": "right"}, "thickness": 10, "len": 1.0, "tickformat": ".0%"},
             hovertemplate="iteration %{x}, score %{y:.2f}: %{z:.1%}<extra></extra>",

@@ -107,27 +107,42 @@ class Frontier:
         return self.start + distance * (self.alpha - self.beta * math.log(distance))
 
 
-def frontier_fit(points: Sequence[tuple[float, float]]) -> Frontier | None:
-    """Least squares over ``(distance, score)``; None where fewer than four distances above 0 are there."""
+def frontier_fit(points: Sequence[tuple[float, float]], *, start: float | None = None) -> Frontier | None:
+    """Least squares over ``(distance, score)``; None where fewer than four distances above 0 are there.
+
+    Args:
+        points: Of one arm.
+        start: The score at distance 0 where it is known; fitted as well where not.
+    """
     import torch
 
     kept = [(d, score) for d, score in points if d > 0]
     if len({d for d, _ in kept}) < 4:
         return None
-    rows = torch.tensor([[1.0, d, -d * math.log(d)] for d, _ in kept], dtype=torch.float64)
-    target = torch.tensor([[score] for _, score in kept], dtype=torch.float64)
+    free = [] if start is not None else [1.0]
+    rows = torch.tensor([[*free, d, -d * math.log(d)] for d, _ in kept], dtype=torch.float64)
+    target = torch.tensor([[score - (start or 0.0)] for _, score in kept], dtype=torch.float64)
     found = torch.linalg.lstsq(rows, target, driver="gelsd").solution[:, 0].tolist()
-    return Frontier(start=found[0], alpha=found[1], beta=found[2])
+    return Frontier(start=found[0] if start is None else start, alpha=found[-2], beta=found[-1])
 
 
-def frontier_points(curves: Sequence[Mapping[str, Curve]], kl: str, score: str) -> list[tuple[float, float]]:
-    """``(sqrt(KL), score)`` of every measurement that has both."""
-    return [
-        (math.sqrt(max(0.0, each[kl][i])), each[score][i])
-        for each in curves
+def frontier_points(
+    runs: Mapping[int, Mapping[str, Curve]], kl: str, score: str, starts: Mapping[int, float]
+) -> list[tuple[float, float]]:
+    """``(sqrt(KL), score)`` of every measurement that has both, ascending.
+
+    Args:
+        runs: Curves by seed.
+        kl: Measure of the distance, before the root.
+        score: Measure of the score.
+        starts: Score of the policy that every run of a seed began with: scores are those above it. Empty: as they are.
+    """
+    return sorted(
+        (math.sqrt(max(0.0, each[kl][i])), each[score][i] - starts.get(seed, 0.0))
+        for seed, each in runs.items()
         if kl in each and score in each
         for i in sorted(each[kl].keys() & each[score].keys())
-    ]
+    )
 
 
 def _summaries(arm: str, claim: Claim, results: Results) -> dict[int, float]:

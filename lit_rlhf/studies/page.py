@@ -1,4 +1,4 @@
-"""A study's page, table and pictures."""
+"""A study's page and its tables."""
 
 from __future__ import annotations
 
@@ -15,67 +15,51 @@ from lit_rlhf.files import write_text
 from lit_rlhf.reports import page
 from lit_rlhf.reports.figures import Chart, literal, styled
 from lit_rlhf.reports.palette import BLACK, DASHES, SEQUENCE
-from lit_rlhf.reports.plots import Panel, draw_panels
 from lit_rlhf.reports.run_data import load_run
 from lit_rlhf.reports.run_figures import distribution_figure
+from lit_rlhf.studies.detector import detector_cells
 from lit_rlhf.studies.findings import Finding, frontier_fit, frontier_points
 from lit_rlhf.studies.plan import At, Figure, Study
-from lit_rlhf.studies.results import Curve, Results, seed_folder, summary
+from lit_rlhf.studies.results import Curve, Results, frontier_starts, quality_points, seed_folder, summary
+from lit_rlhf.studies.words import heading, unit
 
-_UNITS = {
-    "win": "win % over the opponents",
-    "val/score": "reward model's score",
-    "val/gold": "gold score",
-    "val/response_length": "tokens",
-    "val/kl": "nats per token",
-    "val/perplexity": "perplexity",
-}
+DETECTOR = "Collapse detector, default constants"
 _SHOWN: tuple[At, ...] = ("peak", "end", "fall")
 
 
 def write_page(study: Study, results: Results, found: Sequence[Finding], out: Path, *, notes: Sequence[str]) -> None:
-    """Write ``study.html``: the findings, then every figure with its charts and the arms' numbers."""
+    """Write ``study.html``: findings, what the collapse detector saw, every figure's charts and its arms' numbers."""
     figures = [
         {"title": f.title, "charts": charts(study, f, results, out), "tables": tables(study, f, results)}
         for f in study.figures
     ]
     header, rows = finding_cells(study, found)
-    text = page.render("study", title="Study", notes=notes, header=header, rows=rows, figures=figures)
+    text = page.render(
+        "study",
+        title="Study",
+        notes=notes,
+        header=header,
+        rows=rows,
+        detector=detector_cells(study, results),
+        figures=figures,
+    )
     write_text(out / "study.html", text)
 
 
 def write_markdown(study: Study, results: Results, found: Sequence[Finding], out: Path, *, notes: Sequence[str]) -> str:
-    """Write ``study.md``: the findings and a table a figure; the text."""
-    parts = ["\n".join(notes), _markdown(*finding_cells(study, found))]
+    """Write ``study.md``: the findings, what the collapse detector saw, and a table a figure; the text."""
+    parts = ["\n".join(notes), markdown_table(*finding_cells(study, found))]
+    header, rows = detector_cells(study, results)
+    if rows:
+        parts += [f"**{DETECTOR}**", markdown_table(header, rows)]
     for figure in study.figures:
         parts.append(f"**{figure.title}**")
-        parts += [f"{caption}\n\n{_markdown(header, rows)}" for caption, header, rows in tables(study, figure, results)]
+        parts += [
+            f"{caption}\n\n{markdown_table(header, rows)}" for caption, header, rows in tables(study, figure, results)
+        ]
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_text(out / "study.md", text)
     return text
-
-
-def write_pictures(study: Study, results: Results, out: Path) -> list[Path]:
-    """Write ``figure<N>.png`` of every figure whose arms have run.
-
-    Raises:
-        ImportError: matplotlib, an extra, is not installed.
-    """
-    paths = []
-    for number, figure in enumerate(study.figures, start=1):
-        logs = {
-            study.title(arm): [
-                {m: {float(i): v for i, v in c.items()} for m, c in run.items()} for run in runs.values()
-            ]
-            for arm in figure.arms
-            if (runs := results.get(arm))
-        }
-        known = {measure for runs in logs.values() for run in runs for measure in run}
-        panels = [Panel(metric=m, title=_heading(m)) for m in figure.panels if m in known]
-        if panels:
-            path = out / f"figure{number}.png"
-            paths.append(draw_panels(logs, path, panels=panels, x_label="iteration", title=figure.title))
-    return paths
 
 
 def finding_cells(study: Study, found: Sequence[Finding]) -> tuple[Sequence[str], list[Sequence[str]]]:
@@ -101,15 +85,17 @@ def tables(study: Study, figure: Figure, results: Results) -> list[tuple[str, Se
                 cells = (_range([summary(curve, at) for curve in curves]) for at in _SHOWN)
                 rows.append((study.title(arm), str(len(curves)), *cells))
         if rows:
-            out.append((f"{_heading(measure)}: mean over seeds (lowest to highest)", ("arm", "seeds", *_SHOWN), rows))
+            out.append((f"{heading(measure)}: mean over seeds (lowest to highest)", ("arm", "seeds", *_SHOWN), rows))
     return out
 
 
 def charts(study: Study, figure: Figure, results: Results, out: Path) -> list[Chart]:
-    """A chart a panel that some run has, the frontier, and the scores over time."""
-    found = [Chart(_heading(m), drawn) for m in figure.panels if (drawn := _panel(study, figure, results, m))]
-    if figure.frontier and (drawn := _frontier(study, figure, results)):
+    """A chart a panel that some run has, the frontier, the quality's, and the scores over time."""
+    found = [Chart(heading(m), drawn) for m in figure.panels if (drawn := _panel(study, figure, results, m))]
+    if figure.frontier and (drawn := _frontier(study, figure, results, out)):
         found.append(Chart(f"{figure.frontier[1]} over the square root of {figure.frontier[0]}", drawn))
+    if figure.quality and (given := quality_points(figure.quality, results, out)):
+        found.append(_quality(study, figure, given))
     for arm in figure.arms if figure.distributions else []:
         for seed in sorted(results.get(arm, {}))[:1]:
             drawn = distribution_figure(load_run(seed_folder(out, seed) / arm))
@@ -131,7 +117,7 @@ def _panel(study: Study, figure: Figure, results: Results, measure: str) -> Any:
             _add_line(drawn, {i: mean(c[i] for c in curves) for i in shared}, study.title(arm), look, width=2.5)
     if not drawn.data:
         return None
-    drawn = styled(drawn, x="iteration", y=_UNITS.get(measure, ""), height=320)
+    drawn = styled(drawn, x="iteration", y=unit(measure), height=320)
     return drawn.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0})
 
 
@@ -159,17 +145,18 @@ def _add_line(
     )
 
 
-def _frontier(study: Study, figure: Figure, results: Results) -> Any:
+def _frontier(study: Study, figure: Figure, results: Results, out: Path) -> Any:
     """All measurements of the arms, and the fit through each arm's."""
     drawn, (kl, score) = go.Figure(), figure.frontier
+    starts = frontier_starts(study, score, out)
     for place, arm in enumerate(figure.arms):
-        points = sorted(frontier_points(list(results.get(arm, {}).values()), kl, score))
+        points = frontier_points(results.get(arm, {}), kl, score, starts)
         if not points:
             continue
         color, name = SEQUENCE[place % len(SEQUENCE)], literal(study.title(arm))
         x, y = zip(*points, strict=True)
         drawn.add_scatter(x=x, y=y, mode="markers", name=name, marker={"color": color, "size": 6, "opacity": 0.6})
-        fit = frontier_fit(points)
+        fit = frontier_fit(points, start=0.0 if starts else None)
         if fit is not None:
             highest = max(x)
             grid = [highest * k / 60 for k in range(1, 61)]
@@ -178,18 +165,24 @@ def _frontier(study: Study, figure: Figure, results: Results) -> Any:
             )
     if not drawn.data:
         return None
-    drawn = styled(drawn, x=f"square root of {kl}", y=_UNITS.get(score, score), height=360)
+    above = " above the opponents'" if starts else ""
+    drawn = styled(drawn, x=f"square root of {kl}", y=f"{unit(score) or score}{above}", height=360)
     return drawn.update_layout(
         showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0, "font": {"color": BLACK}}
     )
 
 
-def _heading(measure: str) -> str:
-    words = measure.removeprefix("val/").replace("_", " ").replace("rollout/", "rollouts: ")
-    names = {"win": "Win rate", "kl": "KL to the reference"}
-    unit = _UNITS.get(measure, "")
-    name = names.get(words, words[:1].upper() + words[1:])
-    return f"{name} ({unit})" if unit and unit != words else name
+def _quality(study: Study, figure: Figure, given: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+    """A point an arm and seed."""
+    assert figure.quality is not None
+    drawn, (x, y) = go.Figure(), (figure.quality.x, figure.quality.y)
+    for place, (arm, points) in enumerate(given.items()):
+        places, values = zip(*points, strict=True)
+        marker = {"color": SEQUENCE[place % len(SEQUENCE)], "size": 10}
+        drawn.add_scatter(x=places, y=values, mode="markers", name=literal(study.title(arm)), marker=marker)
+    drawn = styled(drawn, x=figure.quality.label or x, y=unit(y) or y, height=360)
+    drawn.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0})
+    return Chart(f"{figure.quality.at.capitalize()} of {heading(y)} over {x}", drawn)
 
 
 def _interval(value: Interval) -> str:
@@ -204,7 +197,8 @@ def _range(values: Sequence[float]) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):.3g} to {max(values):.3g})"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Empty where there are no rows."""
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (header, *rows)]
     rule = " | ".join("---" for _ in header)
     return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:])) if rows else ""

@@ -92,6 +92,25 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quality:
+    """One number of an arm's curve over how good something is that the arm was given, such as its reward model.
+
+    Attributes:
+        steps: The preparation that made it, by arm.
+        x: What that step logged; its last value is the horizontal axis.
+        y: The arm's measure.
+        at: What of the measure's curve; see :class:`Claim`.
+        label: What the horizontal axis is called; ``x`` by default.
+    """
+
+    steps: dict[str, str]
+    x: str
+    y: str
+    at: At = "peak"
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """A panel of curves and the claims that go with it.
 
@@ -101,6 +120,7 @@ class Figure:
         panels: Measures, a chart each.
         frontier: Also draw the second measure against the square root of the first one, with Gao et al.'s fit.
         distributions: Also draw the scores over time of every arm's first seed.
+        quality: Also draw one number an arm and seed over the quality of what the arm was given.
         claims: What is tested.
     """
 
@@ -109,6 +129,7 @@ class Figure:
     panels: list[str] = field(default_factory=lambda: ["win", "val/score", "val/response_length", "val/kl"])
     frontier: list[str] = field(default_factory=list)
     distributions: bool = False
+    quality: Quality | None = None
     claims: list[Claim] = field(default_factory=list)
 
 
@@ -171,8 +192,11 @@ class Study:
         for figure in self.figures:
             if len(figure.frontier) not in (0, 2):
                 raise ValueError(f"figure {figure.title!r}: `frontier` needs two measures, a distance and a score.")
-            for arm in [*figure.arms, *(x for claim in figure.claims for x in (claim.arm, claim.against))]:
+            given = figure.quality.steps if figure.quality else {}
+            for arm in [*figure.arms, *given, *(x for claim in figure.claims for x in (claim.arm, claim.against))]:
                 self._known(arm, self.arms, f"figure {figure.title!r}")
+            for step in given.values():
+                self._known(step, self.prepare, f"figure {figure.title!r}: `quality.steps`")
 
     def steps(self) -> Iterator[tuple[str, Step]]:
         """Preparations, then arms."""

@@ -17,7 +17,7 @@ from lit_rlhf.evaluation.comparison import Grouping, against_baseline
 from lit_rlhf.evaluation.judges import ScoreJudge
 from lit_rlhf.files import write_text
 from lit_rlhf.reports.run_data import RunData, load_run
-from lit_rlhf.studies.plan import At, Judging, Study, Task, done
+from lit_rlhf.studies.plan import At, Judging, Quality, Study, Task, done
 
 Curve: TypeAlias = dict[int, float]
 """Values by the number of iterations done when they were measured."""
@@ -110,6 +110,39 @@ def summary(curve: Mapping[int, float], at: At) -> float:
     return _mean(values)
 
 
+def frontier_starts(study: Study, measure: str, out: Path) -> dict[int, float]:
+    """Mean score of the opponents' answers by seed: what ``val/<column>`` would be for them.
+
+    Empty where the answers have no such column. Seeds without answers are skipped.
+
+    Raises:
+        ValueError: A seed's answers cannot be read.
+    """
+    if study.judging is None:
+        return {}
+    starts: dict[int, float] = {}
+    for seed in study.seeds:
+        answers = seed_folder(out, seed) / study.judging.opponents
+        rows = [answer.row for answer in read_answers(answers)] if answers.exists() else []
+        values = [row.get(measure.removeprefix("val/")) for row in rows]
+        if None in values:
+            return {}
+        if values:
+            starts[seed] = _mean([float(value) for value in values if value is not None])
+    return starts
+
+
+def quality_points(quality: Quality, results: Results, out: Path) -> dict[str, list[tuple[float, float]]]:
+    """``(quality, number)`` of every seed by arm; runs whose step logged no such metric are skipped."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for arm, step in quality.steps.items():
+        for seed, run in sorted(results.get(arm, {}).items()):
+            series = load_run(seed_folder(out, seed) / step).series.get(quality.x)
+            if series and run.get(quality.y):
+                points.setdefault(arm, []).append((series[-1][1], summary(run[quality.y], quality.at)))
+    return points
+
+
 def write_table(results: Results, path: Path, *, measures: set[str]) -> None:
     """One row a seed, arm, measure and iteration, as CSV."""
     text = io.StringIO()
@@ -127,6 +160,7 @@ def measures_of(study: Study) -> set[str]:
     named: list[Any] = [WIN] if study.judging else []
     for figure in study.figures:
         named += [*figure.panels, *figure.frontier, *(claim.measure for claim in figure.claims)]
+        named += [figure.quality.y] if figure.quality else []
     return set(named)
 
 

@@ -6,12 +6,13 @@ import csv
 import json
 
 import pytest
-from studies.collapse_table import judge_run, judged, main, replay
+from studies.collapse_table import judge_run, judged, main
 
 from lit_rlhf.callbacks.collapse_rule import RuleConfig
 from lit_rlhf.evaluation.answers import read_answers
 from lit_rlhf.evaluation.judges import ScoreJudge
 from lit_rlhf.reports.run_data import load_run
+from lit_rlhf.studies.detector import replay
 
 UPDATES = 2
 

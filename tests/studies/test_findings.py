@@ -113,6 +113,15 @@ def test_the_fit_finds_the_law_it_was_drawn_from() -> None:
     assert frontier_fit(points[:3]) is None
 
 
+def test_a_known_start_is_not_fitted() -> None:
+    points = [(d, d * (0.8 - 0.3 * math.log(d))) for d in (0.5, 1.0, 2.0, 4.0)]
+    fit = frontier_fit(points, start=0.0)
+    assert fit is not None
+    assert (fit.start, round(fit.alpha, 6), round(fit.beta, 6)) == (0.0, 0.8, 0.3)
+
+
 def test_points_of_the_frontier_are_where_both_were_measured() -> None:
-    curves = [{"kl": {1: 4.0, 2: 9.0, 3: -0.1}, "gold": {1: 0.5, 3: 0.7}}, {"kl": {1: 1.0}}]
-    assert frontier_points(curves, "kl", "gold") == [(2.0, 0.5), (0.0, 0.7)]
+    runs = {7: {"kl": {1: 4.0, 2: -1e-9, 3: 9.0}, "gold": {1: 0.5, 2: 0.7}}, 8: {"kl": {1: 1.0}, "gold": {1: 0.6}}}
+    assert frontier_points(runs, "kl", "gold", {}) == [(0.0, 0.7), (1.0, 0.6), (2.0, 0.5)]
+    above = frontier_points(runs, "kl", "gold", {7: 0.5, 8: 0.25})
+    assert [round(score, 9) for _, score in above] == [0.2, 0.35, 0.0]

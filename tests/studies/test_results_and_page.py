@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from lit_rlhf.studies.findings import findings
-from lit_rlhf.studies.page import charts, finding_cells, tables, write_markdown, write_page, write_pictures
-from lit_rlhf.studies.plan import Claim, Figure, Judging, Step, Study
-from lit_rlhf.studies.results import Results, measures_of, read_results, write_table
+from lit_rlhf.studies.page import charts, finding_cells, tables, write_markdown, write_page
+from lit_rlhf.studies.pictures import write_pictures
+from lit_rlhf.studies.plan import Claim, Figure, Judging, Quality, Step, Study
+from lit_rlhf.studies.results import Results, frontier_starts, measures_of, quality_points, read_results, write_table
 
 GOLD = {"a": {10: 0.2, 20: 0.9}, "b": {10: 0.5, 20: 0.1}}
 STUDY = Study(
@@ -131,6 +132,18 @@ def test_a_panel_has_a_line_a_seed_and_a_mean_and_the_frontier_a_fit_where_it_ca
     assert [trace.mode for trace in drawn[2].figure.data] == ["markers", "lines"] * 2
 
 
+def test_the_frontier_starts_at_the_opponents_score_where_their_answers_have_it(out: Path) -> None:
+    assert frontier_starts(STUDY, "val/gold", out) == {1: 0.5, 2: 0.5}
+    assert frontier_starts(STUDY, "val/kl", out) == {}
+    drawn = charts(STUDY, STUDY.figures[0], read_results(STUDY, out), out)[2].figure
+    assert drawn.layout.yaxis.title.text == "gold score above the opponents'"
+    assert sorted(drawn.data[0].y) == pytest.approx([-0.3, -0.3, 0.4, 0.4])
+    with (out / "seed2" / "opponents" / "evaluations" / "val-step000000.jsonl").open("w") as file:
+        file.write('{"row": 0}\n')
+    with pytest.raises(ValueError, match="val-step000000"):
+        frontier_starts(STUDY, "val/gold", out)
+
+
 def test_a_study_of_which_little_ran_still_has_a_page(out: Path) -> None:
     results: Results = {"a": {1: read_results(STUDY, out)["a"][1]}}
     found = findings(STUDY, results)
@@ -140,13 +153,34 @@ def test_a_study_of_which_little_ran_still_has_a_page(out: Path) -> None:
     assert (out / "study.html").stat().st_size > 1000
 
 
-def test_pictures_one_a_figure(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_curves_one_a_figure(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        "lit_rlhf.studies.page.draw_panels", lambda logs, path, **more: seen.append((logs, more)) or path
+        "lit_rlhf.studies.pictures.draw_panels", lambda logs, path, **more: seen.append((logs, more)) or path
     )
-    assert write_pictures(STUDY, read_results(STUDY, out), out) == [out / "figure1.png"]
+    assert write_pictures(STUDY, read_results(STUDY, out), out)[0] == out / "figure1.png"
     logs, more = seen[0]
     assert {name: len(seeds) for name, seeds in logs.items()} == {"arm <A>": 2, "b": 2}
     assert logs["b"][0]["win"] == {10.0: 50.0 if GOLD["b"][10] == 0.5 else 25.0, 20.0: 25.0}
     assert [panel.metric for panel in more["panels"]] == ["win", "val/kl"]
+
+
+def test_quality_frontier_and_scores_have_charts_and_pictures(out: Path) -> None:
+    quality = Quality(steps={"a": "reward"}, x="val/accuracy", y="val/gold", at="end")
+    figure = Figure(**{**vars(STUDY.figures[0]), "quality": quality, "distributions": True})
+    study = Study(**{**vars(STUDY), "prepare": {**STUDY.prepare, "reward": Step(config="x")}, "figures": [figure]})
+    study.check()
+    for seed, accuracy in ((1, 0.7), (2, 0.8)):
+        (out / f"seed{seed}" / "reward").mkdir()
+        text = f"epoch,step,val/accuracy\n0,1,0.5\n1,2,{accuracy}\n"
+        (out / f"seed{seed}" / "reward" / "metrics.csv").write_text(text, encoding="utf-8")
+    line = {"iteration": 0, "step": 0, "start": 0.0, "width": 0.5, "counts": [1, 3]}
+    shape = {"mean": 0.5, "std": 1.0, "skew": 0.0, "kurtosis": 0.0, "upper_tail": 1.0}
+    (out / "seed1" / "a" / "reward_histograms.jsonl").write_text(json.dumps({**line, **shape}) + "\n", encoding="utf-8")
+    results = read_results(study, out)
+    assert quality_points(quality, results, out) == {"a": [(0.7, 0.9), (0.8, 0.9)]}
+    titles = [chart.title for chart in charts(study, figure, results, out)]
+    assert titles[-2:] == ["End of Gold score over val/accuracy", "Scores over time: arm <A>, seed 1"]
+    names = ["figure1.png", "figure1-frontier.png", "figure1-scores.png"]
+    assert write_pictures(study, results, out) == [out / name for name in names]
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in names)
