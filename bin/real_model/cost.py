@@ -22,6 +22,9 @@ FILE = "cpu_clock.json"
 FULL = "all weights trained, four models"
 LORA = "LoRA, four models on one base"
 LORA_BF16 = "LoRA, one base in bf16"
+WHOLE_CRITIC = "all weights, critic of all 30 layers"
+RECOMPUTED = "all weights, gradient checkpointing"
+LORA_RECOMPUTED = "LoRA, bf16 base, gradient checkpointing"
 
 
 class CpuClock(L.Callback):
@@ -53,10 +56,16 @@ def measure(study: Study) -> list[Path]:
             wait_for([study.command("export", str(study.model(stage)), str(folder), "--merge")])
     proxy = "--model.reward.init_args.reward.init_args.path"
     whole = ["--model.policy", str(merged["sft"]), proxy, str(merged["proxy"])]
-    ways = {
-        FULL: [*whole, "--model.model.adapter", "null", "--model.optimizer.lr", "2e-5"],
+    full = [*whole, "--model.model.adapter", "null", "--model.optimizer.lr", "2e-5"]
+    bf16 = ["--trainer.precision", "bf16-mixed", "--model.model.adapter.base", "bfloat16"]
+    recomputing = ["--model.model.gradient_checkpointing", "true"]
+    ways = {  # by place in this list is where they lie: new ones go to its end
+        FULL: full,
         LORA: [],
-        LORA_BF16: ["--trainer.precision", "bf16-mixed", "--model.model.adapter.base", "bfloat16"],
+        LORA_BF16: bf16,
+        WHOLE_CRITIC: [*full, "--model.critic.init", "policy"],
+        RECOMPUTED: [*full, *recomputing],
+        LORA_RECOMPUTED: [*bf16, *recomputing],
     }
     rows = [_measured(study, root / str(place), name, words) for place, (name, words) in enumerate(ways.items())]
     write_text(root / "cost.json", json.dumps(rows, indent=1) + "\n")

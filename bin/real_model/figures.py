@@ -87,11 +87,11 @@ def plot_training(studies: Sequence[Study], out: Path) -> Path:
 def plot_cost(rows: Sequence[Mapping[str, Any]], out: Path) -> Path:
     """Peak memory and CPU seconds per iteration of the same PPO run, by how its four models are kept."""
     plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2.2), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.8 + 0.45 * len(rows)), layout="constrained", sharey=True)
     names = [row["name"] for row in rows]
     for ax, (key, title, form) in zip(axes, COSTS, strict=True):
         values = [row[key] for row in rows]
-        bars = ax.barh(names, values, color=[VERMILION, BLUE, GREEN][: len(rows)], height=0.6)
+        bars = ax.barh(names, values, color=[BLUE if "LoRA" in name else VERMILION for name in names], height=0.6)
         ax.bar_label(bars, labels=[format(value, form) for value in values], padding=3)
         ax.set_xlim(0, 1.18 * max(values))
         _dress(ax, title, None)

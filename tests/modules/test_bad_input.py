@@ -91,7 +91,7 @@ def critic_of_a_program(config: dict[str, Any], folder: Path) -> None:
 
 CASES: list[tuple[Edit, list[str]]] = [
     (no_eos, ["no EOS"]),
-    (unknown_pad, ["`pad_token` ('<nowhere>')", "vocabulary"]),
+    (unknown_pad, ["`model.pad_token` ('<nowhere>')", "vocabulary"]),
     (short_context, ["`max_response_length`", "(12 tokens)", "`data.max_prompt_length`"]),
     (empty_prompts, ["empty.jsonl"]),
     (only_bad_rows, ["bad.jsonl"]),

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
+from lit_rlhf.config import AdapterConfig, ModelConfig
 from lit_rlhf.models.loading.causal import load_causal_lm
 from lit_rlhf.models.loading.scalar import load_scalar_model
 from lit_rlhf.modules.ppo import PPOModule
@@ -30,10 +31,15 @@ LOSSES = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(world, tmp_path_factory) -> tuple[PPOModule, Experience]:
+@pytest.fixture(scope="module", params=["all weights", "adapters"])
+def trained(request, world, tmp_path_factory) -> tuple[PPOModule, Experience]:
     """A module a few updates away from the policy that drew the experience, so that ratios and clips are at work."""
-    module, recorder = make_ppo(world, **LOSSES, optimizer=PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2)), Recorder()
+    options = {}
+    if request.param == "adapters":
+        pytest.importorskip("peft")
+        options["model"] = ModelConfig(adapter=AdapterConfig(r=2, alpha=8.0, target_modules="all-linear"))
+    optimizer = PPOOptimizerConfig(lr=1e-2, critic_lr=1e-2)
+    module, recorder = make_ppo(world, **LOSSES, **options, optimizer=optimizer), Recorder()
     trainer = make_trainer(tmp_path_factory.mktemp("fit"), max_epochs=1, callbacks=[recorder], limit_val_batches=0)
     trainer.fit(module, make_data(world))
     (experience,) = recorder.experiences
@@ -94,7 +100,7 @@ def test_the_comparison_exercises_ratios_and_clips(trained) -> None:
     lengths = experience.attention_mask.sum(1)
     assert len(set(lengths.tolist())) > 3, "rows of one length have no padding to go wrong"
     loss, gradients = loss_and_gradients(module, experience)
-    assert len(gradients) == len(list(module.parameters()))
+    assert len(gradients) == len([p for p in module.parameters() if p.requires_grad])
     shifted = replace(experience, response_mask=experience.response_mask.roll(1, 0))
     assert abs(float(loss_and_gradients(module, shifted)[0] - loss)) > 1e-4, "a wrong mask would not be seen"
 
@@ -213,7 +219,7 @@ def test_policy_and_critic_one_after_the_other_or_together_give_the_same_bits(tr
             passes += 1
             if trainer is apart and passes == 1:
                 assert all(p.grad is None for p in module.critic.parameters())
-                assert all(p.grad is not None for p in module.policy.parameters())
+                assert all(p.grad is not None for p in module.policy.parameters() if p.requires_grad)
         assert passes == (2 if trainer is apart else 1)
         gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0

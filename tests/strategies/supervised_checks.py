@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.config import OptimizerConfig
+from lit_rlhf.config import AdapterConfig, ModelConfig, OptimizerConfig
 from lit_rlhf.datamodules.preference import PreferenceDataModule
 from lit_rlhf.datamodules.sft import SFTDataModule
 from lit_rlhf.modules.base import NonFiniteError
@@ -20,6 +20,8 @@ from tests.strategies.sgd import SGDMixin
 from tests.strategies.toy import fingerprint, trainer
 
 CLIP = 1.0
+ADAPTED = ("sft_adapter", "reward_adapter")
+KINDS = ("sft", "reward", *ADAPTED)
 
 
 class SGDSFT(SGDMixin, SFTModule):
@@ -68,10 +70,12 @@ def sft_data(folder: Path) -> SFTDataModule:
 
 def build(folder: Path, kind: str) -> tuple[Any, Any]:
     """Module and data of ``kind``."""
-    torch.manual_seed(0)  # the fresh head is drawn from the global generator
-    options = {"optimizer": OptimizerConfig(lr=0.1, max_grad_norm=CLIP), "micro_batch_tokens": 40}
+    torch.manual_seed(0)  # fresh heads and adapters are drawn from the global generator
+    options: dict[str, Any] = {"optimizer": OptimizerConfig(lr=0.1, max_grad_norm=CLIP), "micro_batch_tokens": 40}
+    if kind in ADAPTED:
+        options["model"] = ModelConfig(adapter=AdapterConfig(r=2, alpha=64.0, target_modules="all-linear"))
     policy = str(folder / "policy")
-    if kind == "sft":
+    if kind.startswith("sft"):
         return SGDSFT(policy, **options), sft_data(folder)
     module = SGDRewardModel(policy, lm_coef=0.5, **options)
     module.configure_model()
@@ -81,13 +85,15 @@ def build(folder: Path, kind: str) -> tuple[Any, Any]:
 def equality(folder: Path, strategy: str, devices: int, out: Path) -> dict[str, Any]:
     """Two epochs of two steps each; weights go to ``out`` (rank 0), the numbers of every step come back."""
     found: dict[str, Any] = {}
-    for kind in ("sft", "reward"):
+    for kind in KINDS:
         module, data = build(folder, kind)
         recorder = Recorder()
         trainer(strategy, folder, devices=devices, epochs=2, callbacks=[recorder]).fit(module, datamodule=data)
         if module.global_rank == 0:
-            torch.save([p.detach().clone() for p in module.parameters()], out / f"{kind}-{strategy}.pt")
-        found[kind] = {"rows": recorder.metrics, "hash": fingerprint(module)}
+            trained = [p.detach().clone() for p in module.parameters() if p.requires_grad]
+            torch.save(trained, out / f"{kind}-{strategy}.pt")
+        counts = {"trained": sum(p.requires_grad for p in module.parameters()), "all": len(list(module.parameters()))}
+        found[kind] = {"rows": recorder.metrics, "hash": fingerprint(module), **counts}
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.distributed_harness import run_dist
 from tests.strategies import supervised_checks
-from tests.strategies.supervised_checks import CLIP
+from tests.strategies.supervised_checks import ADAPTED, CLIP, KINDS
 
 pytestmark = pytest.mark.distributed
 
@@ -50,12 +50,13 @@ def two(request: pytest.FixtureRequest, files: Path) -> dict[str, Any]:
 
 
 def test_two_ranks_equal_one_process(files: Path, one: dict[str, Any], two: dict[str, Any]) -> None:
-    for kind in ("sft", "reward"):
+    for kind in KINDS:
         rows = one[kind]["rows"]
         assert len(rows) == 4
         assert max(row["update/grad_norm"] for row in rows) > CLIP, "clipping is not at work"
         for alone, split in zip(rows, two[kind]["rows"], strict=True):
             assert split == pytest.approx(alone, rel=1e-4, abs=1e-5), kind
+        assert (one[kind]["trained"] < one[kind]["all"]) == (kind in ADAPTED)
         ours, theirs = (torch.load(files.parent / f"{kind}-{name}.pt") for name in ("auto", two["strategy"]))
         assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < 1e-5, kind
 

@@ -53,8 +53,8 @@ def _check_pad_token(path: str | Path, tokenizer: Any, pad_token: str) -> None:
     rule = "is a word of" if pad_token in tokenizer.get_vocab() else "is not in"
     named = ", ".join(sorted(token for token, is_special in special.items() if is_special)[:5])
     raise ValueError(
-        f"`pad_token` ('{pad_token}') {rule} the vocabulary of '{path}': name a special token ({named}), or none, and "
-        "rows are filled with its own pad token or with EOS."
+        f"`model.pad_token` ('{pad_token}') {rule} the vocabulary of '{path}': name a special token ({named}), "
+        "or none: rows are then filled with its own pad token or with EOS."
     )
 
 

@@ -23,13 +23,15 @@ class TestTokenizer:
 
     def test_pad_token_must_exist(self, tmp_path, tokenizer):
         tokenizer.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"`pad_token` \('<nope>'\) is not in the vocabulary .*special.*<pad>"):
+        with pytest.raises(
+            ValueError, match=r"`model\.pad_token` \('<nope>'\) is not in the vocabulary .*special.*<pad>"
+        ):
             load_tokenizer(tmp_path, pad_token="<nope>")
 
     def test_a_word_is_no_pad_token(self, tmp_path, tokenizer):
         """It would be missing from every response that is decoded for a reward."""
         tokenizer.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"`pad_token` \('!'\) is a word of the vocabulary"):
+        with pytest.raises(ValueError, match=r"`model\.pad_token` \('!'\) is a word of the vocabulary"):
             load_tokenizer(tmp_path, pad_token="!")
 
     def test_no_eos_is_refused(self, tmp_path, tokenizer):
