@@ -108,10 +108,15 @@ def _report(study: Study, out: Path, console: Console, failed: Sequence[Task]) -
 
 
 def _told(study: Study, found: Sequence[Finding]) -> str:
-    """The findings on which something ran, and how many others there are."""
+    """The findings on which something ran, by figure, and how many others there are."""
     known = [each for each in found if each.differences]
-    left = f"{len(found) - len(known)} claim(s) are about arms that have not run." if len(known) < len(found) else ""
-    return "\n\n".join(part for part in (markdown_table(*finding_cells(study, known)), left) if part) + "\n"
+    parts = []
+    for figure in dict.fromkeys(each.figure for each in known):
+        claims = [each for each in known if each.figure == figure]
+        parts.append(f"{figure}\n\n{markdown_table(*finding_cells(study, claims))}")
+    if left := len(found) - len(known):
+        parts.append(f"{left} claim(s) are about arms that have not run.")
+    return "\n\n".join(parts) + "\n"
 
 
 def _what_ran(study: Study, out: Path) -> str:

@@ -147,13 +147,14 @@ class Runs:
         self.console.print(f"{told}. {len(left)} left: {self.cost(left)}", markup=False)
 
     def _same_steps(self, todo: Sequence[Task]) -> None:
-        """Keep what each step is; refuse a folder in which one of the same name was another.
+        """Keep what each step is; refuse a folder in which one of the same name was another and left something.
 
         Raises:
-            UserError: It was.
+            UserError: It did.
         """
         path = self.out / STEPS
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        kept = {name: step for name, step in kept.items() if self._left_something(name)}
         for name in dict.fromkeys(task.name for task in todo):
             own = identity(self.study, name)
             if kept.setdefault(name, own) != own:
@@ -164,6 +165,13 @@ class Runs:
                     f"{path}."
                 )
         write_text(path, json.dumps(kept, indent=1))
+
+    def _left_something(self, name: str) -> bool:
+        """Whether any seed has a folder of the step, or what it makes: one that failed before that binds nobody."""
+        if name not in dict(self.study.steps()):
+            return True
+        tasks = [Task(seed=seed, name=name) for seed in self.study.every_seed()]
+        return any((seed_folder(self.out, task.seed) / name).exists() or self.done(task) for task in tasks)
 
 
 def _last_line(log: Path) -> str:

@@ -11,6 +11,7 @@ from lit_rlhf.evaluation.intervals import Interval
 from lit_rlhf.studies.plan import Claim, Study
 from lit_rlhf.studies.results import Curve, Results, summary
 
+VERDICTS = ("same", "different", "cannot be told")
 FEWEST_SEEDS = 3
 """Below, nothing is concluded."""
 

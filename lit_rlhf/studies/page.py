@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -18,7 +19,7 @@ from lit_rlhf.reports.palette import BLACK, DASHES, SEQUENCE
 from lit_rlhf.reports.run_data import load_run
 from lit_rlhf.reports.run_figures import distribution_figure
 from lit_rlhf.studies.detector import detector_cells
-from lit_rlhf.studies.findings import Finding, frontier_fit, frontier_points
+from lit_rlhf.studies.findings import VERDICTS, Finding, frontier_fit, frontier_points
 from lit_rlhf.studies.plan import At, Figure, Study
 from lit_rlhf.studies.results import Curve, Results, frontier_starts, quality_points, seed_folder, summary
 from lit_rlhf.studies.words import heading, unit
@@ -28,32 +29,30 @@ _SHOWN: tuple[At, ...] = ("peak", "end", "fall")
 
 
 def write_page(study: Study, results: Results, found: Sequence[Finding], out: Path, *, notes: Sequence[str]) -> None:
-    """Write ``study.html``: findings, what the collapse detector saw, every figure's charts and its arms' numbers."""
+    """Write ``study.html``: verdicts, what the collapse detector saw, and each figure's findings, charts, numbers."""
     figures = [
-        {"title": f.title, "charts": charts(study, f, results, out), "tables": tables(study, f, results)}
-        for f in study.figures
+        {
+            "title": figure.title,
+            "findings": finding_cells(study, [each for each in found if each.figure == figure.title]),
+            "charts": charts(study, figure, results, out),
+            "tables": tables(study, figure, results),
+        }
+        for figure in study.figures
     ]
-    header, rows = finding_cells(study, found)
-    text = page.render(
-        "study",
-        title="Study",
-        notes=notes,
-        header=header,
-        rows=rows,
-        detector=detector_cells(study, results),
-        figures=figures,
-    )
+    verdicts, detector = verdict_cells(found), detector_cells(study, results)
+    text = page.render("study", title="Study", notes=notes, verdicts=verdicts, detector=detector, figures=figures)
     write_text(out / "study.html", text)
 
 
 def write_markdown(study: Study, results: Results, found: Sequence[Finding], out: Path, *, notes: Sequence[str]) -> str:
-    """Write ``study.md``: the findings, what the collapse detector saw, and a table a figure; the text."""
-    parts = ["\n".join(notes), markdown_table(*finding_cells(study, found))]
+    """Write ``study.md`` with what the page has but its charts; the text."""
+    parts = ["\n".join(notes), markdown_table(*verdict_cells(found))]
     header, rows = detector_cells(study, results)
     if rows:
         parts += [f"**{DETECTOR}**", markdown_table(header, rows)]
     for figure in study.figures:
-        parts.append(f"**{figure.title}**")
+        claims = [each for each in found if each.figure == figure.title]
+        parts += [f"**{figure.title}**", markdown_table(*finding_cells(study, claims))]
         parts += [
             f"{caption}\n\n{markdown_table(header, rows)}" for caption, header, rows in tables(study, figure, results)
         ]
@@ -62,15 +61,27 @@ def write_markdown(study: Study, results: Results, found: Sequence[Finding], out
     return text
 
 
+def verdict_cells(found: Sequence[Finding]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Header, a row a figure with the numbers of its claims by verdict, and a row for all; no rows without claims."""
+    header = ("figure", *VERDICTS, "not run")
+    counts: dict[str, Counter[str]] = {}
+    for each in found:
+        counts.setdefault(each.figure, Counter())[each.verdict if each.differences else "not run"] += 1
+    if not counts:
+        return header, []
+    rows = {**counts, "all figures": sum(counts.values(), Counter[str]())}
+    return header, [(name, *(str(count[key] or "") for key in header[1:])) for name, count in rows.items()]
+
+
 def finding_cells(study: Study, found: Sequence[Finding]) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Header and one row a claim."""
-    header = ("figure", "claim", "measured", "difference", "seeds", "verdict")
+    header = ("claim", "measured", "difference", "seeds", "verdict")
     rows: list[Sequence[str]] = []
     for each in found:
         claim = each.claim
         measured = f"{claim.at} of {claim.measure}: {study.title(claim.arm)} less {study.title(claim.against)}"
         seeds = str(len(each.differences))
-        rows.append((each.figure, claim.says, measured, _interval(each.interval), seeds, each.verdict))
+        rows.append((claim.says, measured, _interval(each.interval), seeds, each.verdict))
     return header, rows
 
 

@@ -230,6 +230,10 @@ class Study:
         found = self.step(name).seeds
         return self.seeds if found is None else found
 
+    def every_seed(self) -> list[int]:
+        """The seeds that some arm runs with, ascending."""
+        return sorted({seed for name in self.arms for seed in self.seeds_of(name)})
+
     @staticmethod
     def _known(name: str, known: Iterable[str], place: str) -> None:
         if name not in known:
@@ -258,7 +262,7 @@ def tasks(study: Study, *, seeds: Sequence[int] | None = None, arms: Sequence[st
     for name in arms or ():
         Study._known(name, study.arms, "`--arms`")
     out: dict[Task, None] = {}
-    every = sorted({seed for name in study.arms for seed in study.seeds_of(name)})
+    every = study.every_seed()
     if unknown := sorted(set(seeds or ()) - set(every)):
         raise ValueError(f"`--seeds` names {unknown[0]}, which no arm has; the seeds are {', '.join(map(str, every))}.")
     for seed in every if seeds is None else seeds:

@@ -106,7 +106,8 @@ def test_a_study_is_interrupted_resumed_and_reported(files: Path, capsys: pytest
     for file in ("results.csv", "study.md", "study.html"):
         assert (files / "out" / file).stat().st_size > 100
     assert "2 of 3 runs of 3 arms are done; seeds done where some are missing: broken (0 of 1)." in told.out
-    assert "| Both | it is slow | end of win: slow less plain |" in told.out
+    assert "Both\n\n| claim |" in told.out
+    assert "| it is slow | end of win: slow less plain |" in told.out
     assert "No run has: val/gol." in told.out
     rows = [json.loads(line) for line in (files / "out" / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] in (
@@ -119,7 +120,13 @@ def test_a_study_is_interrupted_resumed_and_reported(files: Path, capsys: pytest
     assert "seed 3  plain: done" in told.out
     assert "5 runs, 4 done. To come: 1 runs, of which none was timed yet." in told.out
 
-    other = (files / "tiny.yaml").read_text(encoding="utf-8").replace("1.0e-7", "1.0e-6")
+    mended = (files / "tiny.yaml").read_text(encoding="utf-8").replace("lr: -1}", "lr: -2}")
+    (files / "tiny.yaml").write_text(mended, encoding="utf-8")
+    with pytest.raises(SystemExit):  # an arm that failed before it made anything may be another one
+        main(study(files, "--arms", "broken"))
+    assert "`lr` (-2" in capsys.readouterr().out
+
+    other = mended.replace("1.0e-7", "1.0e-6")
     (files / "tiny.yaml").write_text(other, encoding="utf-8")
     with pytest.raises(SystemExit):
         main(study(files))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_rlhf.studies.findings import findings
-from lit_rlhf.studies.page import charts, finding_cells, tables, write_markdown, write_page
+from lit_rlhf.studies.page import charts, finding_cells, tables, verdict_cells, write_markdown, write_page
 from lit_rlhf.studies.pictures import write_pictures
 from lit_rlhf.studies.plan import Claim, Figure, Judging, Quality, Step, Study
 from lit_rlhf.studies.results import Results, frontier_starts, measures_of, quality_points, read_results, write_table
@@ -109,7 +109,9 @@ def test_page_and_markdown_show_every_arm_and_finding_and_escape_names(out: Path
     text = write_markdown(STUDY, results, found, out, notes=["4 runs"])
     assert text == (out / "study.md").read_text(encoding="utf-8")
     assert "| arm <A> | 2 | 75 (75 to 75) | 75 (75 to 75) | 0 (0 to 0) |" in text
-    assert "| Figure <1> | a wins | end of win: arm <A> less b | +50 [+50, +50] | 2 | cannot be told |" in text
+    assert "| a wins | end of win: arm <A> less b | +50 [+50, +50] | 2 | cannot be told |" in text
+    assert "| Figure <1> |  |  | 1 |  |" in text
+    assert "| all figures |  |  | 1 |  |" in text
     write_page(STUDY, results, found, out, notes=["4 runs"])
     page = (out / "study.html").read_text(encoding="utf-8")
     assert "Figure &lt;1&gt;" in page
@@ -147,7 +149,9 @@ def test_the_frontier_starts_at_the_opponents_score_where_their_answers_have_it(
 def test_a_study_of_which_little_ran_still_has_a_page(out: Path) -> None:
     results: Results = {"a": {1: read_results(STUDY, out)["a"][1]}}
     found = findings(STUDY, results)
-    assert finding_cells(STUDY, found)[1][0][3:] == ("not run", "0", "cannot be told")
+    assert finding_cells(STUDY, found)[1][0][2:] == ("not run", "0", "cannot be told")
+    assert verdict_cells(found)[1][0] == ("Figure <1>", "", "", "", "1")
+    assert verdict_cells([])[1] == []
     write_page(STUDY, results, found, out, notes=[])
     write_markdown(STUDY, results, found, out, notes=[])
     assert (out / "study.html").stat().st_size > 1000
