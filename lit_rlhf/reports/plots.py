@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lit_rlhf.reports.palette import BLACK, DIM, GRID, LINE, SEQUENCE
 
@@ -135,12 +135,13 @@ def draw_panels(
     for bottom in axes[max(0, len(panels) - 2) : len(panels)]:
         bottom.set_xlabel(x_label, color=BLACK)
     lines = {line.get_label(): line for ax in axes[: len(panels)] for line in ax.lines if line.get_label() in logs}
-    figure.legend(
-        [lines[name] for name in logs if name in lines],
-        [_legend_name(name, len(seeds)) for name, seeds in logs.items() if name in lines],
-        loc="outside lower center",
-        ncols=min(4, len(logs)),
-        frameon=False,
+    shown = {name: len(seeds) for name, seeds in logs.items() if name in lines}
+    counts = sorted(set(shown.values()))
+    alone = len(counts) == 1
+    add_legend(
+        figure,
+        {name if alone or n == 1 else f"{name} ({n} seeds)": lines[name] for name, n in shown.items()},
+        note="" if counts == [1] else f"mean and range of {counts[0]} seeds" if alone else "mean and range over seeds",
     )
     return save_figure(figure, out, title=title)
 
@@ -158,6 +159,20 @@ def new_figure(*, width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr, call-arg]
     return figure
+
+
+def add_legend(figure: Figure, entries: Mapping[str, Any], *, note: str = "") -> None:
+    """A legend below all, as many entries a row as the figure is wide enough for; ``note`` stands above it."""
+    longest = max(map(len, entries), default=1)
+    columns = int(11 * figure.get_figwidth() // (longest + 7))  # eleven characters an inch, and seven for a line
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=max(1, min(columns, len(entries))),
+        frameon=False,
+        title=note or None,
+    )
 
 
 def dress(ax: Axes, title: str) -> None:
@@ -204,10 +219,6 @@ def _draw_run(ax: Axes, name: str, series: Sequence[Series], *, color: str, dash
         ax.fill_between(shared, lows, highs, color=color, alpha=0.15, linewidth=0)
         for one in series:
             ax.plot(list(one), list(one.values()), color=color, linewidth=0.7, alpha=0.5, label="_seed")
-
-
-def _legend_name(name: str, seeds: int) -> str:
-    return name if seeds == 1 else f"{name} (mean and range of {seeds} seeds)"
 
 
 def _check(logs: Mapping[str, Sequence[Mapping[str, Series]]], panels: Sequence[Panel]) -> None:

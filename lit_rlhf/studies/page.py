@@ -105,7 +105,7 @@ def charts(study: Study, figure: Figure, results: Results, out: Path) -> list[Ch
     found = [Chart(heading(m), drawn) for m in figure.panels if (drawn := _panel(study, figure, results, m))]
     if figure.frontier and (drawn := _frontier(study, figure, results, out)):
         found.append(Chart(f"{figure.frontier[1]} over the square root of {figure.frontier[0]}", drawn))
-    if figure.quality and (given := quality_points(figure.quality, results, out)):
+    if figure.quality and (given := quality_points(study, figure.quality, results, out)):
         found.append(_quality(study, figure, given))
     for arm in figure.arms if figure.distributions else []:
         for seed in sorted(results.get(arm, {}))[:1]:

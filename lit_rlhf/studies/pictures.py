@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from lit_rlhf.reports.palette import BLACK, SEQUENCE
-from lit_rlhf.reports.plots import Panel, draw_panels, dress, new_figure, save_figure
+from lit_rlhf.reports.plots import Panel, add_legend, draw_panels, dress, new_figure, save_figure
 from lit_rlhf.reports.run_data import load_run
 from lit_rlhf.reports.run_figures import score_shares
 from lit_rlhf.studies.findings import frontier_fit, frontier_points
@@ -58,7 +58,7 @@ def _points(study: Study, figure: Figure, results: Results, out: Path, path: Pat
         frontier = {arm: frontier_points(results.get(arm, {}), kl, score, starts) for arm in figure.arms}
         if any(frontier.values()):
             drawings.append(lambda ax: _draw_frontier(ax, study, figure, frontier, known=bool(starts)))
-    if figure.quality and (given := quality_points(figure.quality, results, out)):
+    if figure.quality and (given := quality_points(study, figure.quality, results, out)):
         drawings.append(lambda ax: _draw_quality(ax, study, figure, given))
     if not drawings:
         return []
@@ -67,7 +67,7 @@ def _points(study: Study, figure: Figure, results: Results, out: Path, path: Pat
     for draw, ax in zip(drawings, axes, strict=True):
         draw(ax)
     handles, labels = axes[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    add_legend(picture, dict(zip(labels, handles, strict=True)))
     return [save_figure(picture, path, title=figure.title)]
 
 
@@ -77,7 +77,7 @@ def _draw_frontier(ax: Axes, study: Study, figure: Figure, frontier: Mapping[str
         if not points:
             continue
         color, (x, y) = SEQUENCE[place % len(SEQUENCE)], zip(*points, strict=True)
-        ax.scatter(x, y, color=color, s=14, alpha=0.5, linewidths=0, label=study.title(arm))
+        ax.scatter(x, y, color=color, s=14, alpha=0.7, linewidths=0, label=study.title(arm))
         fit = frontier_fit(points, start=0.0 if known else None)
         if fit is not None:
             grid = [max(x) * k / 60 for k in range(1, 61)]

@@ -132,14 +132,16 @@ def frontier_starts(study: Study, measure: str, out: Path) -> dict[int, float]:
     return starts
 
 
-def quality_points(quality: Quality, results: Results, out: Path) -> dict[str, list[tuple[float, float]]]:
-    """``(quality, number)`` of every seed by arm; runs whose step logged no such metric are skipped."""
+def quality_points(study: Study, quality: Quality, results: Results, out: Path) -> dict[str, list[tuple[float, float]]]:
+    """``(quality, number)`` of every seed by arm; where the step is not done or logged no such metric, none."""
     points: dict[str, list[tuple[float, float]]] = {}
     for arm, step in quality.steps.items():
         for seed, run in sorted(results.get(arm, {}).items()):
-            series = load_run(seed_folder(out, seed) / step).series.get(quality.x)
-            if series and run.get(quality.y):
-                points.setdefault(arm, []).append((series[-1][1], summary(run[quality.y], quality.at)))
+            here = seed_folder(out, seed)
+            if run.get(quality.y) and done(study, Task(seed=seed, name=step), here):
+                series = load_run(here / step).series.get(quality.x)
+                if series:
+                    points.setdefault(arm, []).append((series[-1][1], summary(run[quality.y], quality.at)))
     return points
 
 

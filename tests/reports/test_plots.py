@@ -95,7 +95,22 @@ def test_mean_and_band_of_seeds_end_with_the_first_seed(tmp_path, drawn):
     assert [len(line.get_xdata()) for line in seeds] == [6, 3]
     band = ax.collections[0].get_paths()[0].get_extents()
     assert (band.x0, band.x1, band.y0, band.y1) == (0, 2, 0, 4)
-    assert [t.get_text() for t in drawn[0].legends[0].get_texts()] == ["run (mean and range of 2 seeds)"]
+    (legend,) = drawn[0].legends
+    assert [t.get_text() for t in legend.get_texts()] == ["run"]
+    assert legend.get_title().get_text() == "mean and range of 2 seeds"
+
+
+def test_the_legend_lies_within_the_picture_and_tells_seeds_where_they_differ(tmp_path, drawn):
+    runs = {
+        f"an arm of many words and of number {k}": [paper_log(tmp_path / f"{k}{s}") for s in range(1 + k % 2)]
+        for k in range(6)
+    }
+    plot_panels(runs, tmp_path / "out.png")
+    (legend,) = drawn[0].legends
+    assert legend.get_texts()[1].get_text() == "an arm of many words and of number 1 (2 seeds)"
+    assert legend.get_title().get_text() == "mean and range over seeds"
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= drawn[0].bbox.width
 
 
 def test_runs_differ_in_color_and_dash_and_an_odd_panel_leaves_no_empty_axes(tmp_path, drawn):

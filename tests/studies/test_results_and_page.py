@@ -172,7 +172,17 @@ def test_pictures_of_curves_one_a_figure(out: Path, monkeypatch: pytest.MonkeyPa
 def test_quality_frontier_and_scores_have_charts_and_pictures(out: Path) -> None:
     quality = Quality(steps={"a": "reward"}, x="val/accuracy", y="val/gold", at="end")
     figure = Figure(**{**vars(STUDY.figures[0]), "quality": quality, "distributions": True})
-    study = Study(**{**vars(STUDY), "prepare": {**STUDY.prepare, "reward": Step(config="x")}, "figures": [figure]})
+    study = Study(
+        **{
+            **vars(STUDY),
+            "prepare": {
+                **STUDY.prepare,
+                "reward": Step(config="x", made="reward/metrics.csv"),
+                "unmade": Step(config="x"),
+            },
+            "figures": [figure],
+        }
+    )
     study.check()
     for seed, accuracy in ((1, 0.7), (2, 0.8)):
         (out / f"seed{seed}" / "reward").mkdir()
@@ -182,7 +192,8 @@ def test_quality_frontier_and_scores_have_charts_and_pictures(out: Path) -> None
     shape = {"mean": 0.5, "std": 1.0, "skew": 0.0, "kurtosis": 0.0, "upper_tail": 1.0}
     (out / "seed1" / "a" / "reward_histograms.jsonl").write_text(json.dumps({**line, **shape}) + "\n", encoding="utf-8")
     results = read_results(study, out)
-    assert quality_points(quality, results, out) == {"a": [(0.7, 0.9), (0.8, 0.9)]}
+    assert quality_points(study, Quality(steps={"b": "unmade"}, x="x", y="val/gold"), results, out) == {}
+    assert quality_points(study, quality, results, out) == {"a": [(0.7, 0.9), (0.8, 0.9)]}
     titles = [chart.title for chart in charts(study, figure, results, out)]
     assert titles[-2:] == ["End of Gold score over val/accuracy", "Scores over time: arm <A>, seed 1"]
     names = ["figure1.png", "figure1-frontier.png", "figure1-scores.png"]
