@@ -19,7 +19,7 @@ from lit_rlhf.studies.findings import Finding, findings
 from lit_rlhf.studies.page import finding_cells, markdown_table, write_markdown, write_page
 from lit_rlhf.studies.pictures import write_pictures
 from lit_rlhf.studies.plan import Study, Task, done, tasks
-from lit_rlhf.studies.results import measures_of, read_results, seed_folder, write_table
+from lit_rlhf.studies.results import measures_of, read_results, seed_folder, unlogged_qualities, write_table
 from lit_rlhf.user_errors import UserError, fail
 
 DESCRIPTION = """\
@@ -93,6 +93,7 @@ def _report(study: Study, out: Path, console: Console, failed: Sequence[Task]) -
     measured = {measure for seeds in results.values() for run in seeds.values() for measure in run}
     if nowhere := sorted(measures_of(study) - measured):
         notes.append(f"No run has: {', '.join(nowhere)}.")
+    notes += [f"No quality: {told}." for told in unlogged_qualities(study, results, out)]
     write_table(results, out / "results.csv", measures=measures_of(study))
     write_markdown(study, results, found, out, notes=notes)
     write_page(study, results, found, out, notes=notes)

@@ -53,7 +53,7 @@ from lit_rlhf.ppo.models import PPOModels, ReferenceConfigLike, reference_config
 from lit_rlhf.ppo.options import check_options, check_parts
 from lit_rlhf.ppo.plan import BatchingConfig
 from lit_rlhf.rewards.base import NonFiniteScoreError
-from lit_rlhf.rewards.python import RewardLike, as_reward
+from lit_rlhf.rewards.python import RewardLike, as_reward, as_rewards
 from lit_rlhf.rollout.engine import RolloutEngine
 from lit_rlhf.rollout.requests import generation_request, reward_request
 from lit_rlhf.rollout.sampling import SamplingConfig
@@ -138,8 +138,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         super().__init__(model=model, optimizer=optimizer, schedule=schedule, on_non_finite=on_non_finite)
         parts = {"estimator": estimator, "kl_controller": kl_controller, "engine": engine}
         check_parts(policy_loss=policy_loss, critic_loss=critic_loss, **parts)
-        if eval_rewards is not None and not isinstance(eval_rewards, Mapping):
-            raise ValueError(f"`eval_rewards` must be a dict of rewards by name, not a {type(eval_rewards).__name__}.")
+        measured = as_rewards(eval_rewards, "eval_rewards")
         self.reward, self.engine = as_reward(reward, "reward"), engine or TransformersEngine()
         self.estimator, self.kl_controller = estimator or GAE(), kl_controller or FixedKL()
         self.policy_loss, self.loss = policy_loss or ClippedSurrogate(), group(LossConfig, loss, "loss")
@@ -154,7 +153,6 @@ class PPOModule(BaseModule, ExperienceCollector):
             reward=self.reward,
             model=self.model_config,
         )
-        self._told_of_cuts = False
         check_options(
             loss=self.loss,
             policy_loss=self.policy_loss,
@@ -167,7 +165,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         )
         self.evaluator = PromptEvaluator(
             sampling=self.eval_sampling,
-            rewards={"score": self.reward, **{k: as_reward(v, k) for k, v in (eval_rewards or {}).items()}},
+            rewards={"score": self.reward, **measured},
             opponent=opponent,
             logits_gib=self.model_config.logits_gib,
         )
@@ -183,6 +181,7 @@ class PPOModule(BaseModule, ExperienceCollector):
         self.rollout_metrics: dict[str, float] = {}
         self.skip_reason: SkipReason | None = None
         self.early_stopped_updates = 0
+        self._told_of_cuts = False
         self._timings: dict[str, float] = {}
         self._longest_row = 0
         self._updating: Minibatch | None = None

@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +175,17 @@ def as_reward(value: Any, name: str) -> Reward:
     else:
         hint = "PythonReward('module:function'), ModelReward('folder or hub name'), ..."
     raise ValueError(f"`{name}` ({shown}) must be a function or a Reward: {hint}")
+
+
+def as_rewards(values: Mapping[str, Any] | None, name: str) -> dict[str, Reward]:
+    """Sources of reward by name, of the option ``name``; None is none.
+
+    Raises:
+        ValueError: It is no dict, or one of them is no source of reward.
+    """
+    if values is not None and not isinstance(values, Mapping):
+        raise ValueError(f"`{name}` must be a dict of rewards by name, not a {type(values).__name__}.")
+    return {key: as_reward(value, key) for key, value in (values or {}).items()}
 
 
 def find_function(name: str) -> ScoreFunction:

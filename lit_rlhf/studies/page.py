@@ -39,8 +39,15 @@ def write_page(study: Study, results: Results, found: Sequence[Finding], out: Pa
         }
         for figure in study.figures
     ]
-    verdicts, detector = verdict_cells(found), detector_cells(study, results)
-    text = page.render("study", title="Study", notes=notes, verdicts=verdicts, detector=detector, figures=figures)
+    text = page.render(
+        "study",
+        title="Study",
+        notes=notes,
+        verdicts=verdict_cells(found),
+        detector_title=DETECTOR,
+        detector=detector_cells(study, results),
+        figures=figures,
+    )
     write_text(out / "study.html", text)
 
 
@@ -187,9 +194,9 @@ def _quality(study: Study, figure: Figure, given: Mapping[str, Sequence[tuple[fl
     """A point an arm and seed."""
     assert figure.quality is not None
     drawn, (x, y) = go.Figure(), (figure.quality.x, figure.quality.y)
-    for place, (arm, points) in enumerate(given.items()):
+    for arm, points in given.items():
         places, values = zip(*points, strict=True)
-        marker = {"color": SEQUENCE[place % len(SEQUENCE)], "size": 10}
+        marker = {"color": SEQUENCE[figure.arms.index(arm) % len(SEQUENCE)], "size": 10}
         drawn.add_scatter(x=places, y=values, mode="markers", name=literal(study.title(arm)), marker=marker)
     drawn = styled(drawn, x=figure.quality.label or x, y=unit(y) or y, height=360)
     drawn.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "x": 0})

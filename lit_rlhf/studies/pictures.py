@@ -91,9 +91,8 @@ def _draw_frontier(ax: Axes, study: Study, figure: Figure, frontier: Mapping[str
 def _draw_quality(ax: Axes, study: Study, figure: Figure, given: Mapping[str, Points]) -> None:
     assert figure.quality is not None
     for arm, points in given.items():
-        color = SEQUENCE[figure.arms.index(arm) % len(SEQUENCE)] if arm in figure.arms else BLACK
         x, y = zip(*points, strict=True)
-        ax.scatter(x, y, color=color, s=40, label=study.title(arm))
+        ax.scatter(x, y, color=SEQUENCE[figure.arms.index(arm) % len(SEQUENCE)], s=40, label=study.title(arm))
     dress(ax, f"{figure.quality.at.capitalize()} of {heading(figure.quality.y)}")
     ax.set_xlabel(figure.quality.label or figure.quality.x, color=BLACK)
 

@@ -192,11 +192,21 @@ class Study:
         for figure in self.figures:
             if len(figure.frontier) not in (0, 2):
                 raise ValueError(f"figure {figure.title!r}: `frontier` needs two measures, a distance and a score.")
-            given = figure.quality.steps if figure.quality else {}
-            for arm in [*figure.arms, *given, *(x for claim in figure.claims for x in (claim.arm, claim.against))]:
+            for arm in [*figure.arms, *(x for claim in figure.claims for x in (claim.arm, claim.against))]:
                 self._known(arm, self.arms, f"figure {figure.title!r}")
-            for step in given.values():
-                self._known(step, self.prepare, f"figure {figure.title!r}: `quality.steps`")
+            if figure.quality is not None:
+                self._check_quality(figure.quality, figure)
+        titles = [figure.title for figure in self.figures]
+        if twice := sorted({title for title in titles if titles.count(title) > 1}):
+            raise ValueError(f"`figures` has two of the title {twice[0]!r}: findings are told by it.")
+
+    def _check_quality(self, quality: Quality, figure: Figure) -> None:
+        place = f"figure {figure.title!r}: `quality.steps`"
+        if not quality.steps:
+            raise ValueError(f"{place} names no arm.")
+        for arm, step in quality.steps.items():
+            self._known(arm, figure.arms, place)
+            self._known(step, self.prepare, place)
 
     def steps(self) -> Iterator[tuple[str, Step]]:
         """Preparations, then arms."""
@@ -351,6 +361,10 @@ def _check_step(name: str, step: Step) -> None:
         raise ValueError(f"`{name}` needs `config` or `run` (a command), one of them.")
     if (step.run is not None or step.verb != "fit") and step.made is None:
         raise ValueError(f"`{name}` needs `made`: what is there when `{step.run or step.verb}` is done?")
+    if step.config is not None and step.verb == "fit" and "ckpt_path" in step.set:
+        raise ValueError(
+            f"`{name}.set`: a `fit` resumes from its own last checkpoint; `ckpt_path` is for another `verb`."
+        )
     if step.run is not None and (step.drop_callbacks or step.verb != "fit"):
         raise ValueError(f"`{name}`: `drop_callbacks` and `verb` are for a `config`.")
     for place in re.findall(r"\{(\w+)\}", f"{step.run} {step.made}"):

@@ -145,6 +145,17 @@ def quality_points(study: Study, quality: Quality, results: Results, out: Path) 
     return points
 
 
+def unlogged_qualities(study: Study, results: Results, out: Path) -> list[str]:
+    """``<step> has no <metric>`` of every quality whose arm ran and has no point."""
+    told = []
+    for figure in study.figures:
+        if figure.quality is not None:
+            found = quality_points(study, figure.quality, results, out)
+            missing = (step for arm, step in figure.quality.steps.items() if results.get(arm) and arm not in found)
+            told += [f"{step} has no {figure.quality.x}" for step in missing]
+    return told
+
+
 def write_table(results: Results, path: Path, *, measures: set[str]) -> None:
     """One row a seed, arm, measure and iteration, as CSV."""
     text = io.StringIO()

@@ -12,7 +12,20 @@ import yaml
 from lit_rlhf.cli import main
 from lit_rlhf.commands.config_files import shipped_names
 from lit_rlhf.commands.study import read_study
-from lit_rlhf.studies.plan import Claim, Figure, Judging, Step, Study, Task, config, done, identity, tasks, words
+from lit_rlhf.studies.plan import (
+    Claim,
+    Figure,
+    Judging,
+    Quality,
+    Step,
+    Study,
+    Task,
+    config,
+    done,
+    identity,
+    tasks,
+    words,
+)
 
 ARM = Step(config="pocket/ppo_max")
 
@@ -98,6 +111,10 @@ def test_identity_is_what_moves_results() -> None:
     assert one != identity(study(arms={"a": dataclasses.replace(ARM, drop_callbacks=["X"])}), "a")
 
 
+def quality(steps: dict[str, str]) -> dict[str, list[Figure]]:
+    return {"figures": [Figure(title="F", arms=["a"], quality=Quality(steps=steps, x="val/accuracy", y="val/gold"))]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -105,6 +122,11 @@ def test_identity_is_what_moves_results() -> None:
         ({"seeds": [1, 1]}, r"`seeds` \(1, 1\) names a seed twice."),
         ({"arms": {"a": dataclasses.replace(ARM, seeds=[3, 3])}}, r"`a.seeds` \(3, 3\) names a seed twice."),
         ({"figures": [Figure(title="F", arms=["a"], frontier=["val/kl"])]}, "`frontier` needs two measures"),
+        ({"figures": [Figure(title="F", arms=["a"]), Figure(title="F", arms=["a"])]}, "two of the title 'F'"),
+        (quality({}), "`quality.steps` names no arm"),
+        (quality({"b": "sft"}), "`quality.steps` names 'b', which is none of a"),
+        (quality({"a": "rm"}), "`quality.steps` names 'rm', which is none of data, sft, other"),
+        ({"arms": {"a": dataclasses.replace(ARM, set={"ckpt_path": "x"})}}, "a `fit` resumes from its own last"),
         ({"arms": {"a": Step(run="score {her}/x", made="y")}}, r"`a`: \{her\} stands for nothing; there are \{here\}"),
         ({"arms": {"data": ARM}}, "`prepare` and `arms` both have 'data'"),
         ({"arms": {"a/b": ARM}}, "'a/b' is no name of a step"),

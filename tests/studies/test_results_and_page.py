@@ -13,7 +13,15 @@ from lit_rlhf.studies.findings import findings
 from lit_rlhf.studies.page import charts, finding_cells, tables, verdict_cells, write_markdown, write_page
 from lit_rlhf.studies.pictures import write_pictures
 from lit_rlhf.studies.plan import Claim, Figure, Judging, Quality, Step, Study
-from lit_rlhf.studies.results import Results, frontier_starts, measures_of, quality_points, read_results, write_table
+from lit_rlhf.studies.results import (
+    Results,
+    frontier_starts,
+    measures_of,
+    quality_points,
+    read_results,
+    unlogged_qualities,
+    write_table,
+)
 
 GOLD = {"a": {10: 0.2, 20: 0.9}, "b": {10: 0.5, 20: 0.1}}
 STUDY = Study(
@@ -192,6 +200,10 @@ def test_quality_frontier_and_scores_have_charts_and_pictures(out: Path) -> None
     shape = {"mean": 0.5, "std": 1.0, "skew": 0.0, "kurtosis": 0.0, "upper_tail": 1.0}
     (out / "seed1" / "a" / "reward_histograms.jsonl").write_text(json.dumps({**line, **shape}) + "\n", encoding="utf-8")
     results = read_results(study, out)
+    assert unlogged_qualities(study, results, out) == []
+    blind = Figure(**{**vars(figure), "quality": Quality(steps={"b": "reward"}, x="val/f1", y="val/gold")})
+    other = Study(**{**vars(study), "figures": [blind]})
+    assert unlogged_qualities(other, results, out) == ["reward has no val/f1"]
     assert quality_points(study, Quality(steps={"b": "unmade"}, x="x", y="val/gold"), results, out) == {}
     assert quality_points(study, quality, results, out) == {"a": [(0.7, 0.9), (0.8, 0.9)]}
     titles = [chart.title for chart in charts(study, figure, results, out)]
