@@ -116,20 +116,32 @@ def test_a_tax_is_a_bar_for_every_model(tmp_path):
 # ---------------------------------------------------------------- people
 
 
-def act(page, folder, script):
-    """What ``script`` (an async function's body that fills ``seen``) finds on the page itself, storage included."""
-    probe = (
-        "<script>addEventListener('load', async () => { const seen = {};"
-        " await new Promise((r) => setTimeout(r, 50));"
-        " const press = (key, target = document.body) => target.dispatchEvent("
-        "new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true })); const at = (id) => "
-        f"document.getElementById(id); {script} document.body.dataset.seen = JSON.stringify(seen); }});</script>"
-    )
+def act(page, folder, *scripts):
+    """What each script (an async function's body that fills ``seen``) finds on the page, opened anew for each.
+
+    One browser for all of them: what a page has stored is there for the next one at once, and on the disk only later.
+    """
     text = re.sub(r"script-src [^;]*;", "script-src 'unsafe-inline';", page.read_text(encoding="utf-8"), count=1)
-    probed = folder / "probed.html"
-    probed.write_text(text.replace("</body>", probe + "</body>"), encoding="utf-8")
-    dom = visit(probed, folder, "--dump-dom").stdout
-    return json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom)[1]))
+    for i, script in enumerate(scripts):
+        probe = (
+            "<script>addEventListener('load', async () => { const seen = {};"
+            " await new Promise((r) => setTimeout(r, 50));"
+            " const press = (key, target = document.body) => target.dispatchEvent("
+            "new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true })); const at = (id) => "
+            f"document.getElementById(id); {script} parent.postMessage(seen, '*'); }});</script>"
+        )
+        (folder / f"visit-{i}.html").write_text(text.replace("</body>", probe + "</body>"), encoding="utf-8")
+    frame = folder / "visits.html"
+    frame.write_text(
+        "<!doctype html><body><iframe id=frame src=visit-0.html></iframe><script>const all = [];"
+        " addEventListener('message', (e) => { all.push(e.data); document.body.dataset.seen = JSON.stringify(all);"
+        f" if (all.length < {len(scripts)}) document.getElementById('frame').src = `visit-${{all.length}}.html`; }});"
+        "</script>"
+    )
+    dom = visit(frame, folder, "--dump-dom").stdout
+    found = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom)[1]))
+    assert len(found) == len(scripts)
+    return found
 
 
 DOWNLOAD = """
@@ -150,7 +162,7 @@ def test_a_person_answers_the_sheet_in_the_browser_and_hands_it_in(tmp_path):
       const side = () => (at("left").textContent.startsWith("good") ? "1" : "3");
       at("annotator").value = 'Ann "A", =1'; at("annotator").oninput();
     """
-    first = act(
+    first, second = act(
         page, tmp_path,
         take + """
       seen.start = at("progress").textContent; seen.texts = [at("prompt").textContent, at("left").textContent];
@@ -160,14 +172,6 @@ def test_a_person_answers_the_sheet_in_the_browser_and_hands_it_in(tmp_path):
       press("2"); seen.progress = at("progress").textContent;
       seen.images = document.images.length; seen.title = document.title;
     """,
-    )  # fmt: skip
-    assert first["start"] == "Pair 1 of 6; 0 judged"
-    assert first["progress"] == "Pair 3 of 6; 2 judged"
-    assert first["images"] == 0
-    assert first["title"] == "Which answer is better?"
-    assert "<script>document.title='owned'</script>" in first["texts"][1]
-    second = act(
-        page, tmp_path,
         take + """
       seen.kept = at("progress").textContent;
       seen.pressed = ["1", "2", "3", "ArrowLeft", "ArrowDown", "ArrowRight"].map((key) => {
@@ -176,7 +180,12 @@ def test_a_person_answers_the_sheet_in_the_browser_and_hands_it_in(tmp_path):
       seen.end = at("progress").textContent;
     """ + DOWNLOAD,
     )  # fmt: skip
-    assert second["kept"] == "Pair 3 of 6; 2 judged"  # another visit of the same browser
+    assert first["start"] == "Pair 1 of 6; 0 judged"
+    assert first["progress"] == "Pair 3 of 6; 2 judged"
+    assert first["images"] == 0
+    assert first["title"] == "Which answer is better?"
+    assert "<script>document.title='owned'</script>" in first["texts"][1]
+    assert second["kept"] == "Pair 3 of 6; 2 judged"  # opened anew in the same browser
     assert second["pressed"] == ["left", "tie", "right"] * 2
     assert second["end"].endswith("6 judged")
     assert re.fullmatch(r"Ann-A-1-\w{12}\.csv", second["file"])
