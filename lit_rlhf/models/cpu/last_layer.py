@@ -4,7 +4,7 @@ Log-probabilities need the last hidden states of response tokens, a score needs 
 prompt token's. The other positions of the *last* layer have a part in the result through their keys and values alone:
 what comes after attention (output projection, residual, MLP, final norm) would be thrown away. Left out, the numbers
 stay what they were. With prompts four times as long as responses that is half of the layer, and of a model of four
-layers an eighth.
+layers an eighth. Of many layers it is too little to be worth another way through the model (`MOST_LAYERS`).
 
 The model is not changed for it. It is asked through a view: shallow copies of the few modules on the way to the last
 layer, which share all weights, with the last layer exchanged for one that is told the positions.
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 PLAIN = ("gemma", "glm", "llama", "ministral", "mistral", "olmo", "qwen2", "qwen3", "smollm3", "starcoder2")
 """Architectures whose layer computes what :class:`LastLayerAt` does; the tests compare each with the whole layer."""
+MOST_LAYERS = 16
+"""Up to which half a layer is at least 3 % of a model: measured in docs/performance.md at 4, 12 and 32."""
 _PLAIN_MODULES = frozenset(f"transformers.models.{name}.modeling_{name}" for name in PLAIN)
 _TOKEN_BY_TOKEN = (
     "torch.nn.modules.",
@@ -33,8 +35,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def seen_at(model: Any, at: Tensor) -> Any | None:
     """The view for the positions ``at``, or None where the last layer is not known to be plain; see ``models.cpu``.
 
-    Also None under gradient checkpointing, where a layer of its own would keep its activations, and where somebody has
-    put hooks or another ``forward`` on the layer.
+    Also None for a model of more than `MOST_LAYERS` layers, under gradient checkpointing, where a layer of its own
+    would keep its activations, and where somebody has put hooks or another ``forward`` on the layer.
     """
     trunk = getattr(model, "base_model", model)
     layer = _plain_last_layer(trunk)
@@ -60,7 +62,7 @@ def _is_its_own(part: nn.Module) -> bool:
 
 def _plain_last_layer(trunk: Any) -> Any | None:
     layers = _layers(trunk)
-    return layers[-1] if layers and _is_plain(layers[-1]) else None
+    return layers[-1] if 0 < len(layers) <= MOST_LAYERS and _is_plain(layers[-1]) else None
 
 
 def _layers(trunk: Any) -> list[Any]:

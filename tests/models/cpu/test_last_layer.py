@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lit_rlhf.models.causal import run_trunk, trunk_hidden
 from lit_rlhf.models.cpu import seen_at, tune
-from lit_rlhf.models.cpu.last_layer import PLAIN
+from lit_rlhf.models.cpu.last_layer import MOST_LAYERS, PLAIN
 from lit_rlhf.models.loading.causal import load_causal_lm
 
 OTHER = ["gpt2", "gemma2", "cohere", "stablelm", "granite"]
@@ -42,6 +42,13 @@ def _both(model):
     return results
 
 
+def _assert_same_gradients(gradients, expected):
+    """Up to rounding, which CPUs do differently: a millionth of a tensor's largest number is what sums of it lose."""
+    for name, gradient in gradients.items():
+        largest = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=max(1e-5, 2e-6 * largest))
+
+
 @pytest.mark.parametrize("tuned", [False, True])
 @pytest.mark.parametrize("architecture", [*PLAIN, *OTHER])
 def test_numbers_and_gradients_are_those_of_a_whole_pass(causal_folder, architecture, tuned):
@@ -50,11 +57,10 @@ def test_numbers_and_gradients_are_those_of_a_whole_pass(causal_folder, architec
         tune(model, "cpu")
     (whole, whole_gradients), (some, gradients) = _both(model)
     assert whole.std() > 1e-3
-    torch.testing.assert_close(some, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some, whole, rtol=1e-5, atol=5e-6)
     assert gradients.keys() == whole_gradients.keys()
     assert all(gradient.abs().max() > 1e-3 for gradient in whole_gradients.values())
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, whole_gradients[name], rtol=1e-4, atol=1e-5)
+    _assert_same_gradients(gradients, whole_gradients)
 
 
 @pytest.mark.parametrize("architecture", [*PLAIN, *OTHER])
@@ -71,6 +77,16 @@ def test_the_mlp_sees_the_wanted_positions_alone(causal_folder):
     trunk_hidden(model, _ids())
     trunk_hidden(model, _ids(), at=AT[:0])
     assert seen == [4, 42, 42]
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(MOST_LAYERS, 4), (MOST_LAYERS + 1, 42)])
+def test_the_last_of_many_layers_is_left_whole(causal_folder, layers, rows):
+    model = load_causal_lm(causal_folder(num_hidden_layers=layers))
+    assert (seen_at(model, AT) is None) == (layers > MOST_LAYERS)
+    seen = _mlp_rows(model)
+    some = trunk_hidden(model, _ids(), at=AT)
+    assert seen == [rows]
+    torch.testing.assert_close(some, trunk_hidden(model, _ids()).flatten(0, 1)[AT], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_of_it_runs_on_another_device(causal_folder):
@@ -145,8 +161,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(causal_folder):
     model = load_causal_lm(causal_folder()).train()
     expected = _both(model)[1][1]
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for name, gradient in _both(model)[1][1].items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+    _assert_same_gradients(_both(model)[1][1], expected)
 
 
 def test_the_model_is_what_it_was(causal_folder):
@@ -186,5 +201,4 @@ def test_adapters_on_the_trimmed_parts(causal_folder):
     (whole, whole_gradients), (some, gradients) = _both(model)
     torch.testing.assert_close(some, whole, rtol=1e-5, atol=1e-6)
     assert sum("layers.1" in name for name in gradients) == 6
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, whole_gradients[name], rtol=1e-4, atol=1e-5)
+    _assert_same_gradients(gradients, whole_gradients)

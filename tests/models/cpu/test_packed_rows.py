@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from lit_rlhf.models.causal import run_trunk, trunk_hidden
 from lit_rlhf.models.cpu import hidden_at, tune
-from lit_rlhf.models.cpu.last_layer import PLAIN
+from lit_rlhf.models.cpu.last_layer import MOST_LAYERS, PLAIN
 from lit_rlhf.models.loading.causal import load_causal_lm
 
 LENGTHS = (9, 0, 4, 14, 1)  # of the second row nothing is read
@@ -50,6 +50,15 @@ def test_no_token_of_padding_is_computed(causal_folder):
         whole = trunk_hidden(model, ids()).flatten(0, 1)[AT]
     assert seen.counts == [sum(LENGTHS), len(AT), len(LENGTHS) * WIDTH, len(LENGTHS) * WIDTH]  # of two layers each
     torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_many_layers_are_packed_to_the_last(causal_folder):
+    """There the last layer is whole, and what is read is taken from the packed rows' end."""
+    model = tuned(causal_folder(num_hidden_layers=MOST_LAYERS + 1))
+    with TokensSeen() as seen:
+        packed = trunk_hidden(model, ids(), at=AT)
+    assert seen.counts == [sum(LENGTHS)] * (MOST_LAYERS + 1)
+    torch.testing.assert_close(packed, trunk_hidden(model, ids()).flatten(0, 1)[AT], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", PLAIN)
