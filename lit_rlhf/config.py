@@ -189,6 +189,8 @@ class ModelConfig:
         logits_gib: Most memory for logits at a time, in GiB: tokens x vocabulary x 8 bytes (with their gradient).
             Smaller means more passes over the output embedding; on a CPU the numbers stay the same up to the order in
             which the passes' gradients are summed. None: 1 on a CPU, 2 on an accelerator.
+        liger_kernel: Fused norms, rotary embedding and MLP of liger-kernel (extra `liger`) on a GPU, for policy,
+            reference and critic, or the model of the stage. Equal up to rounding; on a CPU a warning, and nothing.
     """
 
     attn_implementation: str | None = None
@@ -198,6 +200,7 @@ class ModelConfig:
     adapter: AdapterConfig | None = None
     freeze_layers: int = 0
     logits_gib: float | None = None
+    liger_kernel: bool = False
 
     def __post_init__(self) -> None:
         require(self.freeze_layers >= 0, "freeze_layers", self.freeze_layers, "must not be negative")

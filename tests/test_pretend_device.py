@@ -39,6 +39,9 @@ BODY = """
     )
 """
 
+ROUNDING = 5e-6
+"""The device's rows have padding, the CPU's have none. What that leaves of a kurtosis or an explained variance, ratios
+of small numbers, is 2e-6 on one maker's CPU and under 1e-6 on another's."""
 LOOK = 1
 """Waits of a look at finished rows, every ``drop_every`` steps. A decode step waits for nothing else, top-p or not."""
 MICRO_BATCH = 6
@@ -63,7 +66,7 @@ def found(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 def test_equals_the_cpu(name: str, found: dict[str, Any]) -> None:
     case = found["cases"][name]
     assert case["error"] is None, case
-    assert case["largest"] < 1e-6, case
+    assert case["largest"] < ROUNDING, case
     assert case["count"] > 1000
 
 

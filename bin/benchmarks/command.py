@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--prompt-dist", choices=["fixed", "hh"], default="hh")
         command.add_argument("--response-len", type=int, default=64)
         command.add_argument("--eos-rate", type=float, default=0.04, help="0: every response has the full length")
+    scaling.add_argument("--lengths", nargs="+", type=int, default=[32, 64, 128, 256, 512], help="response tokens")
+    scaling.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32, 64], help="the first one for lengths")
     ppo.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="vllm: --eos-rate 0")
     rm.add_argument("--batch-pairs", type=int, default=16)
     rm.add_argument("--steps", type=int, default=20)
@@ -89,6 +91,8 @@ def main(argv: list[str] | None = None) -> None:
 
         print(json.dumps(run_data(options)))
         return
+    if options.command == "scaling" and min(options.lengths + options.batches) < 1:
+        parser().error("--lengths and --batches must be at least 1")
     if getattr(options, "layers", None) is not None and options.layers < 1:
         parser().error(f"--layers ({options.layers}) must be at least 1")
     if options.command in ("overhead", "zero", "tricks") and (

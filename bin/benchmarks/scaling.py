@@ -11,18 +11,16 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import ppo
 from benchmarks.shapes import versions
 
-LENGTHS = (32, 64, 128, 256, 512)
-BATCHES = (8, 16, 32, 64)
-
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Iterations at every length with the smallest batch, and at every batch with responses of 64 tokens.
+    """Iterations at every length with the first batch, and at every batch with responses of 64 tokens.
 
     Prompts have one length and responses never end early, so that length and batch are what is asked for.
     """
-    by_length = {length: seconds(options, BATCHES[0], length) for length in LENGTHS}
-    by_batch = {batch: seconds(options, batch, 64) for batch in BATCHES}
-    attention = {length: attention_share(options, BATCHES[0], length) for length in LENGTHS}
+    few = options.batches[0]
+    by_length = {length: seconds(options, few, length) for length in options.lengths}
+    by_batch = {batch: seconds(options, batch, 64) for batch in options.batches}
+    attention = {length: attention_share(options, few, length) for length in options.lengths}
     return {
         "versions": versions(),
         "options": {"preset": options.preset, "precision": options.precision, "prompt_len": options.prompt_len},
@@ -54,7 +52,9 @@ def attention_share(options: argparse.Namespace, batch: int, length: int) -> flo
 
 
 def exponents(by_size: dict[int, dict[str, float]]) -> dict[str, float]:
-    """Slope of log(seconds) over log(size) for each phase, by least squares."""
+    """Slope of log(seconds) over log(size) for each phase, by least squares; none of a single size."""
+    if len(by_size) < 2:
+        return {}
     phases = [name for name in next(iter(by_size.values())) if name != "between"]
     return {name: slope({size: spent[name] for size, spent in by_size.items()}) for name in phases}
 

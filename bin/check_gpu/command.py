@@ -20,6 +20,7 @@ LIMITS = {
     "invariants": 120,
     "device-tests": 120,
     "zero": 120,
+    "liger": 90,
     "kernels": 60,
     "decode": 120,
     "ppo-1b": 120,

@@ -6,6 +6,7 @@ A row returns a status (`ok`, `failed`, `skipped`), a summary of one or a few li
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import subprocess
@@ -105,6 +106,13 @@ def earlier_rows(options: Options) -> list[Result]:
 
 
 # -------------------------------------------------------------------------------------------------- the tests
+
+
+def liger_row(options: Options) -> Result:
+    """Liger's kernels against the plain layers, where they are installed; on a CPU that is bin/test-liger's."""
+    if options.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
+        return said("skipped", "not installed: liger-kernel" if options.device == "cuda" else "needs a GPU")
+    return tests_row("tests/liger")(options)
 
 
 def tests_row(file: str) -> Callable[[Options], Result]:
@@ -312,6 +320,7 @@ ROWS: dict[str, Callable[[Options], Result]] = {
     "invariants": tests_row("tests/cuda/test_invariants.py"),
     "device-tests": tests_row("tests/cuda/test_device.py"),
     "zero": tests_row("tests/cuda/test_zero.py"),
+    "liger": liger_row,
     "kernels": kernels_row,
     "decode": decode_row,
     "ppo-1b": ppo_row("1b"),

@@ -33,6 +33,7 @@ from lit_rlhf.models.adapters import frozen_names
 from lit_rlhf.models.cpu import products, tune
 from lit_rlhf.models.frozen import models_in_host_memory
 from lit_rlhf.models.host_memory import share_host_memory
+from lit_rlhf.models.liger import use_liger
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.modules.lightning_features import check_trainer, refuse_flags
@@ -254,9 +255,18 @@ class BaseModule(L.LightningModule, ABC):
             dtype = torch.float32 if self._trainer is None else weight_dtype(self.trainer)
             with on_host(), loading_in(dtype), models_in_host_memory() as waiting:
                 run_together(self.load_models)
+            if self.model_config.liger_kernel and not use_liger(self.transformers_models(), self.target_device):
+                place = self.target_device.type  # the same file serves a laptop
+                rank_zero_warn(
+                    f"`model.liger_kernel`: its kernels need a GPU; this run is on '{place}' and goes on without."
+                )
             if self.target_device.type != "cpu":
                 share_host_memory(waiting)
             self._loaded = True
+
+    def transformers_models(self) -> list[nn.Module]:
+        """What `model.liger_kernel` is for: all that is registered. Override to add what the module holds otherwise."""
+        return [self]
 
     def on_fit_start(self) -> None:
         """The models are on their device now: on a CPU they get its kernels (``models/cpu``), elsewhere nothing."""

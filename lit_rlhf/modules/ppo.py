@@ -203,6 +203,10 @@ class PPOModule(BaseModule, ExperienceCollector):
             self.evaluator.setup(device=self.target_device, tokenizer=self.tokenizer)
         self.engine.setup(tokenizer=self.tokenizer, device=self.target_device)
 
+    def transformers_models(self) -> list[nn.Module]:
+        """The reference, too: beside the policy's kernels its own would give KL that is only rounding."""
+        return [self] if self.reference is None else [self, self.reference.model]
+
     def build_policy(self) -> Any:
         """The trainable policy, a causal language model of the transformers library; override to bring your own."""
         return self.models.build_policy()
