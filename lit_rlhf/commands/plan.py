@@ -121,7 +121,7 @@ def trainer_setup(trainer: Mapping[str, Any], devices: int | None = None) -> Tra
     return TrainerSetup(
         sharding="zero" if zero else "ddp" if count > 1 else "single",
         devices=count * int(trainer.get("num_nodes") or 1),
-        bf16="bf16" in str(trainer.get("precision")),
+        bf16=any(name in str(trainer.get("precision")) for name in ("bf16", "auto")),  # planned for a GPU
         offload_optimizer="offload" in name.lower() or bool(init.get("offload_optimizer")),
         bucket=init.get("reduce_bucket_size", 5_000_000 if "cpu" in name.lower() else 200_000_000),
     )

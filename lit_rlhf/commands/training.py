@@ -33,6 +33,7 @@ from lit_rlhf.callbacks.run_checkpoint import RunCheckpoint
 from lit_rlhf.callbacks.stop_on_signal import StopOnSignal
 from lit_rlhf.commands.csv_log import RunCSVLogger
 from lit_rlhf.commands.parsing import TOP_LEVEL, OneLineParser, check_groups, modules_named_in_yaml, readable
+from lit_rlhf.commands.trainer import MachineTrainer
 from lit_rlhf.files import write_text
 from lit_rlhf.modules.base import BaseModule
 from lit_rlhf.modules.lightning_features import check_trainer, refuse_flags
@@ -296,6 +297,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     modules_named_in_yaml()
     return {
         "model_class": L.LightningModule,
+        "trainer_class": MachineTrainer,
         "datamodule_class": L.LightningDataModule,
         "subclass_mode_model": True,
         "subclass_mode_data": True,

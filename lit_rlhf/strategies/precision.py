@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -23,8 +25,17 @@ def weight_dtype(trainer: L.Trainer) -> torch.dtype:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 itself; True where torch does not tell."""
-    ask = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.11 on
-    told = ask() if ask is not None else {}
+    told = _told_of_the_cpu()
     if told.get("architecture") != "x86_64" or _BF16[0] not in told:
         return True
     return any(told.get(name) for name in _BF16)
+
+
+def cpu_says_bf16() -> bool:
+    """The same, but False where torch does not tell: for a choice that costs little if it is wrong that way."""
+    return any(_told_of_the_cpu().get(name) for name in _BF16)
+
+
+def _told_of_the_cpu() -> dict[str, Any]:
+    ask = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.11 on
+    return ask() if ask is not None else {}

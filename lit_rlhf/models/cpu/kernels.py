@@ -2,8 +2,9 @@
 
 Two measured facts (docs/performance.md) are behind this file, and nothing changes on a GPU:
 
-- On some CPUs (AMD's) the fp32 matrix products of PyTorch stay below half the speed of AVX-512; oneDNN, which PyTorch
-  carries for its compiler, does not. On others (Intel's) oneDNN is the slower one. Which it is here is measured.
+- On some CPUs (one of AMD's) the fp32 matrix products of PyTorch stay below half the speed of AVX-512; oneDNN, which
+  PyTorch carries for its compiler, does not. On others (Intel's, AMD's Zen 4) oneDNN is no faster or slower. Which it
+  is here is measured.
 - Under bf16 autocast PyTorch runs attention in bf16 as well, which at the lengths and head sizes of small models is
   slower than fp32 by up to four times; the matrix products of the linear layers are 4 to 8 times faster in bf16.
 
@@ -42,7 +43,7 @@ def prefers_onednn() -> bool:
     """Whether fp32 matrix products go through oneDNN: where that is `CLEARLY` faster, by a measurement of some 30 ms.
 
     The first call decides for the process. A clear margin, so that two runs on one machine decide alike, as a resumed
-    run must: measured so far are ratios of 0.7 to 1.0 and of 2 and more, nothing between. The environment variable
+    run must: measured so far are ratios of 0.7 to 1.13 and of 2 and more, nothing between. The environment variable
     ``LIT_RLHF_CPU_PRODUCTS`` decides instead where it is set, to `onednn` or `torch`.
 
     Raises:
