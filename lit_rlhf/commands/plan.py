@@ -112,7 +112,7 @@ def trainer_setup(trainer: Mapping[str, Any], devices: int | None = None) -> Tra
     """Strategy and precision from a trainer's options; ``devices`` in place of its own."""
     from lit_rlhf.models.memory import TrainerSetup
 
-    strategy = trainer.get("strategy") or "auto"
+    strategy, precision = trainer.get("strategy") or "auto", str(trainer.get("precision"))
     name, init = (
         (strategy, {}) if isinstance(strategy, str) else (strategy["class_path"], strategy.get("init_args") or {})
     )
@@ -121,7 +121,7 @@ def trainer_setup(trainer: Mapping[str, Any], devices: int | None = None) -> Tra
     return TrainerSetup(
         sharding="zero" if zero else "ddp" if count > 1 else "single",
         devices=count * int(trainer.get("num_nodes") or 1),
-        bf16=any(name in str(trainer.get("precision")) for name in ("bf16", "auto")),  # planned for a GPU
+        bf16="bf16" in precision or (precision == "auto" and trainer.get("accelerator") != "cpu"),
         offload_optimizer="offload" in name.lower() or bool(init.get("offload_optimizer")),
         bucket=init.get("reduce_bucket_size", 5_000_000 if "cpu" in name.lower() else 200_000_000),
     )

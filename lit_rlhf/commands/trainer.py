@@ -17,7 +17,8 @@ class MachineTrainer(L.Trainer):
     """`lightning.Trainer` of the command line: `precision: auto` is `bf16-mixed` where the device multiplies bf16.
 
     Args:
-        precision: As Lightning's, or `auto`: `bf16-mixed` on a GPU or CPU that has instructions for it, else `32-true`.
+        precision: As Lightning's, or `auto`: `bf16-mixed` on a GPU or an x86 CPU that has instructions for it (which
+            torch tells of from 2.11 on), else `32-true`.
             Which it is, is said.
         accelerator: As Lightning's.
         kwargs: All other options of Lightning's trainer.

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -27,8 +27,9 @@ _PARTS = {"rope": True, "rms_norm": True, "cross_entropy": False, "fused_linear_
 def use_liger(models: Iterable[nn.Module], device: torch.device | str) -> bool:
     """Give the transformers models inside ``models`` Liger's kernels, in place, if they are going to run on a GPU.
 
-    Parameters, their names and what a checkpoint holds stay; outputs and gradients are equal up to rounding. Calling it
-    again changes nothing.
+    Parameters, their names and what a checkpoint holds stay; outputs and gradients are equal up to rounding (compared
+    in fp32). Calling it again changes nothing. The rotary embedding is a function of the architecture's source: all its
+    models on a GPU in this process have the fused one from then on.
 
     Args:
         models: Modules with transformers models in them, or such models.
@@ -56,8 +57,14 @@ def use_liger(models: Iterable[nn.Module], device: torch.device | str) -> bool:
         if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
             known = ", ".join(sorted(MODEL_TYPE_TO_APPLY_LIGER_FN))
             raise ValueError(f"{OPTION}: liger-kernel has no kernels for '{kind}', only for {known}.")
-        with _kept(sys.modules[type(model).__module__]):
-            _apply_liger_kernel_to_instance(model, **_PARTS)
+        with ExitStack() as sources:  # a subclass of somebody's own has its layers from the class it derives from
+            names = {each.__module__ for each in type(model).__mro__}
+            for name in filter(lambda each: each.startswith("transformers.models."), names):
+                sources.enter_context(_kept(sys.modules[name]))
+            try:
+                _apply_liger_kernel_to_instance(model, **_PARTS)
+            except NotImplementedError as error:
+                raise ValueError(f"{OPTION}: liger-kernel has not all kernels for '{kind}': {error}") from error
     return True
 
 
@@ -89,19 +96,19 @@ def _kept(module: ModuleType) -> Iterator[None]:
         yield
     finally:
         for name, was in before.items():
-            now = vars(module)[name]
-            if now is was:
+            now = vars(module).get(name, was)
+            if now is was or not callable(was):
                 continue
             keeps = isinstance(was, type) or hasattr(was, "_lit_rlhf_liger")
             setattr(module, name, was if keeps else _by_device(was, now))
 
 
 def _by_device(plain: Callable[..., Any], fused: Callable[..., Any]) -> Callable[..., Any]:
-    """``fused`` where the first argument is on a GPU, else ``plain``."""
+    """``fused`` where the first argument (a rotary embedding's ``q``) is on a GPU, else ``plain``."""
 
     @functools.wraps(plain)
-    def chosen(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (fused if _runs_on(first.device) else plain)(first, *args, **kwargs)
+    def chosen(q: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (fused if _runs_on(q.device) else plain)(q, *args, **kwargs)
 
     chosen._lit_rlhf_liger = True  # type: ignore[attr-defined]
     return chosen

@@ -255,14 +255,18 @@ class BaseModule(L.LightningModule, ABC):
             dtype = torch.float32 if self._trainer is None else weight_dtype(self.trainer)
             with on_host(), loading_in(dtype), models_in_host_memory() as waiting:
                 run_together(self.load_models)
-            if self.model_config.liger_kernel and not use_liger(self.transformers_models(), self.target_device):
-                place = self.target_device.type  # the same file serves a laptop
-                rank_zero_warn(
-                    f"`model.liger_kernel`: its kernels need a GPU; this run is on '{place}' and goes on without."
-                )
+            if self.model_config.liger_kernel:
+                self._use_liger()
             if self.target_device.type != "cpu":
                 share_host_memory(waiting)
             self._loaded = True
+
+    def _use_liger(self) -> None:
+        place = self.target_device
+        if not run_together(lambda: use_liger(self.transformers_models(), place)):  # the same file serves a laptop
+            rank_zero_warn(
+                f"`model.liger_kernel`: its kernels need a GPU; this run is on '{place.type}' and goes on without."
+            )
 
     def transformers_models(self) -> list[nn.Module]:
         """What `model.liger_kernel` is for: all that is registered. Override to add what the module holds otherwise."""

@@ -18,6 +18,13 @@ pytestmark = pytest.mark.cuda
 ARCHITECTURES = ("gemma", "gemma2", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 
 
+@pytest.fixture(autouse=True)
+def _plain_rotary_embedding():
+    """That of Llama's source as transformers wrote it, whatever a test before has put there."""
+    source = importlib.import_module("transformers.models.llama.modeling_llama")
+    source.apply_rotary_pos_emb = getattr(source.apply_rotary_pos_emb, "__wrapped__", source.apply_rotary_pos_emb)
+
+
 def _results(model):
     """Logits, and the gradients of their sum weighed at random."""
     ids = torch.randint(4, 60, (3, 9), generator=torch.Generator().manual_seed(0)).to(DEVICE)
@@ -46,6 +53,17 @@ def test_numbers_and_gradients_are_those_of_the_plain_layers(causal_folder, arch
     for name, gradient in gradients.items():
         largest = float(plain_gradients[name].abs().max())
         torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-4, atol=max(1e-5, 1e-5 * largest))
+
+
+def test_the_source_of_a_class_that_is_derived_from_is_kept_too(causal_folder):
+    source = importlib.import_module("transformers.models.llama.modeling_llama")
+
+    class Own(source.LlamaForCausalLM):
+        pass
+
+    classes = (source.LlamaRMSNorm, source.LlamaMLP)
+    use_liger([Own.from_pretrained(causal_folder())], DEVICE)
+    assert (source.LlamaRMSNorm, source.LlamaMLP) == classes
 
 
 def test_models_to_come_are_plain(causal_folder):
@@ -79,8 +97,8 @@ def _trained(world, folder, **model):
 def test_ppo_starts_at_ratio_one_and_no_kl_and_ends_where_plain_ppo_does(world, tmp_path, adapter):
     if adapter is not None:
         pytest.importorskip("peft")
+    plain, _ = _trained(world, tmp_path / "plain", adapter=adapter)  # first: a rotary embedding is the process's
     fused, seen = _trained(world, tmp_path / "fused", liger_kernel=True, adapter=adapter)
-    plain, _ = _trained(world, tmp_path / "plain", adapter=adapter)
     for model in (fused.policy, fused.critic, fused.reference.model):
         assert any("Liger" in part.forward.__qualname__ for part in model.modules())
     assert seen.metrics[0]["update/ratio_drift"] == 0.0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 PLAIN = ("gemma", "glm", "llama", "ministral", "mistral", "olmo", "qwen2", "qwen3", "smollm3", "starcoder2")
 """Architectures whose layer computes what :class:`LastLayerAt` does; the tests compare each with the whole layer."""
 MOST_LAYERS = 12
-"""Up to which half a layer is at least 3 % of an iteration: measured in docs/performance.md at 4, 12, 16 and 32."""
+"""Up to which half a layer is surely 3 % of an iteration or more; docs/performance.md has 4, 12, 16 and 32 layers."""
 _PLAIN_MODULES = frozenset(f"transformers.models.{name}.modeling_{name}" for name in PLAIN)
 _TOKEN_BY_TOKEN = (
     "torch.nn.modules.",
