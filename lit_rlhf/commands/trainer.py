@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.strategies.precision import cpu_says_bf16
@@ -18,8 +19,7 @@ class MachineTrainer(L.Trainer):
 
     Args:
         precision: As Lightning's, or `auto`: `bf16-mixed` on a GPU or an x86 CPU that has instructions for it (which
-            torch tells of from 2.11 on), else `32-true`.
-            Which it is, is said.
+            torch tells of from 2.11 on), else `32-true`. Which it is, is said.
         accelerator: As Lightning's.
         kwargs: All other options of Lightning's trainer.
     """
@@ -40,6 +40,7 @@ def _say(line: str) -> None:
 
 def precision_here(accelerator: Any) -> Literal["bf16-mixed", "32-true"]:
     """What `precision: auto` is on the device that an ``accelerator`` of Lightning's means here."""
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    asked = isinstance(accelerator, CUDAAccelerator) or accelerator in ("auto", "gpu", "cuda")
+    on_gpu = asked and torch.cuda.is_available()
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_says_bf16()
     return "bf16-mixed" if has_bf16 else "32-true"

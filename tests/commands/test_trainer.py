@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lit_rlhf.commands.trainer import MachineTrainer, precision_here
 
@@ -41,7 +42,7 @@ def test_so_is_a_gpu_where_the_run_is_on_one(supported: bool, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)
     chosen = {True: "bf16-mixed", False: "32-true"}
-    assert {precision_here(name) for name in ("auto", "gpu", "cuda")} == {chosen[supported]}
+    assert {precision_here(name) for name in ("auto", "gpu", "cuda", CUDAAccelerator())} == {chosen[supported]}
     assert precision_here("cpu") == chosen[not supported]
 
 
