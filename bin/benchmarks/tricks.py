@@ -22,6 +22,12 @@ def _without_packed_rows() -> None:
     packed_rows.hidden_at = lambda *_: None
 
 
+def _without_attention_parts() -> None:
+    from lit_rlhf.models.cpu import attention
+
+    attention.MOST_KEYS = 0
+
+
 def _without_kernel_choice() -> None:
     os.environ["LIT_RLHF_CPU_PRODUCTS"] = "torch"
 
@@ -53,6 +59,7 @@ _OUT: dict[str, Callable[[], None]] = {
     "huge_pages": _without_huge_pages,
     "last_layer": _without_last_layer,
     "packed_rows": _without_packed_rows,
+    "attention_parts": _without_attention_parts,
     "kernel_choice": _without_kernel_choice,
     "trim": _without_trim,
     "fused_adamw": _without_fused_adamw,

@@ -37,7 +37,7 @@ from lit_rlhf.models.liger import use_liger
 from lit_rlhf.models.loading.run_dtype import loading_in
 from lit_rlhf.models.uses import ModelUse, PassSizes
 from lit_rlhf.modules.lightning_features import check_trainer, refuse_flags
-from lit_rlhf.modules.resuming import tell_other_products, tell_other_sources
+from lit_rlhf.modules.resuming import tell_other_precision, tell_other_products, tell_other_sources
 from lit_rlhf.modules.trainer_loop import (
     forget_batch_under_way,
     load_dropped_loader_state,
@@ -481,6 +481,7 @@ class BaseModule(L.LightningModule, ABC):
             "loading": self.part_loading(),
             "world_size": world_size(),
             "cpu_products": products(self.device),
+            "precision": None if self._trainer is None else str(self.trainer.precision),
             "skipped_updates": self.skipped_updates,
             "skipped_in_a_row": self._skipped_in_a_row,
             **self.extra_state(),
@@ -492,6 +493,7 @@ class BaseModule(L.LightningModule, ABC):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             require_training_state(checkpoint)
             tell_other_sources(state.get("sources", {}), self.sources())
+            tell_other_precision(state.get("precision"), str(self.trainer.precision))
             tell_other_products(state.get("cpu_products"), self.target_device)
         self._rng_state, self._template = state.get("rng"), state.get("template")
         self.skipped_updates = state.get("skipped_updates", 0)

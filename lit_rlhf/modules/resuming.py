@@ -26,6 +26,20 @@ def tell_other_sources(before: Mapping[str, str], now: Mapping[str, str]) -> Non
             )
 
 
+def tell_other_precision(before: str | None, now: str) -> None:
+    """Say that the resumed run computes in another precision, as `precision: auto` makes it on another machine.
+
+    Args:
+        before: Lightning's name of it when the checkpoint was written; None in older checkpoints.
+        now: The same of this run.
+    """
+    if before is not None and before != now:
+        rank_zero_warn(
+            f"This run was in {before} when the checkpoint was written and goes on in {now}: other rounding, and other "
+            f"responses sooner or later. `--trainer.precision={before}` goes on as it was."
+        )
+
+
 def tell_other_products(before: str | None, device: torch.device) -> None:
     """Say that the resumed run is not bit for bit what it would have been: another CPU multiplies otherwise.
 

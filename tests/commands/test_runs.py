@@ -150,6 +150,17 @@ def test_resuming_on_a_cpu_that_multiplies_otherwise_is_told(finished: Path, tmp
         run(*resume, "--trainer.max_epochs=1")
 
 
+def test_resuming_in_another_precision_is_told(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    """As `precision: auto` does on a machine of another kind, here one whose CPU has bf16 products."""
+    checkpoint = str(finished / "run" / "checkpoints" / "last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["lit_rlhf"]["precision"] == "32-true"
+    monkeypatch.setattr("lit_rlhf.commands.trainer.cpu_says_bf16", lambda: True)
+    resume = ["fit", *words(finished), "--ckpt_path", checkpoint, f"--trainer.default_root_dir={tmp_path}"]
+    told = r"in 32-true when the checkpoint was written and goes on in bf16-mixed: .*--trainer\.precision=32-true"
+    with pytest.warns(UserWarning, match=told):
+        run(*resume, "--trainer.max_epochs=1", "--trainer.precision=auto", "--trainer.accelerator=cpu")
+
+
 def test_resuming_with_other_sizes_is_told(finished: Path, tmp_path: Path) -> None:
     checkpoint = str(finished / "run" / "checkpoints" / "last.ckpt")
     resume = ["fit", *words(finished), "--ckpt_path", checkpoint, f"--trainer.default_root_dir={tmp_path}"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models.cpu import kernels, last_layer, memory, packed_rows
-from lit_rlhf.models.cpu.kernels import SDPA_NAMES
+from lit_rlhf.models.cpu.attention import SDPA_NAMES
 
 __all__ = ["SDPA_NAMES", "attention_dtype", "hidden_at", "products", "release_freed_memory", "seen_at", "tune"]
 
@@ -47,8 +47,7 @@ def hidden_at(trunk: Any, input_ids: Tensor, at: Tensor) -> Tensor | None:
         at: Positions in the flattened ``(B, L)``, ``(N,)`` int64, N >= 1.
 
     Returns:
-        ``(N, H)``; None where it has to be the ordinary pass: on other devices, for rows without padding, and for
-        layers not known to be plain.
+        ``(N, H)``; None where it has to be the ordinary pass: on other devices, and for layers not known to be plain.
     """
     return packed_rows.hidden_at(trunk, input_ids, at) if _is_cpu(input_ids.device) else None
 

@@ -1,15 +1,9 @@
-"""Linear layers and attention that run fast on a CPU, with the numbers PyTorch's own give up to rounding.
+"""Linear layers that run fast on a CPU, with the numbers PyTorch's own give up to rounding.
 
-Two measured facts (docs/performance.md) are behind this file, and nothing changes on a GPU:
-
-- On some CPUs (one of AMD's) the fp32 matrix products of PyTorch stay below half the speed of AVX-512; oneDNN, which
-  PyTorch carries for its compiler, does not. On others (Intel's, AMD's Zen 4) oneDNN is no faster or slower. Which it
-  is here is measured.
-- Under bf16 autocast PyTorch runs attention in bf16 as well, which at the lengths and head sizes of small models is
-  slower than fp32 by up to four times; the matrix products of the linear layers are 4 to 8 times faster in bf16.
-
-So, on a CPU, linear layers use the faster library in fp32 and bf16 products under autocast, and attention is always
-fp32.
+On some CPUs (one of AMD's) the fp32 matrix products of PyTorch stay below half the speed of AVX-512; oneDNN, which
+PyTorch carries for its compiler, does not. On others (Intel's, AMD's Zen 4) oneDNN is no faster or slower. Which it
+is here is measured (docs/performance.md), and linear layers use the faster library in fp32; under autocast they are
+bf16 products. Attention is in ``attention.py``. Nothing changes on a GPU.
 """
 
 from __future__ import annotations
@@ -19,9 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,18 +21,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lit_rlhf.models.cpu.attention import SDPA_NAME, register
+
 ROW_STEP = 64
 FEW_ROWS_STEP = 8
 CLEARLY = 1.3
 PRODUCTS = "LIT_RLHF_CPU_PRODUCTS"
-SDPA_NAME = "lit_sdpa"
-SDPA_NAMES = ("sdpa", SDPA_NAME)
-"""Attention implementations that take a bool mask, as `scaled_dot_product_attention` does."""
 
 
 @functools.cache
 def prefers_onednn() -> bool:
-    """Whether fp32 matrix products go through oneDNN: where that is `CLEARLY` faster, by a measurement of some 30 ms.
+    """Whether fp32 matrix products go through oneDNN: where that is `CLEARLY` faster, by a tenth of a second's look.
 
     The first call decides for the process. A clear margin, so that two runs on one machine decide alike, as a resumed
     run must: measured so far are ratios of 0.7 to 1.13 and of 2 and more, nothing between. The environment variable
@@ -180,19 +171,6 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-_LENGTHS: ContextVar[Sequence[int] | None] = ContextVar("lengths", default=None)
-
-
-@contextmanager
-def rows_packed(lengths: Sequence[int]) -> Iterator[None]:
-    """Passes of the block have rows of so many tokens, one after the other in ``(1, N)``: :func:`sdpa_attention`."""
-    token = _LENGTHS.set(lengths)
-    try:
-        yield
-    finally:
-        _LENGTHS.reset(token)
-
-
 class CpuLinear(nn.Linear):
     """`torch.nn.Linear` with the CPU products above; on other devices and in other dtypes it is the plain layer."""
 
@@ -209,40 +187,9 @@ class CpuLinear(nn.Linear):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-def sdpa_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> Any:
-    """The attention that transformers calls "sdpa", always in fp32 on a CPU (the result has the query's dtype).
-
-    In a pass of packed rows (``packed_rows.py``) each row attends to itself alone, causally.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-    rows = _LENGTHS.get()
-    with torch.autocast("cpu", enabled=False):
-        states = (query.float(), key.float(), value.float())
-        if rows is None:
-            out, weights = sdpa_attention_forward(module, *states, mask, **kwargs)
-            return out.to(query.dtype), weights
-        apart = zip(*(torch.split(state, list(rows), dim=2) for state in states), strict=True)
-        outs = [sdpa_attention_forward(module, *row, None, **kwargs)[0] for row in apart]
-        return torch.cat(outs, dim=1).to(query.dtype), None
-
-
-@functools.cache
-def _register_attention() -> None:
-    from transformers import AttentionInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-
-    AttentionInterface.register(SDPA_NAME, sdpa_attention)
-    AttentionMaskInterface.register(SDPA_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
 def install(model: Any) -> None:
     """Give the transformers models inside a module the kernels above, in place; attention only where it is "sdpa"."""
-    _register_attention()
+    register()
     prefers_onednn()  # decided here, before threads are at work
     _rename_attention(model, "sdpa", SDPA_NAME)
     _retype(model, nn.Linear, CpuLinear)

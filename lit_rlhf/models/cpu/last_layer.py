@@ -2,9 +2,10 @@
 
 Log-probabilities need the last hidden states of response tokens, a score needs the last token's, a prefill the last
 prompt token's. The other positions of the *last* layer have a part in the result through their keys and values alone:
-what comes after attention (output projection, residual, MLP, final norm) would be thrown away. Left out, the numbers
-stay what they were. With prompts four times as long as responses that is half of the layer, and of a model of four
-layers an eighth. Of many layers it is too little to be worth another way through the model (`MOST_LAYERS`).
+what they ask of others (query, attention) and what comes after (output projection, residual, MLP, final norm) would be
+thrown away. Left out, the numbers stay what they were. With prompts four times as long as responses that is more than
+half of the layer, and of a model of four layers a seventh. Of many layers it is too little to be worth another way
+through the model (`MOST_LAYERS`).
 
 The model is not changed for it. It is asked through a view: shallow copies of the few modules on the way to the last
 layer, which share all weights, with the last layer exchanged for one that is told the positions.
@@ -15,7 +16,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from lit_rlhf.models.cpu.attention import put_at
 
 PLAIN = ("gemma", "glm", "llama", "ministral", "mistral", "olmo", "qwen2", "qwen3", "smollm3", "starcoder2")
 """Architectures whose layer computes what :class:`LastLayerAt` does; the tests compare each with the whole layer."""
@@ -51,13 +55,15 @@ def plain_trunk(trunk: Any) -> bool:
     """Whether all of a trunk is what its architecture has there, with no hook: nobody minds where tokens stand."""
     if not _layers(trunk) or not all(map(_is_plain, trunk.layers)):
         return False
-    return all(_is_its_own(part) and not any(getattr(part, name) for name in _HOOKS) for part in trunk.modules())
+    return all(map(_is_known, trunk.modules()))
 
 
-def _is_its_own(part: nn.Module) -> bool:
-    """Whether what it computes was written by its architecture's authors, or works on each token alone."""
+def _is_known(part: nn.Module) -> bool:
+    """Whether what it computes was written by its architecture's authors, or works on each token alone; no hook."""
     written = type(part).forward.__module__
-    return "forward" not in vars(part) and (written in _PLAIN_MODULES or written.startswith(_TOKEN_BY_TOKEN))
+    if "forward" in vars(part) or any(getattr(part, name) for name in _HOOKS):
+        return False
+    return written in _PLAIN_MODULES or written.startswith(_TOKEN_BY_TOKEN)
 
 
 def _plain_last_layer(trunk: Any) -> Any | None:
@@ -105,11 +111,17 @@ class LastLayerAt(nn.Module):
     def __init__(self, layer: Any, at: Tensor) -> None:
         super().__init__()
         self.layer, self.at = layer, at
-        self.attention = _with(layer.self_attn, o_proj=_At(layer.self_attn.o_proj, at))
+        asked = torch.unique(at)  # a position may be read twice, but written once
+        attention = layer.self_attn
+        parts: dict[str, nn.Module] = {"o_proj": _At(attention.o_proj, at)}
+        if all(map(_is_known, attention.q_proj.modules())):  # adapters are in it
+            parts["q_proj"] = _OnlyAt(attention.q_proj, asked)
+        self.attention = _with(attention, **parts)
+        self.attention.asked = asked  # for ``attention.sdpa_attention``
         self.attention_type = getattr(layer, "attention_type", None)  # transformers before 5.20 picks the mask by it
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Attention at all positions up to its output projection; from there on at the wanted ones."""
+        """Keys and values at all positions; everything else at the wanted ones, attention itself where it can."""
         attended, _ = self.attention(hidden_states=self.layer.input_layernorm(hidden_states), **kwargs)
         hidden = _take(hidden_states, self.at) + attended
         out: Tensor = hidden + self.layer.mlp(self.layer.post_attention_layernorm(hidden))
@@ -126,6 +138,17 @@ class _At(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inner(_take(x, self.at))
         return out
+
+
+class _OnlyAt(nn.Module):
+    """A linear map computed at some positions, once each, and zero at the others."""
+
+    def __init__(self, inner: nn.Module, at: Tensor) -> None:
+        super().__init__()
+        self.inner, self.at = inner, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        return put_at(self.inner(_take(x, self.at))[0], self.at, x.shape[:-1])
 
 
 def _take(x: Tensor, at: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Rows of different lengths in one pass without a token of padding.
 
 What a transformer computes for a token outside attention does not depend on where the token stands. So the tokens of
-all rows go through the layers as one long row, and attention alone takes them apart (``kernels.sdpa_attention``). Rows
-that are sorted by length and cut into micro-batches of 768 tokens are still 14 % padding in PPO's main case
+all rows go through the layers as one long row, and attention alone takes them apart (``attention.py``). Rows that are
+sorted by length and cut into micro-batches of 768 tokens are still 14 % padding in PPO's main case
 (docs/performance.md). On a GPU, where each call has its price, padding stays.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models.cpu import last_layer
-from lit_rlhf.models.cpu.kernels import SDPA_NAME, rows_packed
+from lit_rlhf.models.cpu.attention import SDPA_NAME, rows_packed
 
 
 def hidden_at(trunk: Any, input_ids: Tensor, at: Tensor) -> Tensor | None:
@@ -28,12 +28,12 @@ def hidden_at(trunk: Any, input_ids: Tensor, at: Tensor) -> Tensor | None:
         at: Positions in the flattened ``(B, L)``, ``(N,)`` int64, N >= 1.
 
     Returns:
-        None where it has to be the ordinary pass: for rows without padding, and for layers not known to be plain.
+        None where it has to be the ordinary pass: for layers not known to be plain.
     """
     width = input_ids.size(1)
     row, column = at // width, at % width
     lengths = torch.zeros(input_ids.size(0), dtype=torch.long).scatter_reduce_(0, row, column + 1, "amax")
-    if int(lengths.sum()) == input_ids.numel() or not _can_take_apart(trunk, int(lengths.max())):
+    if not _can_take_apart(trunk, int(lengths.max())):
         return None
     kept = torch.arange(width) < lengths[:, None]
     positions = torch.arange(width).expand_as(kept)[kept][None]

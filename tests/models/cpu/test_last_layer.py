@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lit_rlhf.models.causal import run_trunk, trunk_hidden
-from lit_rlhf.models.cpu import seen_at, tune
+from lit_rlhf.models.cpu import kernels, seen_at, tune
 from lit_rlhf.models.cpu.last_layer import MOST_LAYERS, PLAIN
 from lit_rlhf.models.loading.causal import load_causal_lm
 
 OTHER = ["gpt2", "gemma2", "cohere", "stablelm", "granite"]
 AT = torch.tensor([3, 4, 17, 41])
+EACH = torch.tensor([3, 13, 17, 25, 30, 41])  # two of each row
 
 
 def _ids():
@@ -68,6 +71,61 @@ def test_only_a_plain_last_layer_is_trimmed(causal_folder, architecture):
     model = load_causal_lm(causal_folder(architecture))
     assert (seen_at(model.base_model, AT) is not None) == (architecture in PLAIN)
     assert (seen_at(model, AT) is not None) == (architecture in PLAIN)
+
+
+class QueriesSeen(TorchFunctionMode):
+    """Rows of every product and queries of every attention, pass by pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[int] = []
+        self.queries: list[int] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            self.products.append(args[0].shape[:-1].numel())
+        if function is F.scaled_dot_product_attention:
+            self.queries.append(args[0].size(0) * args[0].size(2))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_queries_that_nobody_reads_are_not_asked(causal_folder, monkeypatch, hooked):
+    """A hook on the query's map sees all of them; attention is asked as little."""
+    monkeypatch.setenv("LIT_RLHF_CPU_PRODUCTS", "torch")
+    kernels.prefers_onednn.cache_clear()
+    model = load_causal_lm(causal_folder())
+    tune(model, "cpu")
+    mask, positions = torch.ones(3, 1, 14, 14, dtype=torch.bool).tril(), torch.arange(14).expand(3, 14)
+    seen_by_hook = []
+    if hooked:
+        q_proj = model.base_model.layers[-1].self_attn.q_proj
+        q_proj.register_forward_pre_hook(lambda _, x: seen_by_hook.append(x[0].shape[:-1].numel()))
+    with QueriesSeen() as seen:
+        some = run_trunk(model.base_model, _ids(), mask, position_ids=positions, at=EACH)
+    kernels.prefers_onednn.cache_clear()
+    assert seen.products == [42] * 7 + [42 if hooked else 6, 42, 42] + [6] * 4
+    assert seen.queries == [42, 6]
+    assert seen_by_hook == ([42] if hooked else [])
+    torch.testing.assert_close(some, trunk_hidden(model, _ids()).flatten(0, 1)[EACH], rtol=1e-5, atol=1e-6)
+
+
+def test_a_position_that_is_read_twice(causal_folder):
+    """As preference pairs do whose responses end alike."""
+    model = load_causal_lm(causal_folder())
+    tune(model, "cpu")
+    at = torch.tensor([17, 3, 41, 3, 17])
+    results = []
+    for give in (lambda: trunk_hidden(model, _ids(), at=at), lambda: trunk_hidden(model, _ids()).flatten(0, 1)[at]):
+        model.zero_grad()
+        hidden = give()
+        (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        results.append(
+            (hidden.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
+    (some, gradients), (whole, expected) = results
+    torch.testing.assert_close(some, whole, rtol=1e-5, atol=5e-6)
+    _assert_same_gradients(gradients, expected)
 
 
 def test_the_mlp_sees_the_wanted_positions_alone(causal_folder):

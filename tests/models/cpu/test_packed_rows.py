@@ -170,11 +170,30 @@ def test_other_architectures_keep_their_padding(causal_folder, architecture):
     assert hidden_at(tuned(causal_folder(architecture)).base_model, ids(), AT) is None
 
 
-def test_without_padding_or_off_a_cpu_it_is_an_ordinary_pass(causal_folder):
+def test_rows_without_padding_are_packed_as_well(causal_folder):
+    """So that a row's bits do not depend on whether its neighbours are as long as it is."""
     model = tuned(causal_folder())
     ends = torch.arange(1, len(LENGTHS) + 1) * WIDTH - 1
-    assert hidden_at(model.base_model, ids(), ends) is None
-    assert hidden_at(model.base_model.to("meta"), ids().to("meta"), AT.to("meta")) is None
+    expected = model.base_model(input_ids=ids()).last_hidden_state[:, -1]
+    torch.testing.assert_close(hidden_at(model.base_model, ids(), ends), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_of_several_parts_has_the_same_bits_among_any_others(causal_folder):
+    """Scoring and an update cut micro-batches differently, and their first ratio is exactly 1."""
+    model = tuned(causal_folder())
+    make = torch.Generator().manual_seed(0)
+    rows = torch.randint(4, 60, (3, 150), generator=make)
+    read = [torch.arange(90, 149), torch.arange(20, 110), torch.arange(139, 150)]
+    every = hidden_at(model.base_model, rows, torch.cat([at + i * 150 for i, at in enumerate(read)]))
+    assert every is not None
+    for i, found in enumerate(every.split([len(at) for at in read])):
+        alone = hidden_at(model.base_model, rows[i : i + 1, : int(read[i].max()) + 1], read[i])
+        assert torch.equal(alone, found)
+
+
+def test_off_a_cpu_it_is_an_ordinary_pass(causal_folder):
+    model = tuned(causal_folder()).to("meta")
+    assert hidden_at(model.base_model, ids().to("meta"), AT.to("meta")) is None
 
 
 def test_a_mask_or_positions_of_the_callers_are_kept(causal_folder):
