@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from benchmarks.shapes import PRESETS, Clock, llama_config, versions
+from lit_rlhf.models.cpu.attention import rows_packed, sdpa_attention
 from lit_rlhf.models.cpu.kernels import CpuLinear, prefers_onednn
 from lit_rlhf.rollout.sampling import inverse_cdf
 
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "onednn_fp32": prefers_onednn(),
         "linear": linear(options, clock),
         "attention": attention(options, clock),
+        "attention_of_a_row": attention_of_a_row(options, clock),
         "draw": draw(options, clock),
         "adamw": adamw(options, clock),
     }
@@ -73,14 +75,64 @@ def attention(options: argparse.Namespace, clock: Clock) -> dict[str, float]:
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         q, k, v = (torch.randn(8, heads, 128, hidden // heads, dtype=dtype, requires_grad=True) for _ in range(3))
-        out[f"train_{name}"] = microseconds(clock, partial(_attend_and_back, q, k, v))
+        out[f"train_{name}"] = microseconds(
+            clock, partial(_and_back, partial(scaled_dot_product_attention, q, k, v, is_causal=True))
+        )
         q, k, v = (torch.randn(32, heads, n, hidden // heads, dtype=dtype) for n in (1, 160, 160))
         out[f"decode_{name}"] = microseconds(clock, partial(scaled_dot_product_attention, q, k, v))
     return out
 
 
-def _attend_and_back(q: Tensor, k: Tensor, v: Tensor) -> None:
-    torch.autograd.backward(scaled_dot_product_attention(q, k, v, is_causal=True).sum())
+def attention_of_a_row(options: argparse.Namespace, clock: Clock) -> dict[str, float]:
+    """Causal attention of three packed rows, by PyTorch, in parts, and of the last layer's last 32 queries.
+
+    Microseconds a row, forward alone and with backward; the best of five turns, so that other work on the machine
+    counts less.
+    """
+    hidden, _, heads, _, _ = PRESETS[options.preset]
+    out: dict[str, float] = {}
+    for length in (64, 104, 192, 512, 1024):
+        q, k, v = (torch.randn(1, 3 * length, heads, hidden // heads).transpose(1, 2) for _ in range(3))
+        qkv = [x.requires_grad_() for x in (q, k, v)]
+        last = torch.cat([torch.arange(length - 32, length) + i * length for i in range(3)])
+        ways = {
+            "torch": partial(_attend_apart, qkv, length),
+            "parts": partial(_attend_packed, _Asked(None), qkv, length),
+            "last_32": partial(_attend_packed, _Asked(last), qkv, length),
+        }
+        for _ in range(5):
+            for name, attend in ways.items():
+                with torch.no_grad():
+                    forward = microseconds(clock, attend, budget=0.03)
+                both = microseconds(clock, partial(_and_back, attend), budget=0.06)
+                for kind, found in (("forward", forward), ("train", both)):
+                    key = f"{kind}_{name}_{length}"
+                    out[key] = round(min(out.get(key, found), found / 3), 1)
+    return out
+
+
+class _Asked(nn.Module):
+    """A layer's attention, as far as it is asked about."""
+
+    def __init__(self, asked: Tensor | None) -> None:
+        super().__init__()
+        self.asked = asked
+
+
+def _attend_apart(qkv: list[Tensor], length: int) -> Tensor:
+    rows = zip(*(torch.split(x, length, dim=2) for x in qkv), strict=True)
+    return torch.cat([scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2) for q, k, v in rows], dim=1)
+
+
+def _attend_packed(layer: nn.Module, qkv: list[Tensor], length: int) -> Tensor:
+    query, key, value = qkv
+    with rows_packed([length] * 3):
+        attended: Tensor = sdpa_attention(layer, query, key, value, None)[0]
+    return attended
+
+
+def _and_back(attend: Callable[[], Tensor]) -> None:
+    torch.autograd.backward(attend().sum())
 
 
 def draw(options: argparse.Namespace, clock: Clock) -> dict[str, float]:

@@ -27,7 +27,7 @@ def _is_cpu(device: torch.device | str) -> bool:
 
 
 def tune(model: Any, device: torch.device | str) -> None:
-    """Give a model the kernels of ``kernels.py`` for a CPU, in place, or take them back for any other device.
+    """Give a model the products and attention of this folder for a CPU, in place, or take them back for another device.
 
     Parameters, their names and what a checkpoint holds stay. Calling it again changes nothing.
 

@@ -5,7 +5,8 @@ Three measured facts (docs/performance.md) are behind this file, and nothing cha
 - Under bf16 autocast PyTorch runs attention in bf16 as well, which at the lengths and head sizes of small models is
   slower than fp32 by up to four times. Here it is always fp32.
 - PyTorch's causal attention computes all keys for every query of a row of up to 512 tokens and throws half of that
-  away. In parts of 64 queries, each with the keys up to its end, a row of three parts is two thirds of the work.
+  away. In parts of 64 queries, each with the keys up to its end, a row of three parts is two thirds of the work. Of
+  rows below 160 tokens, and of their many calls, it is none the less.
 - Of a last layer (``last_layer.py``) nobody reads more than some queries.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,8 +29,8 @@ SDPA_NAMES = ("sdpa", SDPA_NAME)
 """Attention implementations that take a bool mask, as `scaled_dot_product_attention` does."""
 PART = 64
 """Queries of a part: PyTorch takes them 64 at a time."""
-MOST_KEYS = 1024
-"""Up to which a row is worth taking apart: of longer ones PyTorch itself leaves out most of what nobody sees."""
+FEWEST_KEYS, MOST_KEYS = 160, 1024
+"""Rows that are worth taking apart: of longer ones PyTorch itself leaves out most of what nobody sees."""
 
 _States = tuple[Tensor, Tensor, Tensor]
 _LENGTHS: ContextVar[Sequence[int] | None] = ContextVar("lengths", default=None)
@@ -117,49 +119,58 @@ def _asked_alone(
     return (query.gather(2, at.expand(-1, query.size(1), -1, query.size(3))), key, value), seen, asked
 
 
-def _asked_of_each(lengths: Sequence[int], asked: Tensor | None) -> Sequence[Tensor | None]:
-    """Positions in each of some packed rows; None for all. Of every row the last one is asked for."""
+def _asked_of_each(lengths: Sequence[int], asked: Tensor | None) -> list[Sequence[int]]:
+    """Positions in each of some packed rows, a `range` where they are a run. Of every row the last one is asked for."""
     if asked is None:
-        return [None] * len(lengths)
-    sizes = torch.tensor(lengths)
-    ends = sizes.cumsum(0)
-    row = torch.bucketize(asked, ends, right=True)
-    return torch.split(asked - (ends - sizes)[row], torch.bincount(row).tolist())
+        return [range(length) for length in lengths]
+    each: list[Sequence[int]] = []
+    positions, taken, start = asked.tolist(), 0, 0
+    for length in lengths:
+        end = bisect_left(positions, start + length, taken)
+        columns = [position - start for position in positions[taken:end]]
+        run = columns[-1] - columns[0] + 1 == len(columns)
+        each.append(range(columns[0], length) if run else columns)
+        taken, start = end, start + length
+    return each
 
 
-def _causal(attend: Callable[..., Tensor], row: _States, at: Tensor | None) -> list[Tensor]:
-    """Causal attention of one row, or of its queries at ``at``; the results ``(1, heads, n, head size)`` by part."""
+def _causal(attend: Callable[..., Tensor], row: _States, at: Sequence[int]) -> list[Tensor]:
+    """Causal attention of one row's queries at ``at``; the results ``(1, heads, n, head size)`` by part."""
     query, key, value = row
     keys = key.size(2)
-    if at is None or len(at) == keys:
-        if not PART < keys <= MOST_KEYS:
-            return [attend(query, key, value, is_causal=True)]
-        at = torch.arange(keys)
-    elif keys > MOST_KEYS and 2 * len(at) > keys:
-        return [attend(query, key, value, is_causal=True).index_select(2, at)]
-    else:
-        query = query.index_select(2, at)
-    starts = range(0, len(at), PART)
-    if len(starts) > 1 and len(at) - starts[-1] < PART // 2:
-        starts = starts[:-1]  # the rest goes with the part before it
-    sizes = [stop - start for start, stop in zip(starts, [*starts[1:], len(at)], strict=True)]
+    if len(at) == keys and not FEWEST_KEYS <= keys <= MOST_KEYS:
+        return [attend(query, key, value, is_causal=True)]
+    if len(at) < keys and keys > MOST_KEYS and 2 * len(at) > keys:
+        return [attend(query, key, value, is_causal=True).index_select(2, torch.tensor(at))]
     outs = []
-    for part, here in zip(torch.split(query, sizes, dim=2), torch.split(at, sizes), strict=True):
-        end = int(here[-1]) + 1
-        outs.append(attend(part, key[:, :, :end], value[:, :, :end], **_seen(here, end)))
+    for here in _parts(at):
+        end = here[-1] + 1
+        if isinstance(here, range):
+            part = query[:, :, here[0] : end] if len(here) < keys else query
+        else:
+            part = query.index_select(2, torch.tensor(here))
+        seen = (key, value) if end == keys else (key[:, :, :end], value[:, :, :end])
+        outs.append(attend(part, *seen, **_seen(here, end)))
     return outs
 
 
-def _seen(at: Tensor, keys: int) -> dict[str, Any]:
+def _parts(at: Sequence[int]) -> list[Sequence[int]]:
+    """In `PART` each; a rest of less than half of that goes with the part before it."""
+    starts = list(range(0, len(at), PART))
+    if len(starts) > 1 and len(at) - starts[-1] < PART // 2:
+        starts.pop()
+    return [at[start:stop] for start, stop in zip(starts, [*starts[1:], len(at)], strict=True)]
+
+
+def _seen(at: Sequence[int], keys: int) -> dict[str, Any]:
     """What queries at these positions, the last of ``keys`` among them, see of so many keys, as arguments."""
     if len(at) == keys:
         return {"is_causal": True}
     if len(at) == 1:
         return {}
-    first, run = int(at[0]), int(at[-1] - at[0]) + 1 == len(at)
-    if run and len(at) <= 2 * PART and keys <= MOST_KEYS:
-        return {"attn_mask": _triangle()[: len(at), MOST_KEYS - first :][:, :keys]}
-    return {"attn_mask": at[:, None] >= torch.arange(keys)}
+    if isinstance(at, range) and keys <= MOST_KEYS:
+        return {"attn_mask": _triangle()[: len(at), MOST_KEYS - at[0] : MOST_KEYS - at[0] + keys]}
+    return {"attn_mask": torch.tensor(at)[:, None] >= torch.arange(keys)}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lit_rlhf.models.cpu import attention
-from lit_rlhf.models.cpu.attention import MOST_KEYS, PART, rows_packed, sdpa_attention
+from lit_rlhf.models.cpu.attention import FEWEST_KEYS, MOST_KEYS, PART, rows_packed, sdpa_attention
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 
@@ -60,7 +60,7 @@ def assert_equal(got, expected, inputs):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5)
 
 
-LENGTHS = (1, 2, PART, PART + 1, 95, 96, 128, 191, MOST_KEYS, MOST_KEYS + 30)
+LENGTHS = (1, 2, PART, PART + 1, 128, FEWEST_KEYS, 191, 200, MOST_KEYS, MOST_KEYS + 30)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -92,9 +92,9 @@ def test_queries_asked_for_get_what_the_whole_row_has(length, asked):
 
 
 def test_rows_of_a_pass_are_told_apart():
-    lengths = [7, 130, 1, 70]
+    lengths = [7, 170, 1, 70]
     inputs = states(sum(lengths))
-    at = torch.tensor([3, 6, 50, *range(100, 137), 137, 180, 200, 207])
+    at = torch.tensor([3, 6, 50, *range(100, 177), 177, 180, 200, 247])
     with rows_packed(lengths):
         every, _ = sdpa_attention(Layer(), *inputs, None, scaling=SIZE**-0.5)
         some, _ = sdpa_attention(Layer(at), *inputs, None, scaling=SIZE**-0.5)
@@ -109,9 +109,11 @@ def test_what_nobody_sees_is_not_computed():
             sdpa_attention(Layer(at), *states(length), None)
         return seen.count
 
-    assert pairs(64) == 64 * 64
+    assert pairs(150) == 150 * 150  # two calls more would cost as much
     assert pairs(191) == 64 * 64 + 64 * 128 + 63 * 191
-    assert pairs(140) == 64 * 64 + (64 + 12) * 140  # a rest of under half a part stays with the part before it
+    assert (
+        pairs(200) == 64 * 64 + 64 * 128 + (64 + 8) * 200
+    )  # a rest of under half a part stays with the part before it
     assert pairs(2000) == 2000 * 2000  # PyTorch itself leaves out blocks of so long a row
     assert pairs(191, torch.arange(171, 191)) == 20 * 191
     assert pairs(191, torch.tensor([190])) == 191

