@@ -25,7 +25,8 @@ def _without_packed_rows() -> None:
 def _without_attention_parts() -> None:
     from lit_rlhf.models.cpu import attention
 
-    attention.MOST_KEYS = 0
+    attention.FEWEST_KEYS = attention.MOST_KEYS + 1  # of rows that are read whole
+    attention._parts = lambda at: [at]
 
 
 def _without_kernel_choice() -> None:

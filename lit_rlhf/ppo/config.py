@@ -44,7 +44,9 @@ class ReferenceConfig:
         placement: `device`, or `cpu` to keep it in host memory between scoring phases.
         dtype: Dtype of its weights; None for that of the policy's on the device: then it computes the same numbers, and
             the KL before the first update is exactly 0. With `model.adapter`, a reference on the policy's base runs on
-            its very weights, unless `placement` is `cpu` or `dtype` another than theirs: then it has its own.
+            its very weights, unless `placement` is `cpu` or `dtype` another than theirs: then it has its own. With
+            gradient checkpointing on a CPU the policy's rows are padded and the reference's are not, so that the KL
+            is 0 up to rounding.
     """
 
     path: str | None = None

@@ -1,12 +1,12 @@
 """Attention that runs fast on a CPU, with the numbers PyTorch's own gives up to rounding.
 
-Three measured facts (docs/performance.md) are behind this file, and nothing changes on a GPU:
+Three things (measured in docs/performance.md) are behind this file, and nothing changes on a GPU:
 
 - Under bf16 autocast PyTorch runs attention in bf16 as well, which at the lengths and head sizes of small models is
   slower than fp32 by up to four times. Here it is always fp32.
 - PyTorch's causal attention computes all keys for every query of a row of up to 512 tokens and throws half of that
-  away. In parts of 64 queries, each with the keys up to its end, a row of three parts is two thirds of the work. Of
-  rows below 160 tokens, and of their many calls, it is none the less.
+  away. In parts of 64 queries, each with the keys up to its end, a row of three parts is two thirds of the arithmetic.
+  Below 160 tokens the additional calls cost as much as they save.
 - Of a last layer (``last_layer.py``) nobody reads more than some queries.
 """
 
@@ -70,7 +70,7 @@ def sdpa_attention(
     with torch.autocast("cpu", enabled=False):
         states = (query.float(), key.float(), value.float())
         if lengths is None:
-            states, mask, asked = _asked_alone(states, mask, asked)
+            states, mask, asked = _only_asked(states, mask, asked)
             out, _ = sdpa_attention_forward(module, *states, mask, **kwargs)
         else:
             attend = functools.partial(
@@ -94,7 +94,7 @@ def put_at(values: Tensor, at: Tensor, shape: Sequence[int]) -> Tensor:
     return zeros.index_copy(0, at, values).view(*shape, *values.shape[1:])
 
 
-def _asked_alone(
+def _only_asked(
     states: _States, mask: Tensor | None, asked: Tensor | None
 ) -> tuple[_States, Tensor | None, Tensor | None]:
     """The queries asked for and what they see, of rows that are asked equally often; else everything as it is.
@@ -108,7 +108,9 @@ def _asked_alone(
     (query, key, value), length = states, states[0].size(2)
     keys = key.size(2)
     of_each = torch.bincount(asked // length, minlength=len(query))
-    known = keys == length if mask is None else mask.shape[1:] == (1, length, keys)
+    # A mask is made where there was none only for few queries: its fp32 copy is kept for the backward pass.
+    few = keys == length and of_each[0] <= PART
+    known = few if mask is None else mask.shape[1:] == (1, length, keys)
     if not known or (of_each != of_each[0]).any():
         return states, mask, None
     at = (asked % length).view(len(query), 1, -1, 1)
@@ -140,7 +142,7 @@ def _causal(attend: Callable[..., Tensor], row: _States, at: Sequence[int]) -> l
     keys = key.size(2)
     if len(at) == keys and not FEWEST_KEYS <= keys <= MOST_KEYS:
         return [attend(query, key, value, is_causal=True)]
-    if len(at) < keys and keys > MOST_KEYS and 2 * len(at) > keys:
+    if keys > MOST_KEYS and len(at) > PART:  # PyTorch keeps each part's mask for the backward pass, in fp32
         return [attend(query, key, value, is_causal=True).index_select(2, torch.tensor(at))]
     outs = []
     for here in _parts(at):
@@ -168,7 +170,7 @@ def _seen(at: Sequence[int], keys: int) -> dict[str, Any]:
         return {"is_causal": True}
     if len(at) == 1:
         return {}
-    if isinstance(at, range) and keys <= MOST_KEYS:
+    if isinstance(at, range) and keys <= MOST_KEYS and len(at) <= 2 * PART:
         return {"attn_mask": _triangle()[: len(at), MOST_KEYS - at[0] : MOST_KEYS - at[0] + keys]}
     return {"attn_mask": torch.tensor(at)[:, None] >= torch.arange(keys)}
 

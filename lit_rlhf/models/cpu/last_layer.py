@@ -61,7 +61,7 @@ def plain_trunk(trunk: Any) -> bool:
 def _is_known(part: nn.Module) -> bool:
     """Whether what it computes was written by its architecture's authors, or works on each token alone; no hook."""
     written = type(part).forward.__module__
-    if "forward" in vars(part) or any(getattr(part, name) for name in _HOOKS):
+    if _is_replaced(part) or any(getattr(part, name) for name in _HOOKS):
         return False
     return written in _PLAIN_MODULES or written.startswith(_TOKEN_BY_TOKEN)
 
@@ -85,8 +85,15 @@ def _is_plain(layer: Any) -> bool:
         return False
     if type(layer.self_attn).forward.__module__ not in _PLAIN_MODULES:
         return False
+    if not getattr(layer.self_attn, "is_causal", True):
+        return False
     # A hook on either would be skipped, or handed other shapes.
-    return not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in _parts(layer))
+    return not any(part._forward_hooks or part._forward_pre_hooks or _is_replaced(part) for part in _parts(layer))
+
+
+def _is_replaced(part: nn.Module) -> bool:
+    """Whether something else runs in place of its class's ``forward``: a function of its own, or a compiled one."""
+    return "forward" in vars(part) or part._compiled_call_impl is not None
 
 
 def _parts(layer: Any) -> tuple[Any, Any]:
@@ -113,9 +120,9 @@ class LastLayerAt(nn.Module):
         self.layer, self.at = layer, at
         asked = torch.unique(at)  # a position may be read twice, but written once
         attention = layer.self_attn
-        parts: dict[str, nn.Module] = {"o_proj": _At(attention.o_proj, at)}
+        parts: dict[str, nn.Module] = {"o_proj": _InputAt(attention.o_proj, at)}
         if all(map(_is_known, attention.q_proj.modules())):  # adapters are in it
-            parts["q_proj"] = _OnlyAt(attention.q_proj, asked)
+            parts["q_proj"] = _OutputAt(attention.q_proj, asked)
         self.attention = _with(attention, **parts)
         self.attention.asked = asked  # for ``attention.sdpa_attention``
         self.attention_type = getattr(layer, "attention_type", None)  # transformers before 5.20 picks the mask by it
@@ -128,7 +135,7 @@ class LastLayerAt(nn.Module):
         return out
 
 
-class _At(nn.Module):
+class _InputAt(nn.Module):
     """A linear map asked at some positions of its input only."""
 
     def __init__(self, inner: nn.Module, at: Tensor) -> None:
@@ -140,7 +147,7 @@ class _At(nn.Module):
         return out
 
 
-class _OnlyAt(nn.Module):
+class _OutputAt(nn.Module):
     """A linear map computed at some positions, once each, and zero at the others."""
 
     def __init__(self, inner: nn.Module, at: Tensor) -> None:

@@ -175,6 +175,8 @@ CHANGES = {
     "hook": lambda trunk: trunk.layers[-1].register_forward_hook(lambda *_: None),
     "hook before": lambda trunk: trunk.layers[-1].register_forward_pre_hook(lambda *_: None),
     "attention's hook": lambda trunk: trunk.layers[-1].self_attn.register_forward_hook(lambda *_: None),
+    "attention to both sides": lambda trunk: setattr(trunk.layers[-1].self_attn, "is_causal", False),
+    "compiled": lambda trunk: trunk.layers[-1].compile(backend="eager", dynamic=True),
     "checkpointing": lambda trunk: trunk.gradient_checkpointing_enable({"use_reentrant": False}),
     "last layer left out": lambda trunk: setattr(trunk.config, "num_hidden_layers", 1),
     "a list": lambda trunk: setattr(trunk, "layers", torch.nn.Sequential(*trunk.layers)),

@@ -83,11 +83,15 @@ def test_what_nobody_reads_changes_no_bit(causal_folder):
     assert torch.equal(trunk_hidden(model, ids(), at=AT), trunk_hidden(model, other, at=AT))
 
 
-def test_the_same_bits_with_and_without_gradients(causal_folder):
+@pytest.mark.parametrize("width", [WIDTH, 230])
+def test_the_same_bits_with_and_without_gradients(causal_folder, width):
+    """Of scoring and the first update, so that the first ratio is exactly 1."""
     model = tuned(causal_folder())
+    rows = torch.randint(4, 60, (3, width), generator=torch.Generator().manual_seed(0))
+    at = torch.cat([torch.arange(width // 3, width - 2 * i) + i * width for i in range(3)])
     with torch.no_grad():
-        scored = trunk_hidden(model, ids(), at=AT)
-    assert torch.equal(trunk_hidden(model, ids(), at=AT), scored)
+        scored = trunk_hidden(model, rows, at=at)
+    assert torch.equal(trunk_hidden(model, rows, at=at), scored)
 
 
 def test_under_autocast(causal_folder):
@@ -133,6 +137,8 @@ CHANGES = {
     "a hook on the trunk": lambda trunk: trunk.register_forward_hook(lambda *_: None),
     "a hook on the first layer": lambda trunk: trunk.layers[0].register_forward_hook(lambda *_: None),
     "eager attention": lambda trunk: trunk.set_attn_implementation("eager"),
+    "attention to both sides": lambda trunk: setattr(trunk.layers[0].self_attn, "is_causal", False),
+    "a compiled layer": lambda trunk: trunk.layers[0].compile(backend="eager", dynamic=True),
     "a window": lambda trunk: setattr(trunk.config, "sliding_window", 4),
     "a layer of another kind": lambda trunk: setattr(
         trunk.config, "layer_types", ["full_attention", "linear_attention"]
